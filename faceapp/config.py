@@ -1,0 +1,151 @@
+"""Settings from the environment, read once, typed and frozen.
+
+Every field of `Settings` is one variable: `FACEAPP_` and the field's name in capitals. A value that does not fit stops
+the program at once with a sentence that names the variable and what it takes. AWS's own variables (`AWS_ENDPOINT_URL`,
+`AWS_REGION`, credentials, profiles) mean what they mean to boto3 and are not repeated here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from functools import cache
+from typing import Any
+
+from faceapp.errors import ConfigError
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a variable's text becomes a value: `parse` raises ValueError on what it cannot use."""
+
+    parse: Callable[[str], Any]
+    takes: str
+    doc: str
+
+
+def _number(convert: Callable[[str], Any], low: float, high: float) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        value = convert(text)
+        if not low <= value <= high:
+            raise ValueError(text)
+        return value
+
+    return parse
+
+
+def _pattern(pattern: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(text)
+        return text
+
+    return parse
+
+
+def _whole(default: int, low: int, high: int, doc: str) -> Any:
+    return field(default=default, metadata={"rule": Rule(_number(int, low, high), f"a whole number, {low} to {high}", doc)})
+
+
+def _real(default: float, low: float, high: float, doc: str) -> Any:
+    return field(default=default, metadata={"rule": Rule(_number(float, low, high), f"a number, {low:g} to {high:g}", doc)})
+
+
+def _choice(default: str, *values: str, doc: str) -> Any:
+    return field(default=default, metadata={"rule": Rule(_pattern("|".join(values)), " or ".join(values), doc)})
+
+
+def _text(default: str, doc: str, *, pattern: str = r"(?s).*", takes: str = "text") -> Any:
+    return field(default=default, metadata={"rule": Rule(_pattern(pattern), takes, doc)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """All of faceapp's settings."""
+
+    prefix: str = _text(
+        "faceapp",
+        "the first part of every bucket's and queue's name",
+        pattern=r"[a-z0-9][a-z0-9-]{0,30}[a-z0-9]",
+        takes="2 to 32 small letters, digits and hyphens",
+    )
+
+    web_host: str = _text("127.0.0.1", "the address that the web tier listens on", pattern=r"[0-9A-Za-z.:_-]+", takes="a host")
+    web_port: int = _whole(8000, 1, 65535, "the web tier's port")
+    web_processes: int = _whole(1, 1, 64, "web processes; each reads a response queue of its own")
+    web_worker_class: str = _choice("gthread", "gthread", "gevent", doc="gunicorn's worker class")
+    web_connections: int = _whole(1100, 1, 100_000, "requests that one web process holds open at once")
+    web_wait_s: float = _real(300.0, 0.1, 3600, "how long POST / waits for an answer")
+    web_max_photo_bytes: int = _whole(12 * MIB, 1024, 512 * MIB, "the largest photo accepted")
+    web_max_request_bytes: int = _whole(64 * MIB, 1024, 1024 * MIB, "the largest upload accepted in one request")
+    web_max_files: int = _whole(32, 1, 1000, "photos accepted in one request")
+
+    photo_max_pixels: int = _whole(50_000_000, 10_000, 1_000_000_000, "a photo with more pixels is refused")
+    photo_max_side_px: int = _whole(16_000, 100, 65_500, "a photo wider or higher is refused")
+
+    worker_processes: int = _whole(0, 0, 256, "worker processes; 0: one a core")
+    task_time_limit_s: int = _whole(60, 5, 3600, "a task that runs longer is killed and tried again")
+    queue_wait_s: int = _whole(20, 0, 20, "how long one long poll of a queue waits")
+
+    embedder: str = _choice("dlib", "dlib", "facenet", doc="the network that describes faces")
+    weights: str = _text("", "the facenet embedder's weights file (VGGFace2 state dict)")
+    precision: str = _choice("auto", "auto", "fp32", "bf16", doc="the embedder's arithmetic; auto: bf16 where the CPU has it")
+    device: str = _text("auto", "auto (CUDA when there is one), cpu or cuda:N", pattern=r"auto|cpu|cuda(:\d+)?", takes="auto, cpu or cuda:N")
+    threshold: float = _real(0.0, 0.0, 4.0, "the largest distance that is the same person; 0: the embedder's own")
+
+    gallery_refresh_s: float = _real(2.0, 0.1, 3600, "how often a worker asks whether the gallery has changed")
+
+    aws_port: int = _whole(4566, 1, 65535, "the embedded AWS's port (make up)")
+    flower_port: int = _whole(5555, 1, 65535, "Flower's port")
+    log_level: str = _choice("INFO", "DEBUG", "INFO", "WARNING", "ERROR", doc="how much is logged")
+
+    @property
+    def in_bucket(self) -> str:
+        return f"{self.prefix}-in-bucket"
+
+    @property
+    def out_bucket(self) -> str:
+        return f"{self.prefix}-out-bucket"
+
+    @property
+    def gallery_bucket(self) -> str:
+        return f"{self.prefix}-gallery-bucket"
+
+    @property
+    def request_queue(self) -> str:
+        return f"{self.prefix}-req-queue"
+
+    @property
+    def response_queue(self) -> str:
+        return f"{self.prefix}-resp-queue"
+
+    @property
+    def dead_letter_queue(self) -> str:
+        return f"{self.prefix}-dead-letter-queue"
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str]) -> Settings:
+        """Read `FACEAPP_*`. Raises ConfigError for a value that does not fit and for a name that does not exist."""
+        known = {f"FACEAPP_{each.name.upper()}": each for each in fields(cls)}
+        values: dict[str, Any] = {}
+        for variable, text in environ.items():
+            if not variable.startswith("FACEAPP_") or text == "":
+                continue
+            if variable not in known:
+                raise ConfigError(f"{variable} is not a setting of faceapp: 'faceapp settings' lists them")
+            rule: Rule = known[variable].metadata["rule"]
+            try:
+                values[known[variable].name] = rule.parse(text)
+            except ValueError:
+                raise ConfigError(f"{variable}={text!r} cannot be used: it takes {rule.takes}") from None
+        return cls(**values)
+
+
+@cache
+def settings() -> Settings:
+    """This process's settings, read from the environment at the first call."""
+    return Settings.from_environ(os.environ)

@@ -1,0 +1,188 @@
+"""One root for everything that can go wrong on purpose.
+
+Each class is one thing that a caller can act on. `code` is stable: clients, logs and the result documents in S3 carry
+it. `status` is the HTTP status the web tier answers with. The docstring is the default sentence for the user.
+"""
+
+from __future__ import annotations
+
+import inspect
+
+
+class FaceappError(Exception):
+    """Something went wrong."""
+
+    code = "internal_error"
+    status = 500
+
+    def __init__(self, detail: str | None = None) -> None:
+        self.detail = detail or inspect.getdoc(type(self)) or self.code
+        super().__init__(self.detail)
+
+    def __reduce__(self) -> tuple[type[FaceappError], tuple[str]]:
+        return type(self), (self.detail,)
+
+
+class ConfigError(FaceappError):
+    """A setting has a value that cannot be used."""
+
+    code = "config_invalid"
+
+
+class BadRequest(FaceappError):
+    """The request could not be understood."""
+
+    code = "bad_request"
+    status = 400
+
+
+class EmptyBody(BadRequest):
+    """The request has no body: send one photo in the form field 'inputFile'."""
+
+    code = "empty_body"
+
+
+class MissingFile(BadRequest):
+    """The form has no photo: send one in the field 'inputFile' (or 'myfile', 'file')."""
+
+    code = "file_missing"
+
+
+class TooManyFiles(FaceappError):
+    """Too many files in one request."""
+
+    code = "too_many_files"
+    status = 413
+
+
+class UploadTooLarge(FaceappError):
+    """The upload is larger than this service accepts."""
+
+    code = "upload_too_large"
+    status = 413
+
+
+class ImageError(FaceappError):
+    """The photo cannot be read."""
+
+    code = "image_unreadable"
+    status = 422
+
+
+class ImageUnsupported(ImageError):
+    """The file is not a photo in a format this service reads (JPEG, PNG, WebP, HEIC, GIF, BMP, TIFF)."""
+
+    code = "image_unsupported"
+    status = 415
+
+
+class ImageTruncated(ImageError):
+    """The photo ends in the middle of its data: it was cut off on the way."""
+
+    code = "image_truncated"
+
+
+class ImageTooLarge(ImageError):
+    """The photo has more pixels than this service decodes."""
+
+    code = "image_too_large"
+
+
+class EnrolmentError(FaceappError):
+    """The photo cannot be enrolled."""
+
+    code = "enrolment_refused"
+    status = 422
+
+
+class NoFace(EnrolmentError):
+    """There is no face in the photo."""
+
+    code = "no_face"
+
+
+class SeveralFaces(EnrolmentError):
+    """There is more than one face in the photo, so nobody can tell whose name it is: crop it to one."""
+
+    code = "several_faces"
+
+
+class InvalidName(BadRequest):
+    """A person's name is 1 to 64 letters, digits, spaces and . _ ' -, begins with a letter or digit and has no '..'."""
+
+    code = "name_invalid"
+
+
+class NotFound(FaceappError):
+    """There is nothing here."""
+
+    code = "not_found"
+    status = 404
+
+
+class RecognitionNotFound(NotFound):
+    """There is no recognition with this id (results expire)."""
+
+    code = "recognition_not_found"
+
+
+class PersonNotFound(NotFound):
+    """Nobody with this name is enrolled."""
+
+    code = "person_not_found"
+
+
+class RecognitionTimeout(FaceappError):
+    """The photo was accepted but no answer came in time: it is kept, ask for it by its id."""
+
+    code = "recognition_timeout"
+    status = 504
+
+
+class StorageUnavailable(FaceappError):
+    """The object storage does not answer: try again."""
+
+    code = "storage_unavailable"
+    status = 503
+
+
+class BrokerUnavailable(FaceappError):
+    """The queue does not answer: try again."""
+
+    code = "broker_unavailable"
+    status = 503
+
+
+class WeightsError(FaceappError):
+    """The model's weights cannot be read."""
+
+    code = "weights_unreadable"
+
+
+class GalleryMismatch(FaceappError):
+    """The gallery's vectors were made by another model."""
+
+    code = "gallery_mismatch"
+
+
+class SchemaError(FaceappError):
+    """A message or document does not have the agreed shape."""
+
+    code = "schema_mismatch"
+
+
+class LocalError(FaceappError):
+    """The local system could not start."""
+
+    code = "local_start_failed"
+
+
+def by_code(code: str) -> type[FaceappError]:
+    """The class that carries `code`; `FaceappError` itself for a code that this version does not know."""
+    todo = [FaceappError]
+    while todo:
+        found = todo.pop()
+        if found.code == code:
+            return found
+        todo.extend(found.__subclasses__())
+    return FaceappError
