@@ -1,0 +1,231 @@
+"""Celery on SQS: the transport, the message format and the app's settings.
+
+kombu's SQS transport carries tasks. What it lacks for replies, events and remote control over SNS is added here by
+overriding a few methods; each override says why it is there, and tests/test_broker.py fails when upstream makes one
+needless.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from functools import cache
+from typing import Any
+
+import boto3
+import celery.app.amqp
+import celery.events.event
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+from celery import Celery
+from kombu import Queue
+from kombu.asynchronous.aws.connection import AsyncHTTPSConnection
+from kombu.asynchronous.aws.sqs.connection import AsyncSQSConnection
+from kombu.transport import SQS, TRANSPORT_ALIASES
+from kombu.transport.SQS.exceptions import DoesNotExistQueueException
+
+from faceapp.config import Settings
+from faceapp.errors import BrokerUnavailable
+
+CLIENT_CONFIG: dict[str, Any] = {
+    "connect_timeout": 3,
+    "read_timeout": 30,
+    "retries": {"mode": "standard", "total_max_attempts": 4},
+    "max_pool_connections": 32,
+}
+"""botocore's settings for SQS; reading waits longer than the longest long poll (20 s)."""
+
+TASK_DEFAULTS: dict[str, Any] = {
+    "shadow": None,
+    "eta": None,
+    "expires": None,
+    "group": None,
+    "group_index": None,
+    "retries": 0,
+    "timelimit": [None, None],
+    "parent_id": None,
+    "kwargsrepr": "{}",
+    "ignore_result": False,
+    "replaced_task_nesting": 0,
+    "stamped_headers": None,
+    "stamps": {},
+}
+"""Headers of Celery's message protocol 2 with the value that a worker assumes where a message does not carry them."""
+
+
+class AMQP(celery.app.amqp.AMQP):
+    """Celery's message protocol 2 without the headers that only repeat a default.
+
+    They are a third of the message, and ours must fit into the request queue's 1,024 bytes. `origin` goes too: it is a
+    host name of any length that nothing reads.
+    """
+
+    def as_task_v2(self, *args: Any, **kwargs: Any) -> Any:
+        message = super().as_task_v2(*args, **{**kwargs, "origin": "-"})
+        headers = {
+            name: value
+            for name, value in message.headers.items()
+            if name != "origin" and (name not in TASK_DEFAULTS or value != TASK_DEFAULTS[name])
+        }
+        if headers.get("root_id") == headers["id"]:
+            del headers["root_id"]
+        return message._replace(headers=headers)
+
+
+class _AsyncSQSConnection(AsyncSQSConnection):
+    def get_http_connection(self) -> AsyncHTTPSConnection:
+        # kombu gives up on every request after 20 s, just when the longest long poll answers.
+        return AsyncHTTPSConnection(timeout=CLIENT_CONFIG["read_timeout"], http_client=self._httpclient)
+
+
+class Channel(SQS.Channel):
+    """kombu's SQS channel, asking SQS less and repaired for fanout, replies and no-ack consumers."""
+
+    _clients: dict[tuple[Any, ...], Any] = {}  # noqa: RUF012 - one per process on purpose
+    _clients_lock = threading.Lock()
+
+    def _new_boto_client(self, service: Any, region: Any, *credentials: Any, config: Any = None, **named: Any) -> Any:
+        # boto3 clients are safe to share between threads and cost 30 ms and megabytes each; kombu makes one a channel.
+        key = (os.getpid(), service, region, bool(config), self.endpoint_url)
+        with self._clients_lock:
+            if key not in self._clients:
+                self._clients[key] = super()._new_boto_client(service, region, *credentials, config=config, **named)
+            return self._clients[key]
+
+    def _update_queue_cache(self, queue_name_prefix: str) -> None:
+        # kombu lists the account's queues for every channel. A least-privilege role may not list, and the names are
+        # known: each queue is looked up by name when it is first used.
+        pass
+
+    def _resolve_queue_url(self, queue: str) -> str:
+        name = self.canonical_queue_name(queue)
+        if name not in self._queue_cache:
+            try:
+                self._queue_cache[name] = self.sqs().get_queue_url(QueueName=name)["QueueUrl"]
+            except self.sqs().exceptions.QueueDoesNotExist:
+                raise DoesNotExistQueueException(f"Queue with name '{name}' doesn't exist in SQS") from None
+        url: str = self._queue_cache[name]
+        return url
+
+    def _create_queue(self, queue_name: str, attributes: dict[str, str]) -> Any:
+        # The request queue has limits and a redrive policy that only the stack's template knows.
+        if queue_name == self.transport_options["request_queue"]:
+            raise BrokerUnavailable(f"the queue {queue_name} does not exist: deploy the stack first")
+        return super()._create_queue(queue_name, attributes)
+
+    def asynsqs(self, queue: str | None = None) -> AsyncSQSConnection:
+        if self._asynsqs is None:
+            self._asynsqs = _AsyncSQSConnection(
+                sqs_connection=self.sqs(queue=queue),
+                region=self.region,
+                message_system_attribute_names=self.get_message_attributes["MessageSystemAttributeNames"],
+            )
+        return self._asynsqs
+
+    def _on_messages_ready(self, queue: str, qname: str, messages: Any) -> int:
+        # kombu hands on an empty list, not a response, when SQS answered 5xx or not in time.
+        return super()._on_messages_ready(queue, qname, messages) if messages else 0
+
+    def _delete_message(self, queue_name: str, message: Any) -> None:
+        # kombu deletes a no-ack consumer's messages through the asynchronous client, which needs an event loop:
+        # outside a worker (inspect, Flower) there is none and it fails.
+        self.sqs().delete_message(QueueUrl=self._new_queue(queue_name), ReceiptHandle=message["ReceiptHandle"])
+
+    def _lookup(self, exchange: str, routing_key: str, default: str | None = None) -> list[str]:
+        # A remote-control reply goes to the queue of the process that asked. kombu looks for it in bindings that only
+        # that process has; the name says it as well.
+        if exchange.startswith("reply."):
+            return [f"{routing_key}.{exchange}"]
+        found: list[str] = super()._lookup(exchange, routing_key, default)
+        return found
+
+
+class Transport(SQS.Transport):
+    """kombu's SQS transport that says it can fan out (over SNS); upstream can but declares direct exchanges only."""
+
+    Channel = Channel
+    implements = SQS.Transport.implements.extend(exchange_type=frozenset(["direct", "fanout"]))
+
+
+TRANSPORT_ALIASES["sqs"] = "faceapp.broker:Transport"
+# Events go to everybody who listens. A topic exchange would need bindings that the processes share; SQS has none.
+celery.events.event.event_exchange.type = "fanout"
+
+
+class FaceappCelery(Celery):
+    """Celery whose callers are answered on the response queue that their process reads."""
+
+    @property
+    def thread_oid(self) -> str:
+        return str(self.backend.reply_queue)
+
+
+def create_app(settings: Settings) -> FaceappCelery:
+    """The Celery app for the queues that `settings` name. Opens no connection."""
+    app = FaceappCelery("faceapp", amqp=AMQP, backend="faceapp.responses:ResponseBackend", set_as_current=True)
+    app.conf.update(
+        broker_url="sqs://",
+        broker_transport_options={
+            "queue_name_prefix": f"{settings.prefix}-",
+            "request_queue": settings.request_queue,
+            "wait_time_seconds": settings.queue_wait_s,
+            # The pause after a poll while the prefetch is full: 1 (kombu's default) is one task a second, 0 is a
+            # busy loop.
+            "polling_interval": 0.1,
+            # Of queues that kombu makes itself (events, remote control); the request queue's is the template's.
+            "visibility_timeout": 60,
+            "fetch_message_attributes": ["ApproximateReceiveCount", "SentTimestamp"],
+            "supports_fanout": True,
+            # The messages are JSON: base64 inside base64 would be three quarters more bytes.
+            "sqs_base64_encoding": False,
+            "body_encoding": "utf-8",
+            "client-config": CLIENT_CONFIG,
+        },
+        broker_connection_retry_on_startup=True,
+        # Threads of the web tier wait here for one of the pool's connections, for as long as the longest back-off.
+        broker_pool_limit=16,
+        broker_pool_acquire_timeout=60,
+        task_default_queue="req-queue",
+        task_queues=[Queue("req-queue", routing_key="req-queue")],
+        task_create_missing_queues=False,
+        accept_content=["json"],
+        task_serializer="json",
+        result_serializer="json",
+        result_backend_thread_safe=True,
+        # A message is deleted when its task is done, so a killed worker's tasks are delivered again.
+        task_acks_late=True,
+        task_reject_on_worker_lost=True,
+        # A task that raised or ran out of time stays in the queue: SQS delivers it again, three times, then it is a
+        # dead letter. What went wrong with the photo itself is a result, not an exception.
+        task_acks_on_failure_or_timeout=False,
+        task_time_limit=settings.task_time_limit_s,
+        task_soft_time_limit=max(1, settings.task_time_limit_s - 5),
+        worker_prefetch_multiplier=2,
+        worker_concurrency=settings.worker_processes,
+        worker_hijack_root_logger=False,
+        worker_send_task_events=False,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+    )
+    return app
+
+
+def sqs_client(**config: Any) -> Any:
+    """A boto3 SQS client with this service's time limits; `config` overrides single botocore settings."""
+    session = boto3.Session()
+    region = session.region_name or Channel.default_region
+    return session.client("sqs", region_name=region, config=Config(**{**CLIENT_CONFIG, **config}))
+
+
+@cache
+def _probe_client() -> Any:
+    return sqs_client(read_timeout=3, retries={"mode": "standard", "total_max_attempts": 1})
+
+
+def ready(settings: Settings) -> None:
+    """Ask SQS for the request queue. Raises BrokerUnavailable when it does not answer or does not exist."""
+    name = settings.request_queue
+    try:
+        url = _probe_client().get_queue_url(QueueName=name)["QueueUrl"]
+        _probe_client().get_queue_attributes(QueueUrl=url, AttributeNames=["ApproximateNumberOfMessages"])
+    except (BotoCoreError, ClientError) as error:
+        raise BrokerUnavailable(f"the queue {name} does not answer: {error}") from error

@@ -1,0 +1,139 @@
+"""What a worker does with one message: the work behind the tasks.
+
+Nothing here knows Celery. A piece of work that is done twice (SQS delivers at least once) writes the same objects again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from functools import cache
+
+from faceapp.config import Settings, settings
+from faceapp.errors import EnrolmentError, ImageError, NotFound
+from faceapp.gallery import Gallery
+from faceapp.recognition import Description, EnrolledFace, Recogniser
+from faceapp.schema import Enrolment, Face, Failure, PhotoFailure, Recognition, Timings
+from faceapp.storage import Storage
+
+logger = logging.getLogger(__name__)
+
+
+class Worker:
+    """The model, the gallery and the storage of one worker process.
+
+    Made in the parent process: the children share the model's memory and make connections of their own.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._recogniser = Recogniser(
+            embedder=settings.embedder,
+            weights=settings.weights,
+            precision=settings.precision,
+            device=settings.device,
+            max_pixels=settings.photo_max_pixels,
+            max_side_px=settings.photo_max_side_px,
+        )
+        self._storage = Storage(settings)
+        self._gallery = Gallery(
+            self._storage,
+            model=self._recogniser.model,
+            dimension=self._recogniser.dimension,
+            refresh_s=settings.gallery_refresh_s,
+        )
+        self._threshold = settings.threshold or self._recogniser.threshold
+
+    def recognise(self, request_id: str, *, queued_s: float = 0.0) -> Recognition:
+        """Fetch the photo `request_id`, find and name its faces, store the result and return it.
+
+        A photo that cannot be used gives a `failed` result. Raises StorageUnavailable; the work can be tried again.
+        """
+        started_s = time.perf_counter()
+        file_name = ""
+        try:
+            stored = self._storage.get_photo(request_id)
+            file_name = stored.file_name
+            fetch_s = time.perf_counter() - started_s
+            description = self._recogniser.describe(stored.data)
+            faces, search_s = self._name(description)
+            result = Recognition(
+                id=request_id,
+                status="done",
+                file_name=file_name,
+                photo=description.photo,
+                faces=faces,
+                model=self._recogniser.model,
+                gallery_version=self._gallery.version,
+                timings=Timings(
+                    queued_s=queued_s,
+                    fetch_s=fetch_s,
+                    decode_s=description.decode_s,
+                    detect_s=description.detect_s,
+                    align_s=description.align_s,
+                    embed_s=description.embed_s,
+                    search_s=search_s,
+                    total_s=time.perf_counter() - started_s,
+                ),
+            )
+        except (ImageError, NotFound) as error:
+            timings = Timings(queued_s=queued_s, total_s=time.perf_counter() - started_s)
+            result = Recognition(
+                id=request_id, status="failed", file_name=file_name, failure=Failure.of(error), timings=timings
+            )
+        self._storage.put_result(result)
+        return result
+
+    def _name(self, description: Description) -> tuple[tuple[Face, ...], float]:
+        started_s = time.perf_counter()
+        self._gallery.refresh()
+        matches = self._gallery.search_many(
+            [face.descriptor for face in description.faces],
+            low_resolution=[face.low_resolution for face in description.faces],
+            threshold=self._threshold,
+        )
+        faces = tuple(
+            Face(
+                box=face.box,
+                landmarks=face.landmarks,
+                score=face.score,
+                name=match.name,
+                distance=match.distance,
+                candidates=match.candidates,
+            )
+            for face, match in zip(description.faces, matches, strict=True)
+        )
+        return faces, time.perf_counter() - started_s
+
+    def enrol(self, request_id: str) -> Enrolment:
+        """Enrol the photos that wait under `request_id`: all of them, or none if one cannot be used.
+
+        Raises StorageUnavailable; the work can be tried again.
+        """
+        waiting = self._storage.list_incoming(request_id)
+        if not waiting:
+            raise NotFound(f"no photos wait to be enrolled under {request_id}")
+        found: list[tuple[bytes, EnrolledFace]] = []
+        failures: list[PhotoFailure] = []
+        for photo in waiting:
+            try:
+                found.append((photo.data, self._recogniser.describe_for_enrolment(photo.data)))
+            except (ImageError, EnrolmentError) as error:
+                failures.append(PhotoFailure(file_name=photo.file_name, code=error.code, detail=error.detail))
+        enrolment = Enrolment(id=request_id, name=waiting[0].name, failures=tuple(failures))
+        if not failures:
+            photos = [
+                self._gallery.enrol(enrolment.name, data, face.descriptor, face.low_descriptor) for data, face in found
+            ]
+            enrolment = dataclasses.replace(enrolment, photos=tuple(photos))
+        self._storage.delete_incoming(request_id)
+        return enrolment
+
+
+@cache
+def this_worker() -> Worker:
+    """This process's worker, made at the first call (in the parent, before the pool forks)."""
+    started_s = time.perf_counter()
+    worker = Worker(settings())
+    logger.info("the %s model is loaded, in %.1f s", settings().embedder, time.perf_counter() - started_s)
+    return worker
