@@ -171,6 +171,12 @@ class SchemaError(FaceappError):
     code = "schema_mismatch"
 
 
+class DeployError(FaceappError):
+    """The stack could not be created or updated."""
+
+    code = "deploy_failed"
+
+
 class LocalError(FaceappError):
     """The local system could not start."""
 

@@ -1,0 +1,84 @@
+"""The data tier's CloudFormation stack: deploy/stack.yaml applied to whatever AWS boto3 is pointed at."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import Any
+
+import boto3
+from botocore.exceptions import BotoCoreError, ClientError, WaiterError
+
+from faceapp.config import Settings
+from faceapp.errors import DeployError
+
+VISIBILITY_MARGIN_S = 30
+"""Between the moment a task is killed and the moment its message is given to another worker."""
+POLL_S = 5
+TIMEOUT_S = 900
+
+
+def template() -> str:
+    """The template's text. faceapp/stack.yaml is a link to deploy/stack.yaml, and a copy of it once installed."""
+    return files("faceapp").joinpath("stack.yaml").read_text("utf-8")
+
+
+def parameters(settings: Settings) -> dict[str, str]:
+    """The template's parameters that follow from the settings; its own defaults hold for the others."""
+    return {
+        "Prefix": settings.prefix,
+        "VisibilityTimeout": str(settings.task_time_limit_s + VISIBILITY_MARGIN_S),
+        "LongPoll": str(settings.queue_wait_s),
+    }
+
+
+def apply(settings: Settings, *, client: Any = None) -> dict[str, str]:
+    """Create the stack, or bring it up to date, and wait until it is; the answer is its outputs.
+
+    The stack's name is the prefix. Raises DeployError with CloudFormation's first reason when it fails (what was begun
+    is rolled back).
+    """
+    try:
+        client = client or boto3.session.Session().client("cloudformation")
+        _create_or_update(client, settings)
+        described = client.describe_stacks(StackName=settings.prefix)["Stacks"][0]
+    except (BotoCoreError, ClientError) as error:
+        raise DeployError(f"The stack {settings.prefix} could not be applied: {error}") from error
+    return {each["OutputKey"]: each["OutputValue"] for each in described.get("Outputs", ())}
+
+
+def _create_or_update(client: Any, settings: Settings) -> None:
+    arguments = {
+        "StackName": settings.prefix,
+        "TemplateBody": template(),
+        "Parameters": [{"ParameterKey": key, "ParameterValue": value} for key, value in parameters(settings).items()],
+    }
+    done = "stack_create_complete"
+    try:
+        client.create_stack(**arguments)
+    except ClientError as error:
+        if error.response["Error"]["Code"] != "AlreadyExistsException":
+            raise
+        done = "stack_update_complete"
+        try:
+            client.update_stack(**arguments)
+        except ClientError as unchanged:
+            if "No updates" in str(unchanged):
+                return
+            raise
+    try:
+        config = {"Delay": POLL_S, "MaxAttempts": TIMEOUT_S // POLL_S}
+        client.get_waiter(done).wait(StackName=settings.prefix, WaiterConfig=config)
+    except WaiterError as error:
+        raise DeployError(f"The stack {settings.prefix} failed: {_first_failure(client, settings) or error}") from error
+
+
+def _first_failure(client: Any, settings: Settings) -> str | None:
+    """What failed first in the last run; everything after it was cancelled and says no more than that."""
+    first = None
+    for event in client.describe_stack_events(StackName=settings.prefix)["StackEvents"]:  # newest first
+        status = event["ResourceStatus"]
+        if status.endswith("_FAILED") and event.get("ResourceStatusReason"):
+            first = f"{event['LogicalResourceId']}: {event['ResourceStatusReason']}"
+        if event["LogicalResourceId"] == settings.prefix and status in ("CREATE_IN_PROGRESS", "UPDATE_IN_PROGRESS"):
+            break
+    return first
