@@ -1,0 +1,20 @@
+"""Who is enrolled: people and their photos in the gallery bucket, and the search for the nearest of them.
+
+The bucket holds, with names percent-encoded:
+
+- `photos/<name>/<photo id>`: the bytes as they were enrolled;
+- `vectors/<name>/<photo id>`: what the model made of them. A photo is enrolled when this exists: it is written last
+  and deleted first. One object per photo, so two writers never overwrite each other;
+- `version`: random bytes, replaced after every change, so that one cheap call tells a worker if it must look;
+- `snapshot`: all vectors in one object, so that a worker starts fast. Only a cache, checked against the listing.
+
+A photo id is the beginning of the photo's SHA-256: enrolling a photo twice, or again after a crash, is once.
+
+The web tier uses `People`, which reads no vectors; workers use `Gallery`, which holds them all in memory.
+"""
+
+from faceapp.gallery.index import Gallery
+from faceapp.gallery.people import People, Person, check_name
+from faceapp.gallery.table import Match
+
+__all__ = ["Gallery", "Match", "People", "Person", "check_name"]

@@ -1,0 +1,126 @@
+"""All enrolled vectors in memory, and the exact search for the nearest."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from faceapp.gallery.people import split_key
+from faceapp.schema import UNKNOWN, Candidate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Match:
+    """Who a face is: `unknown`, or the nearest person when they are near enough."""
+
+    name: str
+    distance: float | None
+    """To the nearest enrolled photo of anybody; None when nobody is enrolled."""
+    candidates: tuple[Candidate, ...]
+    """The nearest people, nearest first, however far they are."""
+
+
+class Table:
+    """Enrolled photos, ordered by key and therefore grouped by person. Never changes once made: threads may share it.
+
+    `rows` is float32 [2, N, D]: the N photos as seen, and at low resolution; `keys` are as `split_key` takes them.
+    """
+
+    def __init__(self, keys: Sequence[str], etags: Sequence[str], rows: NDArray[np.float32]) -> None:
+        self.keys, self.etags, self.rows = keys, etags, rows
+        names = [split[0] for key in keys if (split := split_key(key))]
+        starts = [i for i, name in enumerate(names) if i == 0 or name != names[i - 1]]
+        self._names = [names[i] for i in starts]
+        self._starts = np.array(starts, dtype=np.intp)
+        self._ends = np.append(self._starts[1:], len(names))
+        self._half_squares = np.einsum("rnd,rnd->rn", rows, rows) / 2
+        self._longest = np.sqrt(2 * self._half_squares.max(axis=1, initial=0.0))
+        lines = "".join(f"{key} {etag}\n" for key, etag in zip(keys, etags, strict=True))
+        self.version = f"{len(keys)}-{hashlib.sha256(lines.encode()).hexdigest()[:12]}"
+
+    @classmethod
+    def empty(cls, dimension: int) -> Table:
+        return cls((), (), np.zeros((2, 0, dimension), dtype=np.float32))
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the numbers, which is nearly all of it."""
+        return int(self.rows.nbytes + self._half_squares.nbytes)
+
+    def updated(self, listing: Mapping[str, str], fetched: Mapping[str, tuple[str, NDArray[np.float32]]]) -> Table:
+        """The table after a change: of the keys in `listing` (to their ETags), those in `fetched` (to an ETag and rows
+        [2, D]), and those held already with the listed ETag."""
+        kept = {
+            key: i
+            for i, (key, etag) in enumerate(zip(self.keys, self.etags, strict=True))
+            if key not in fetched and listing.get(key) == etag
+        }
+        if not fetched and len(kept) == len(self):
+            return self
+        keys = sorted(kept.keys() | fetched.keys())
+        rows = np.empty((2, len(keys), self.rows.shape[2]), dtype=np.float32)
+        old = np.array([kept.get(key, -1) for key in keys], dtype=np.intp)
+        rows[:, old >= 0] = self.rows[:, old[old >= 0]]
+        etags = []
+        for i, key in enumerate(keys):
+            if key in fetched:
+                etag, rows[:, i] = fetched[key]
+                etags.append(etag)
+            else:
+                etags.append(self.etags[old[i]])
+        return Table(keys, etags, rows)
+
+    def search(
+        self, probes: NDArray[np.float32], *, low_resolution: bool, threshold: float, candidates: int
+    ) -> list[Match]:
+        """One match for each of `probes` (float32 [F, D]), by Euclidean distance; `threshold` itself is near enough.
+
+        One product in float32 finds who could be among the nearest, within its rounding error; these alone are
+        measured again in float64, so the answer is the exact one.
+        """
+        if not len(self):
+            return [Match(name=UNKNOWN, distance=None, candidates=())] * len(probes)
+        kind = int(low_resolution)
+        # Half of |row - probe|² less the probe's own |probe|²/2, which is the same for every row.
+        scores = probes @ self.rows[kind].T
+        np.subtract(self._half_squares[kind], scores, out=scores)
+        nearest = np.minimum.reduceat(scores, self._starts, axis=1)
+        return [
+            self._match(probe, kind, scores[i], nearest[i], threshold=threshold, candidates=candidates)
+            for i, probe in enumerate(probes)
+        ]
+
+    def _match(
+        self,
+        probe: NDArray[np.float32],
+        kind: int,
+        scores: NDArray[np.float32],
+        nearest: NDArray[np.float32],
+        *,
+        threshold: float,
+        candidates: int,
+    ) -> Match:
+        wanted = min(max(1, candidates), len(nearest))
+        # Twice the worst rounding error of a float32 sum of D + 2 terms (Higham, Accuracy and Stability, 3.5).
+        slack = 2 * (len(probe) + 2) * 2.0**-23 * self._longest[kind] * (np.linalg.norm(probe) + self._longest[kind])
+        limit = np.partition(nearest, wanted - 1)[wanted - 1] + slack
+        measured = []
+        for person in np.flatnonzero(nearest <= limit):
+            start, end = self._starts[person], self._ends[person]
+            near = start + np.flatnonzero(scores[start:end] <= nearest[person] + slack)
+            away = self.rows[kind, near].astype(np.float64) - probe
+            measured.append((float(np.sqrt(np.einsum("nd,nd->n", away, away).min())), self._names[person]))
+        measured.sort()
+        distance, name = measured[0]
+        return Match(
+            name=name if distance <= threshold else UNKNOWN,
+            distance=distance,
+            candidates=tuple(Candidate(name=name, distance=away) for away, name in measured[: min(wanted, candidates)]),
+        )

@@ -1,0 +1,292 @@
+"""S3: photos in, results out, photos waiting to be enrolled, and the gallery's objects.
+
+One method is one AWS call, except where its docstring says otherwise: calls are billed, and a photo's whole path has a
+budget of eight. boto3 finds the endpoint, the region and the credentials where it always does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import quote, unquote
+
+import boto3
+import botocore.session
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+from botocore.utils import parse_timestamp
+
+from faceapp.config import Settings
+from faceapp.errors import NotFound, RecognitionNotFound, StorageUnavailable
+from faceapp.schema import Recognition
+
+INCOMING = "incoming/"
+MISSING = {"NoSuchKey", "404", "NotFound"}
+MAX_FILE_NAME_BYTES = 1024
+"""Of a percent-encoded file name: S3 takes 2 KB of metadata in all, and a person's name needs 768 bytes at most."""
+MAX_SUFFIX = 16
+HEADER_TEXT = re.compile("[!-~]+(?: [!-~]+)*")
+KEYS_PER_DELETE = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredPhotoHead:
+    """What is known about a photo in the in-bucket without fetching it."""
+
+    file_name: str
+    """As uploaded; shortened in the middle if it was longer than S3's metadata can hold."""
+    content_type: str
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredPhoto(StoredPhotoHead):
+    """A photo in the in-bucket."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class IncomingPhoto:
+    """A photo that waits to be enrolled as `name`."""
+
+    data: bytes
+    name: str
+    file_name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class GalleryObject:
+    """An object of the gallery bucket, and the ETag that it had when it was read."""
+
+    data: bytes
+    etag: str
+
+
+class Storage:
+    """The three buckets. Safe to share between threads, and across a fork: a child makes a client of its own.
+
+    Every method raises StorageUnavailable when S3 does not answer or refuses, and says for which bucket and call.
+    """
+
+    def __init__(self, settings: Settings, *, client: Any = None) -> None:
+        self.settings = settings
+        self._given = client
+        # By process id: a forked child must share neither the parent's sockets nor a lock that one of its threads held.
+        self._clients: dict[int, Any] = {}
+        self._locks: dict[int, threading.Lock] = {}
+
+    @property
+    def client(self) -> Any:
+        """This process's S3 client, made at the first use."""
+        if self._given is not None:
+            return self._given
+        process = os.getpid()
+        if process not in self._clients:
+            with self._locks.setdefault(process, threading.Lock()):
+                if process not in self._clients:
+                    self._clients[process] = _new_client()
+        return self._clients[process]
+
+    def ready(self) -> None:
+        """Ask for all three buckets (three calls). Raises StorageUnavailable unless each is there and open to us."""
+        for bucket in (self.settings.in_bucket, self.settings.out_bucket, self.settings.gallery_bucket):
+            self._call("head_bucket", bucket)
+
+    def put_photo(self, request_id: str, data: bytes, *, file_name: str, content_type: str) -> None:
+        """Store an upload under its request id. A content type that no HTTP header can carry is left out."""
+        self._call(
+            "put_object",
+            self.settings.in_bucket,
+            Key=_checked(request_id),
+            Body=data,
+            ContentType=content_type if HEADER_TEXT.fullmatch(content_type) else "application/octet-stream",
+            Metadata={"file-name": encode_file_name(file_name), "sha256": hashlib.sha256(data).hexdigest()},
+        )
+
+    def get_photo(self, request_id: str) -> StoredPhoto:
+        """Raises RecognitionNotFound."""
+        key = _checked(request_id)
+        try:
+            answer = self._call("get_object", self.settings.in_bucket, Key=key)
+        except NotFound:
+            raise RecognitionNotFound(f"There is no photo with the id {request_id}.") from None
+        return StoredPhoto(data=answer["Body"], **_head_fields(answer))
+
+    def photo_exists(self, request_id: str) -> StoredPhotoHead | None:
+        key = _checked(request_id)
+        try:
+            return StoredPhotoHead(**_head_fields(self._call("head_object", self.settings.in_bucket, Key=key)))
+        except NotFound:
+            return None
+
+    def put_result(self, recognition: Recognition) -> None:
+        self._call(
+            "put_object",
+            self.settings.out_bucket,
+            Key=_checked(recognition.id),
+            Body=recognition.to_json().encode(),
+            ContentType="application/json",
+        )
+
+    def get_result(self, request_id: str) -> Recognition | None:
+        """The result, or None while there is none. Raises SchemaError on a document of another version."""
+        key = _checked(request_id)
+        try:
+            return Recognition.from_json(self._call("get_object", self.settings.out_bucket, Key=key)["Body"])
+        except NotFound:
+            return None
+
+    def put_incoming(self, request_id: str, n: int, data: bytes, *, name: str, file_name: str) -> None:
+        """Keep the request's `n`-th photo for a worker to enrol as `name`."""
+        self._call(
+            "put_object",
+            self.settings.gallery_bucket,
+            Key=f"{INCOMING}{_checked(request_id)}/{n}",
+            Body=data,
+            Metadata={"name": quote(name, safe=""), "file-name": encode_file_name(file_name)},
+        )
+
+    def list_incoming(self, request_id: str) -> list[int]:
+        """The numbers of the request's photos that still wait, in order."""
+        prefix = f"{INCOMING}{_checked(request_id)}/"
+        return sorted(int(key.removeprefix(prefix)) for key, _ in self.list_gallery(prefix))
+
+    def get_incoming(self, request_id: str, n: int) -> IncomingPhoto:
+        """Raises NotFound, also when the photo was enrolled already."""
+        answer = self._call("get_object", self.settings.gallery_bucket, Key=f"{INCOMING}{_checked(request_id)}/{n}")
+        metadata = answer["Metadata"]
+        return IncomingPhoto(
+            data=answer["Body"], name=unquote(metadata["name"]), file_name=unquote(metadata.get("file-name", ""))
+        )
+
+    def delete_incoming(self, request_id: str) -> None:
+        """Drop all of the request's waiting photos (a list and a delete)."""
+        self.delete_gallery(key for key, _ in self.list_gallery(f"{INCOMING}{_checked(request_id)}/"))
+
+    def put_gallery(self, key: str, data: bytes) -> None:
+        self._call("put_object", self.settings.gallery_bucket, Key=key, Body=data)
+
+    def get_gallery(self, key: str) -> GalleryObject | None:
+        try:
+            answer = self._call("get_object", self.settings.gallery_bucket, Key=key)
+        except NotFound:
+            return None
+        return GalleryObject(data=answer["Body"], etag=answer["ETag"])
+
+    def gallery_etag(self, key: str) -> str | None:
+        """The object's ETag without its content; None if there is no such object."""
+        try:
+            return str(self._call("head_object", self.settings.gallery_bucket, Key=key)["ETag"])
+        except NotFound:
+            return None
+
+    def list_gallery(self, prefix: str) -> Iterator[tuple[str, str]]:
+        """Every key that begins with `prefix`, with its ETag (a call per 1,000 keys)."""
+        more: dict[str, str] = {}
+        while True:
+            page = self._call("list_objects_v2", self.settings.gallery_bucket, Prefix=prefix, **more)
+            for each in page.get("Contents", ()):
+                yield each["Key"], each["ETag"]
+            if not page.get("IsTruncated"):
+                return
+            more = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def delete_gallery(self, keys: Iterable[str]) -> None:
+        """Delete the objects, those already gone included (a call per 1,000 keys)."""
+        todo = [{"Key": key} for key in keys]
+        bucket = self.settings.gallery_bucket
+        for start in range(0, len(todo), KEYS_PER_DELETE):
+            objects = todo[start : start + KEYS_PER_DELETE]
+            answer = self._call("delete_objects", bucket, Delete={"Objects": objects, "Quiet": True})
+            for error in answer.get("Errors", ()):
+                raise StorageUnavailable(f"The bucket {bucket} did not delete {error['Key']}: {error['Message']}")
+
+    def _call(self, operation: str, bucket: str, **arguments: Any) -> dict[str, Any]:
+        """Ask S3. The body is read here too: a connection that ends in the middle of it is the same failure."""
+        try:
+            answer: dict[str, Any] = getattr(self.client, operation)(Bucket=bucket, **arguments)
+            if "Body" in answer:
+                answer["Body"] = answer["Body"].read()
+        except ClientError as error:
+            if "Key" in arguments and error.response["Error"]["Code"] in MISSING:
+                raise NotFound(f"There is no {arguments['Key']} in the bucket {bucket}.") from None
+            raise StorageUnavailable(f"The bucket {bucket} refused {operation}: {error}") from error
+        except BotoCoreError as error:
+            raise StorageUnavailable(f"The bucket {bucket} did not answer {operation}: {error}") from error
+        return answer
+
+
+def encode_file_name(name: str, *, limit_bytes: int = MAX_FILE_NAME_BYTES) -> str:
+    """Percent-encode any file name into the ASCII that S3 metadata takes, in at most `limit_bytes`.
+
+    One that is too long loses the end of its stem and keeps its suffix, and no character is cut in two.
+    """
+    whole = quote(name, safe="", errors="replace")
+    if len(whole) <= limit_bytes:
+        return whole
+    stem, dot, suffix = name.rpartition(".")
+    if not stem or len(suffix) > MAX_SUFFIX:
+        stem, dot, suffix = name, "", ""
+    end = quote(dot + suffix, safe="", errors="replace")
+    kept, left_bytes = [], limit_bytes - len(end)
+    for character in stem:
+        encoded = quote(character, safe="", errors="replace")
+        left_bytes -= len(encoded)
+        if left_bytes < 0:
+            break
+        kept.append(encoded)
+    return "".join(kept) + end
+
+
+def _checked(request_id: str) -> str:
+    if not re.fullmatch(r"[0-9a-f]{32}", request_id):
+        raise RecognitionNotFound(f"{request_id[:64]!r} is not an id: those are 32 hexadecimal digits.")
+    return request_id
+
+
+def _head_fields(answer: dict[str, Any]) -> dict[str, Any]:
+    metadata = answer["Metadata"]
+    return {
+        "file_name": unquote(metadata.get("file-name", "")),
+        "content_type": answer.get("ContentType", ""),
+        "sha256": metadata.get("sha256", ""),
+        "size_bytes": answer["ContentLength"],
+    }
+
+
+def _new_client() -> Any:
+    # An emulator or MinIO answers on one host: no bucket has a host name of its own there.
+    own_endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    config = Config(
+        connect_timeout=2,
+        read_timeout=20,
+        max_pool_connections=64,
+        # A fixed one: botocore builds its own anew for every call, which takes a sixth of the call's CPU.
+        user_agent=f"faceapp boto3/{boto3.__version__}",
+        tcp_keepalive=True,
+        retries={"mode": "standard", "total_max_attempts": 3},
+        # TLS guards the way already; a CRC of every photo in Python costs CPU that the workers need.
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        s3={"addressing_style": "path" if own_endpoint else "auto"},
+    )
+    # A session of its own: boto3's shared one is not safe to make clients from in several threads.
+    session = botocore.session.get_session()
+    session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_timestamp)
+    return boto3.session.Session(botocore_session=session).client("s3", config=config)
+
+
+def _timestamp(value: Any) -> datetime:
+    """What botocore's own parser makes of it; every S3 answer has one, and dateutil takes a tenth of a call for it."""
+    if isinstance(value, str) and value.endswith(" GMT"):
+        return parsedate_to_datetime(value)
+    return parse_timestamp(value)

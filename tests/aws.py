@@ -1,0 +1,56 @@
+"""The embedded AWS for tests: moto's server on a free port of the loopback, reached over HTTP like the real one."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+
+from faceapp.config import Settings
+
+REGION = "us-east-1"
+
+
+@pytest.fixture(scope="session")
+def aws_endpoint() -> Iterator[str]:
+    """The URL that answers every AWS call of the session."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def aws(aws_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """boto3 in this process and its children talks to the embedded AWS, and to nothing of the user's."""
+    for variable in [each for each in os.environ if each.startswith("AWS_")]:
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", aws_endpoint)
+    monkeypatch.setenv("AWS_REGION", REGION)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", REGION)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+    monkeypatch.setenv("NO_PROXY", str(urlsplit(aws_endpoint).hostname))
+    return aws_endpoint
+
+
+@pytest.fixture
+def stack(aws: str) -> Settings:
+    """Settings with a prefix that no other test has, and its buckets and queues."""
+    settings = Settings(prefix=f"t{uuid.uuid4().hex[:12]}")
+    session = boto3.session.Session()
+    s3 = session.client("s3")
+    for bucket in (settings.in_bucket, settings.out_bucket, settings.gallery_bucket):
+        s3.create_bucket(Bucket=bucket)
+    sqs = session.client("sqs")
+    for queue in (settings.request_queue, settings.response_queue, settings.dead_letter_queue):
+        sqs.create_queue(QueueName=queue)
+    return settings
