@@ -1,0 +1,41 @@
+"""The classic contract: one photo to `POST /`, one line of text back."""
+
+from __future__ import annotations
+
+import time
+
+import flask
+
+from faceapp.errors import RecognitionTimeout, TooManyFiles
+from faceapp.http import dispatch, uploads
+from faceapp.http.problems import Problem
+from faceapp.schema import Recognition
+
+FIELDS = ("inputFile", "myfile", "file")
+
+blueprint = flask.Blueprint("classic", __name__)
+
+
+@blueprint.post("/")
+def answer() -> flask.Response:
+    """`<file name without extension>:<name>`; the request waits until there is an answer."""
+    files = uploads.read(flask.request, FIELDS)
+    if len(files) > 1:
+        raise TooManyFiles(f"POST / takes one photo, here are {len(files)}: /v1/recognitions takes many at once.")
+    (file,) = files
+    if isinstance(file, uploads.Refusal):
+        raise file.error
+    recognition = _recognise(file)
+    if recognition.failure:
+        raise recognition.failure.error()
+    return flask.Response(f"{uploads.stem(file.file_name)}:{recognition.answer}", mimetype="text/plain")
+
+
+def _recognise(upload: uploads.Upload) -> Recognition:
+    service = dispatch.current()
+    ticket = service.recognize(upload, request_id=flask.g.request_id, waits=True)
+    recognition = service.wait(ticket, time.monotonic() + service.settings.web_wait_s)
+    if recognition is None:
+        href = flask.url_for("api.recognition", request_id=ticket.id)
+        raise Problem(RecognitionTimeout(), members={"id": ticket.id, "links": {"self": href}})
+    return recognition

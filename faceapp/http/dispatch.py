@@ -1,0 +1,114 @@
+"""From an upload to the answer: the photo into S3, its task into the queue, and the wait for what comes back.
+
+No model is loaded here: a task's body imports it where it runs.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import flask
+from botocore.exceptions import BotoCoreError, ClientError
+from celery.exceptions import TimeoutError as CeleryTimeoutError
+from kombu.exceptions import LimitExceeded, OperationalError
+
+from faceapp import broker, tasks
+from faceapp.config import Settings
+from faceapp.errors import BrokerUnavailable, FaceappError
+from faceapp.gallery import People
+from faceapp.http.uploads import Upload
+from faceapp.schema import Enrolment, Recognition
+from faceapp.storage import Storage
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ticket:
+    """A photo that is on its way: its request id, and what the answer will come to (None if nobody waits)."""
+
+    id: str
+    file_name: str
+    answer: Any = None
+
+
+class Dispatch:
+    """The web tier's way to storage, gallery and queue. Any thread may call any method."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.storage = Storage(settings)
+        self.people = People(self.storage)
+
+    def ready(self) -> None:
+        """Raises StorageUnavailable or BrokerUnavailable when S3 or SQS does not answer."""
+        self.storage.ready()
+        broker.ready(self.settings)
+
+    def recognize(self, upload: Upload, *, request_id: str, waits: bool) -> Ticket:
+        """Store the photo and send its task. Raises StorageUnavailable or BrokerUnavailable, and then keeps nothing."""
+        self.storage.put_photo(request_id, upload.data, file_name=upload.file_name, content_type=upload.content_type)
+        try:
+            answer = _send(tasks.recognize, request_id, waits=waits)
+        except FaceappError:
+            with suppress(FaceappError):
+                self.storage.delete_photo(request_id)
+            raise
+        return Ticket(id=request_id, file_name=upload.file_name, answer=answer if waits else None)
+
+    def wait(self, ticket: Ticket, deadline_s: float) -> Recognition | None:
+        """The photo's result, or None if there is none at `deadline_s` (of time.monotonic).
+
+        An answer that got lost on its way is still found in S3.
+        """
+        document = _get(ticket.answer, deadline_s)
+        return Recognition.from_dict(document) if document else self.storage.get_result(ticket.id)
+
+    def enrol(self, name: str, uploads: list[Upload], *, request_id: str, wait_s: float) -> Enrolment | None:
+        """Have a worker enrol the photos; None when that is not done within `wait_s` (it will still happen).
+
+        Raises StorageUnavailable or BrokerUnavailable, and then keeps nothing.
+        """
+        try:
+            for n, upload in enumerate(uploads):
+                self.storage.put_incoming(request_id, n, upload.data, name=name, file_name=upload.file_name)
+            answer = _send(tasks.enrol, request_id, waits=True)
+        except FaceappError:
+            with suppress(FaceappError):
+                self.storage.delete_incoming(request_id)
+            raise
+        document = _get(answer, time.monotonic() + wait_s)
+        return Enrolment.from_dict(document) if document else None
+
+
+def _send(task: Any, request_id: str, *, waits: bool) -> Any:
+    try:
+        return task.apply_async(args=[request_id], task_id=request_id, ignore_result=not waits)
+    except (OperationalError, LimitExceeded, BotoCoreError, ClientError) as error:
+        logger.error("%s could not be sent: %s", request_id, error)
+        raise BrokerUnavailable from error
+
+
+def _get(answer: Any, deadline_s: float) -> dict[str, Any] | None:
+    try:
+        document: dict[str, Any] | None = answer.get(timeout=max(0.0, deadline_s - time.monotonic()))
+        return document
+    except CeleryTimeoutError:
+        return None
+    finally:
+        answer.forget()
+
+
+def new_id() -> str:
+    return uuid.uuid4().hex
+
+
+def current() -> Dispatch:
+    """The dispatch of the app that handles this request."""
+    dispatch: Dispatch = flask.current_app.extensions["faceapp"]
+    return dispatch

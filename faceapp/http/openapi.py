@@ -1,0 +1,322 @@
+"""The API's description (OpenAPI 3.1), written once, and the page that shows it.
+
+What faceapp.schema defines is derived from its dataclasses, so that the description cannot say anything else. The page
+is Swagger UI as flask-swagger-ui bundles it, served from here with a start script of our own: the bundle's own page
+has its script inline, which the content security policy forbids.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import flask
+from werkzeug.exceptions import NotFound
+
+from faceapp import __version__, schema
+
+ASSETS = {
+    "swagger-ui.css": "text/css",
+    "swagger-ui-bundle.js": "text/javascript",
+    "favicon-32x32.png": "image/png",
+}
+A_DAY_S = 86400
+
+JSON_TYPES: dict[Any, str] = {str: "string", float: "number", int: "integer"}
+ID = {"type": "string", "pattern": "^[0-9a-f]{32}$"}
+LINKS = {"type": "object", "properties": {"self": {"type": "string", "format": "uri-reference"}}}
+
+blueprint = flask.Blueprint("openapi", __name__, template_folder="templates")
+
+
+@blueprint.get("/openapi.json")
+def openapi() -> flask.Response:
+    """The description."""
+    return flask.jsonify(document())
+
+
+@blueprint.get("/docs")
+def docs() -> flask.Response:
+    """The description, to read and to try."""
+    answer = flask.Response(flask.render_template("docs.html"))
+    # Swagger UI sets style attributes; nothing of it is a secret or a user's.
+    answer.headers["Content-Security-Policy"] = (
+        "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'"
+    )
+    return answer
+
+
+@blueprint.get("/docs/<asset>")
+def asset(asset: str) -> flask.Response:
+    """A file of Swagger UI."""
+    if asset not in ASSETS:
+        raise NotFound
+    data = resources.files("flask_swagger_ui").joinpath("dist", asset).read_bytes()
+    answer = flask.Response(data, mimetype=ASSETS[asset])
+    answer.cache_control.max_age = A_DAY_S
+    return answer
+
+
+@cache
+def document() -> dict[str, Any]:
+    """The whole description."""
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "faceapp",
+            "version": __version__,
+            "summary": "Photos in, names out.",
+            "description": "Every error is a problem document (RFC 9457) with a stable `code`.",
+            "license": {"name": "MIT", "identifier": "MIT"},
+        },
+        "servers": [{"url": "/"}],
+        "tags": [
+            {"name": "classic", "description": "One photo, one line of text."},
+            {"name": "recognitions", "description": "Who is in these photos?"},
+            {"name": "people", "description": "Whom the service knows."},
+            {"name": "health", "description": "For load balancers and monitoring."},
+        ],
+        "paths": _paths(),
+        "components": {"schemas": _schemas(), "responses": _responses()},
+    }
+
+
+def _paths() -> dict[str, Any]:
+    name = _path_parameter("name", {"type": "string", "minLength": 1, "maxLength": 64}, "The person's name.")
+    photo_id = _path_parameter("photo_id", {"type": "string", "pattern": "^[0-9a-f]{24}$"}, "The photo's id.")
+    request_id = _path_parameter("request_id", ID, "As the answer to the upload gave it.")
+    prefer = {
+        "name": "Prefer",
+        "in": "header",
+        "schema": {"type": "string", "examples": ["wait=10"]},
+        "description": "`wait=N` (RFC 7240): answer with the results if all come within N seconds.",
+    }
+    classic_form = {"inputFile": _BINARY, "myfile": _BINARY, "file": _BINARY}
+    return {
+        "/": {
+            "post": _operation(
+                "classic",
+                "Recognise one photo",
+                "Send one photo in `inputFile`, `myfile` or `file`. The answer is `<file name without extension>:"
+                "<name>`; the name is the largest face's, `unknown`, or `no_face`.",
+                body=_form(classic_form),
+                answers={"200": _text("The line, without a line break at its end.")},
+                problems=["BadRequest", "TooLarge", "NotAPhoto", "Unreadable", "Unavailable", "Timeout"],
+            )
+        },
+        "/v1/recognitions": {
+            "post": _operation(
+                "recognitions",
+                "Recognise one or many photos",
+                "Each file of the form is one photo, whatever its field is called. One bad photo does not sink the "
+                "others: it is an item with status `failed`. Only if no photo is accepted the answer is a problem, "
+                "with the reason for each under `errors`.",
+                parameters=[prefer],
+                body=_form({"file": {"type": "array", "items": _BINARY, "minItems": 1}}, ["file"]),
+                answers={
+                    "200": _json("Recognitions", "All results are there.", "Location", "Preference-Applied"),
+                    "202": _json("Recognitions", "Some are pending.", "Location", "Preference-Applied", "Retry-After"),
+                },
+                problems=["BadRequest", "TooLarge", "NotAPhoto", "Unreadable", "Unavailable"],
+            )
+        },
+        "/v1/recognitions/{request_id}": {
+            "parameters": [request_id],
+            "get": _operation(
+                "recognitions",
+                "Fetch a result",
+                answers={"200": _json("Item", "The result, or `pending` while there is none.", "Retry-After")},
+                problems=["NotFound", "Unavailable"],
+            ),
+        },
+        "/v1/people": {
+            "get": _operation(
+                "people",
+                "List everybody",
+                answers={"200": _json("People", "Everybody enrolled, by name.")},
+                problems=["Unavailable"],
+            )
+        },
+        "/v1/people/{name}": {
+            "parameters": [name],
+            "get": _operation(
+                "people",
+                "Show one person",
+                answers={"200": _json("Person", "The person and their photos.")},
+                problems=["BadRequest", "NotFound", "Unavailable"],
+            ),
+            "put": _operation(
+                "people",
+                "Enrol photos of a person",
+                "Each photo must show exactly one face. All are enrolled or none; `errors` says per refused photo why.",
+                body=_form({"photo": {"type": "array", "items": _BINARY, "minItems": 1}}, ["photo"]),
+                answers={
+                    "200": _json("Person", "Enrolled, beside photos that were there.", "Location"),
+                    "201": _json("Person", "Enrolled; the person is new.", "Location"),
+                },
+                problems=["BadRequest", "TooLarge", "NotAPhoto", "Unreadable", "Unavailable", "Timeout"],
+            ),
+            "delete": _operation(
+                "people",
+                "Forget a person",
+                "Removes every photo and every vector.",
+                answers={"204": {"description": "Forgotten."}},
+                problems=["BadRequest", "NotFound", "Unavailable"],
+            ),
+        },
+        "/v1/people/{name}/photos/{photo_id}": {
+            "parameters": [name, photo_id],
+            "get": _operation(
+                "people",
+                "Fetch an enrolled photo",
+                answers={"200": {"description": "The photo as it came.", "content": {"image/*": {}}}},
+                problems=["BadRequest", "NotFound", "Unavailable"],
+            ),
+            "delete": _operation(
+                "people",
+                "Forget one photo",
+                answers={"204": {"description": "Forgotten."}},
+                problems=["BadRequest", "NotFound", "Unavailable"],
+            ),
+        },
+        "/healthz": {
+            "get": _operation("health", "Is the process alive?", answers={"200": _json("Health", "It is.")}),
+        },
+        "/readyz": {
+            "get": _operation(
+                "health",
+                "Can it do its work?",
+                "Asks S3 and SQS.",
+                answers={"200": _json("Health", "Both answered.")},
+                problems=["Unavailable"],
+            ),
+        },
+    }
+
+
+_BINARY = {"type": "string", "contentMediaType": "application/octet-stream"}
+
+
+def _operation(
+    tag: str,
+    summary: str,
+    description: str = "",
+    *,
+    parameters: list[dict[str, Any]] | None = None,
+    body: dict[str, Any] | None = None,
+    answers: dict[str, Any],
+    problems: list[str] | None = None,
+) -> dict[str, Any]:
+    status_of = {name: status for status, (name, _) in PROBLEMS.items()}
+    errors = {status_of[name]: {"$ref": f"#/components/responses/{name}"} for name in problems or ()}
+    operation = {"tags": [tag], "summary": summary, "description": description, "parameters": parameters}
+    return {
+        **{key: value for key, value in operation.items() if value},
+        **({"requestBody": body} if body else {}),
+        "responses": {**answers, **errors},
+    }
+
+
+def _path_parameter(name: str, of: dict[str, Any], description: str) -> dict[str, Any]:
+    return {"name": name, "in": "path", "required": True, "schema": of, "description": description}
+
+
+def _form(fields: dict[str, Any], required: list[str] | None = None) -> dict[str, Any]:
+    form = {"type": "object", "properties": fields, **({"required": required} if required else {})}
+    return {"required": True, "content": {"multipart/form-data": {"schema": form}}}
+
+
+def _text(description: str) -> dict[str, Any]:
+    content = {"text/plain": {"schema": {"type": "string"}, "example": "obama3:obama"}}
+    return {"description": description, "content": content}
+
+
+def _json(name: str, description: str, *headers: str) -> dict[str, Any]:
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}
+    found = {"headers": {each: {"schema": {"type": "string"}} for each in headers}} if headers else {}
+    return {"description": description, "content": content, **found}
+
+
+PROBLEMS = {
+    "400": ("BadRequest", "The request cannot be understood, or a name cannot be a person's."),
+    "404": ("NotFound", "There is nothing here (any more)."),
+    "413": ("TooLarge", "Too many bytes or too many files."),
+    "415": ("NotAPhoto", "The file is no photo in a format this service reads."),
+    "422": ("Unreadable", "The photo is broken or too large, or cannot be enrolled: no face, several faces."),
+    "503": ("Unavailable", "S3 or SQS does not answer."),
+    "504": ("Timeout", "No answer came in time; the photo is kept, `links.self` has its result later."),
+}
+
+
+def _responses() -> dict[str, Any]:
+    content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    return {name: {"description": description, "content": content} for name, description in PROBLEMS.values()}
+
+
+def _schemas() -> dict[str, Any]:
+    text, number = {"type": "string"}, {"type": "integer", "minimum": 0}
+    item = _dataclass(schema.Recognition)
+    item["properties"] |= {
+        "id": {"anyOf": [ID, {"type": "null"}], "description": "null for a photo that was not accepted"},
+        "status": {"enum": ["pending", "done", "failed"]},
+        "answer": {"type": ["string", "null"], "description": "the largest face's name, `unknown`, or `no_face`"},
+        "links": LINKS,
+    }
+    item["required"] = ["id", "status", "file_name", "links"]
+    photo_failure = _dataclass(schema.PhotoFailure)
+    photo = _object(id={"type": "string"}, links=LINKS)
+    return {
+        "Item": item,
+        "Recognitions": _object(recognitions={"type": "array", "items": {"$ref": "#/components/schemas/Item"}}),
+        "People": _object(people={"type": "array", "items": _object(name=text, photos=number, links=LINKS)}),
+        "Person": _object(name=text, photos={"type": "array", "items": photo}),
+        "Health": {**_object(status=text), "properties": {"status": text, "version": text}},
+        "Problem": {
+            "type": "object",
+            "required": ["type", "title", "status", "code", "detail", "instance", "request_id"],
+            "properties": {
+                "type": {"type": "string", "format": "uri-reference"},
+                "title": text,
+                "status": {"type": "integer"},
+                "code": {**text, "description": "stable: meant for programs"},
+                "detail": {**text, "description": "a sentence: meant for people"},
+                "instance": {"type": "string", "format": "uri-reference"},
+                "request_id": {**text, "description": "the same as in X-Request-ID and in the log"},
+                "errors": {"type": "array", "items": photo_failure},
+                "id": {**ID, "description": "of the recognition that is still to come"},
+                "links": LINKS,
+            },
+        },
+    }
+
+
+def _object(**properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "required": list(properties), "properties": properties}
+
+
+def _dataclass(cls: type) -> dict[str, Any]:
+    hints = typing.get_type_hints(cls)
+    assert dataclasses.is_dataclass(cls)
+    return _object(**{each.name: _json_schema(hints[each.name]) for each in dataclasses.fields(cls)})
+
+
+def _json_schema(hint: Any) -> dict[str, Any]:
+    """The JSON Schema of what dataclasses.asdict and json make of a value of this type."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return _dataclass(typing.cast(type, hint))
+    if origin is typing.Literal:
+        return {"enum": list(arguments)}
+    if origin is types.UnionType:
+        return {"anyOf": [_json_schema(each) for each in arguments]}
+    if hint is types.NoneType:
+        return {"type": "null"}
+    if origin is tuple and arguments[-1] is Ellipsis:
+        return {"type": "array", "items": _json_schema(arguments[0])}
+    if origin is tuple:
+        return {"type": "array", "prefixItems": [_json_schema(each) for each in arguments]}
+    return {"type": JSON_TYPES[hint]}

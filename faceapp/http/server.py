@@ -1,0 +1,108 @@
+"""The web tier under gunicorn."""
+
+from __future__ import annotations
+
+import logging
+import math
+import socket
+from collections.abc import Iterable
+from typing import Any
+
+import flask
+from gunicorn.app.base import BaseApplication
+
+from faceapp.config import Settings
+from faceapp.errors import LocalError
+
+logger = logging.getLogger(__name__)
+
+BACKLOG = 2048
+KEEPALIVE_S = 15
+KEPT_ALIVE = 256
+"""Idle connections that a process keeps open besides those it works for."""
+LAST_ANSWERS_S = 5
+
+
+class Server(BaseApplication):  # type: ignore[misc] # gunicorn is untyped
+    """Flask's app on a listening socket, in `settings.web_processes` processes."""
+
+    def __init__(self, settings: Settings, listener: socket.socket) -> None:
+        self.settings = settings
+        self.listener = listener
+        super().__init__()
+
+    def load_config(self) -> None:
+        settings = self.settings
+        values = {
+            "bind": f"fd://{self.listener.fileno()}",
+            "workers": settings.web_processes,
+            "worker_class": settings.web_worker_class,
+            "threads": settings.web_connections,
+            "worker_connections": settings.web_connections + KEPT_ALIVE,
+            "keepalive": KEEPALIVE_S,
+            # Requests in flight may still wait for their answers when the server is told to stop.
+            "graceful_timeout": math.ceil(settings.web_wait_s) + LAST_ANSWERS_S,
+            "loglevel": settings.log_level.lower(),
+            "accesslog": "-" if settings.log_level == "DEBUG" else None,
+            "proc_name": "faceapp-web",
+            "control_socket_disable": True,
+            "pre_fork": give_slot,
+            "post_fork": take_slot,
+        }
+        for name, value in values.items():
+            self.cfg.set(name, value)
+
+    def load(self) -> flask.Flask:
+        # Imported in the worker, so that gevent has patched what it must before boto3 and Celery are there.
+        from faceapp.web import create_app
+
+        return create_app(self.settings)
+
+
+def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT; SystemExit then. Raises LocalError if the address cannot be listened on."""
+    with listen(settings) as listener:
+        logger.info("the web tier listens on %s", url(listener))
+        Server(settings, listener).run()
+
+
+def listen(settings: Settings) -> socket.socket:
+    """The listening socket. Opened here, since gunicorn would try five times and then exit without a sentence."""
+    address = (settings.web_host, settings.web_port)
+    family = socket.AF_INET6 if ":" in settings.web_host else socket.AF_INET
+    try:
+        listener = socket.create_server(address, family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise LocalError(
+            f"The web tier cannot listen on {settings.web_host}:{settings.web_port} ({error.strerror or error}): "
+            "stop what listens there, or choose another port with FACEAPP_WEB_PORT."
+        ) from error
+    listener.set_inheritable(True)
+    return listener
+
+
+def url(listener: socket.socket) -> str:
+    """Where a browser on this machine finds the server."""
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"http://{host}:{port}"
+
+
+def lowest_free(taken: Iterable[int]) -> int:
+    """The smallest number from 0 that is not among `taken`."""
+    used, slot = set(taken), 0
+    while slot in used:
+        slot += 1
+    return slot
+
+
+def give_slot(arbiter: Any, worker: Any) -> None:
+    """gunicorn's pre_fork, in the arbiter: a new process takes the place, and so the queue, of one that is gone."""
+    worker.slot = lowest_free(each.slot for each in arbiter.WORKERS.values())
+
+
+def take_slot(_arbiter: Any, worker: Any) -> None:
+    """gunicorn's post_fork, in the new process."""
+    from faceapp import responses
+
+    responses.use_slot(worker.slot)

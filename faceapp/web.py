@@ -1,0 +1,57 @@
+"""The web tier: `create_app()` is its WSGI application. It loads no model and keeps nothing on disk."""
+
+from __future__ import annotations
+
+import flask
+from flask import Flask
+
+from faceapp.config import Settings
+from faceapp.config import settings as environment_settings
+from faceapp.http import api, classic, dispatch, health, openapi, page, problems, uploads
+
+SECURITY_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; form-action 'self'; "
+        "frame-ancestors 'none'"
+    ),
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+
+
+def create_app(settings: Settings | None = None) -> Flask:
+    """The application for `settings` (default: the environment's).
+
+    The queues are always the environment's, since this process's Celery app is made from it.
+    """
+    settings = settings or environment_settings()
+    app = Flask(__name__, static_folder=None)
+    app.request_class = uploads.Request
+    app.config.update(
+        FACEAPP=settings,
+        MAX_CONTENT_LENGTH=settings.web_max_request_bytes,
+        MAX_FORM_MEMORY_SIZE=uploads.TEXT_BYTES,
+        MAX_FORM_PARTS=settings.web_max_files + uploads.TEXT_FIELDS,
+    )
+    app.json.sort_keys = False  # type: ignore[attr-defined]
+    app.extensions["faceapp"] = dispatch.Dispatch(settings)
+    app.before_request(_begin)
+    app.after_request(_finish)
+    problems.register(app)
+    for module in (page, classic, api, health, openapi):
+        app.register_blueprint(module.blueprint)
+    return app
+
+
+def _begin() -> None:
+    flask.g.request_id = dispatch.new_id()
+
+
+def _finish(response: flask.Response) -> flask.Response:
+    response.headers["X-Request-ID"] = flask.g.request_id
+    for name, value in SECURITY_HEADERS.items():
+        response.headers.setdefault(name, value)
+    return response
