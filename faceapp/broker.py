@@ -81,8 +81,13 @@ class _AsyncSQSConnection(AsyncSQSConnection):
 class Channel(SQS.Channel):
     """kombu's SQS channel, asking SQS less and repaired for fanout, replies and no-ack consumers."""
 
+    _asynsqs: AsyncSQSConnection | None
     _clients: dict[tuple[Any, ...], Any] = {}  # noqa: RUF012 - one per process on purpose
     _clients_lock = threading.Lock()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._starved: set[str] = set()
 
     def _new_boto_client(self, service: Any, region: Any, *credentials: Any, config: Any = None, **named: Any) -> Any:
         # boto3 clients are safe to share between threads and cost 30 ms and megabytes each; kombu makes one a channel.
@@ -122,6 +127,38 @@ class Channel(SQS.Channel):
             )
         return self._asynsqs
 
+    def _schedule_queue(self, queue: str) -> None:
+        # While the prefetch is full kombu looks every polling_interval whether it still is, which caps a process at
+        # prefetch / interval tasks a second. The next ack or reject says so at once.
+        if queue in self._active_queues and not self.qos.can_consume():
+            self._starved.add(queue)
+        else:
+            super()._schedule_queue(queue)
+
+    def basic_consume(self, queue: str, *args: Any, **kwargs: Any) -> Any:
+        self._starved.discard(queue)  # consuming starts polling anew
+        return super().basic_consume(queue, *args, **kwargs)
+
+    def _feed(self) -> None:
+        while self._starved and self.hub and self.qos.can_consume():
+            self.hub.call_soon(self._schedule_queue, self._starved.pop())
+
+    def basic_ack(self, delivery_tag: str, multiple: bool = False) -> None:
+        try:
+            super().basic_ack(delivery_tag, multiple)
+        finally:
+            self._feed()
+
+    def basic_reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        try:
+            super().basic_reject(delivery_tag, requeue)
+        finally:
+            self._feed()
+
+    def basic_qos(self, prefetch_size: int = 0, prefetch_count: int = 0, apply_global: bool = False) -> None:
+        super().basic_qos(prefetch_size, prefetch_count, apply_global)
+        self._feed()
+
     def _on_messages_ready(self, queue: str, qname: str, messages: Any) -> int:
         # kombu hands on an empty list, not a response, when SQS answered 5xx or not in time.
         return super()._on_messages_ready(queue, qname, messages) if messages else 0
@@ -155,6 +192,8 @@ celery.events.event.event_exchange.type = "fanout"
 class FaceappCelery(Celery):
     """Celery whose callers are answered on the response queue that their process reads."""
 
+    settings: Settings
+
     @property
     def thread_oid(self) -> str:
         return str(self.backend.reply_queue)
@@ -163,14 +202,14 @@ class FaceappCelery(Celery):
 def create_app(settings: Settings) -> FaceappCelery:
     """The Celery app for the queues that `settings` name. Opens no connection."""
     app = FaceappCelery("faceapp", amqp=AMQP, backend="faceapp.responses:ResponseBackend", set_as_current=True)
+    app.settings = settings
     app.conf.update(
         broker_url="sqs://",
         broker_transport_options={
             "queue_name_prefix": f"{settings.prefix}-",
             "request_queue": settings.request_queue,
             "wait_time_seconds": settings.queue_wait_s,
-            # The pause after a poll while the prefetch is full: 1 (kombu's default) is one task a second, 0 is a
-            # busy loop.
+            # The pause after an empty poll, which has already waited.
             "polling_interval": 0.1,
             # Of queues that kombu makes itself (events, remote control); the request queue's is the template's.
             "visibility_timeout": 60,

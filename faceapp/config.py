@@ -48,11 +48,15 @@ def _pattern(pattern: str) -> Callable[[str], str]:
 
 
 def _whole(default: int, low: int, high: int, doc: str) -> Any:
-    return field(default=default, metadata={"rule": Rule(_number(int, low, high), f"a whole number, {low} to {high}", doc)})
+    return field(
+        default=default, metadata={"rule": Rule(_number(int, low, high), f"a whole number, {low} to {high}", doc)}
+    )
 
 
 def _real(default: float, low: float, high: float, doc: str) -> Any:
-    return field(default=default, metadata={"rule": Rule(_number(float, low, high), f"a number, {low:g} to {high:g}", doc)})
+    return field(
+        default=default, metadata={"rule": Rule(_number(float, low, high), f"a number, {low:g} to {high:g}", doc)}
+    )
 
 
 def _choice(default: str, *values: str, doc: str) -> Any:
@@ -74,7 +78,9 @@ class Settings:
         takes="2 to 32 small letters, digits and hyphens",
     )
 
-    web_host: str = _text("127.0.0.1", "the address that the web tier listens on", pattern=r"[0-9A-Za-z.:_-]+", takes="a host")
+    web_host: str = _text(
+        "127.0.0.1", "the address that the web tier listens on", pattern=r"[0-9A-Za-z.:_-]+", takes="a host"
+    )
     web_port: int = _whole(8000, 1, 65535, "the web tier's port")
     web_processes: int = _whole(1, 1, 64, "web processes; each reads a response queue of its own")
     web_worker_class: str = _choice("gthread", "gthread", "gevent", doc="gunicorn's worker class")
@@ -93,8 +99,15 @@ class Settings:
 
     embedder: str = _choice("dlib", "dlib", "facenet", doc="the network that describes faces")
     weights: str = _text("", "the facenet embedder's weights file (VGGFace2 state dict)")
-    precision: str = _choice("auto", "auto", "fp32", "bf16", doc="the embedder's arithmetic; auto: bf16 where the CPU has it")
-    device: str = _text("auto", "auto (CUDA when there is one), cpu or cuda:N", pattern=r"auto|cpu|cuda(:\d+)?", takes="auto, cpu or cuda:N")
+    precision: str = _choice(
+        "auto", "auto", "fp32", "bf16", doc="the embedder's arithmetic; auto: bf16 where the CPU has it"
+    )
+    device: str = _text(
+        "auto",
+        "auto (CUDA when there is one), cpu or cuda:N",
+        pattern=r"auto|cpu|cuda(:\d+)?",
+        takes="auto, cpu or cuda:N",
+    )
     threshold: float = _real(0.0, 0.0, 4.0, "the largest distance that is the same person; 0: the embedder's own")
 
     gallery_refresh_s: float = _real(2.0, 0.1, 3600, "how often a worker asks whether the gallery has changed")

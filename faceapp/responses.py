@@ -30,7 +30,7 @@ from celery.backends.base import Backend, SyncBackendMixin
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 
 from faceapp import broker
-from faceapp.config import settings
+from faceapp.config import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +62,8 @@ def use_slot(slot: int) -> None:
     _slot = slot
 
 
-def _queue_name() -> str:
-    name = settings().response_queue
+def _queue_name(settings: Settings) -> str:
+    name = settings.response_queue
     if _slot is None:
         return f"{name}-{uuid.uuid4().hex[:12]}"
     return name if _slot == 0 else f"{name}-{_slot}"
@@ -109,8 +109,9 @@ class Collector:
 
     @property
     def waiting(self) -> int:
-        """How many answers are expected."""
-        return len(self._pending)
+        """How many answers are still to come."""
+        with self._changed:
+            return sum(not pending.arrived.is_set() for pending in self._pending.values())
 
     def expect(self, task_id: str) -> None:
         """Keep the answer to `task_id` when it comes. Raises botocore's errors when there is no queue to read."""
@@ -148,6 +149,8 @@ class Collector:
     def close(self, *, delete_queue: bool) -> None:
         """Stop reading. With `delete_queue` the queue goes too."""
         with self._changed:
+            if self._closed:
+                return
             self._closed = True
             self._changed.notify()
         if delete_queue and "_queue_url" in self.__dict__:
@@ -175,7 +178,7 @@ class Collector:
                 if done and (idle or len(done) >= RECEIVE_BATCH or time.monotonic() - last_delete_s > DELETE_WITHIN_S):
                     done, last_delete_s = self._delete(done), time.monotonic()
                 failures = 0
-            except _TRANSPORT_ERRORS as error:
+            except Exception as error:  # this thread must not end: everybody waits for it
                 failures += 1
                 # Answers not deleted come again and are dropped as late.
                 done = [] if idle else done
@@ -191,7 +194,7 @@ class Collector:
         for task_id in forgotten:
             if task_id in self._pending and not self._pending[task_id].waiting:
                 del self._pending[task_id]
-        return any(not pending.arrived.is_set() for pending in self._pending.values())
+        return self.waiting > 0
 
     def _receive(self) -> list[str]:
         """One long poll: hand out what came, return the receipts."""
@@ -208,6 +211,8 @@ class Collector:
         try:
             meta = json.loads(body)
             task_id, status = meta["task_id"], meta["status"]
+            if not (isinstance(task_id, str) and isinstance(status, str)):
+                raise TypeError("an answer's id and status are strings")
         except (ValueError, TypeError, KeyError):
             self.counts["corrupt"] += 1
             logger.warning("dropped an answer that is not one (%d bytes)", len(body))
@@ -236,7 +241,7 @@ class Collector:
         time.sleep(pause_s)
 
 
-class ResponseBackend(SyncBackendMixin, Backend):  # type: ignore[misc]
+class ResponseBackend(SyncBackendMixin, Backend):
     """Celery's result backend over the response queue: publishes in the worker, collects in the caller's process."""
 
     persistent = False
@@ -244,16 +249,22 @@ class ResponseBackend(SyncBackendMixin, Backend):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._settings: Settings = self.app.settings
         self._lock = threading.Lock()
         self._pid = 0
         self._mine: Collector | None = None
+        self._sender_pid = 0
+        self._sending: tuple[Any, dict[str, str]] = (None, {})
 
     @property
     def collector(self) -> Collector:
         """This process's reader; a forked child gets its own."""
         with self._lock:
             if self._mine is None or self._pid != os.getpid():
-                self._pid, self._mine = os.getpid(), Collector(_queue_name(), wait_s=settings().queue_wait_s)
+                self._pid, self._mine = (
+                    os.getpid(),
+                    Collector(_queue_name(self._settings), wait_s=self._settings.queue_wait_s),
+                )
                 atexit.register(self._mine.close, delete_queue=_slot is None)
             return self._mine
 
@@ -310,7 +321,7 @@ class ResponseBackend(SyncBackendMixin, Backend):  # type: ignore[misc]
             logger.warning("no answer sent to %s for %s: %s", reply_to, task_id, error)
 
     def _reply(self, queue_name: str, body: str) -> None:
-        if not queue_name.startswith(settings().response_queue):
+        if not queue_name.startswith(self._settings.response_queue):
             logger.warning("no answer sent to %r: it is not one of our response queues", queue_name)
             return
         sqs, urls = self._sender()
@@ -321,6 +332,6 @@ class ResponseBackend(SyncBackendMixin, Backend):  # type: ignore[misc]
     def _sender(self) -> tuple[Any, dict[str, str]]:
         """This process's client and the URLs it knows; a forked child makes its own."""
         with self._lock:
-            if self.__dict__.get("_sender_pid") != os.getpid():
+            if self._sender_pid != os.getpid():
                 self._sender_pid, self._sending = os.getpid(), (broker.sqs_client(), {})
             return self._sending

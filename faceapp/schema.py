@@ -67,8 +67,10 @@ class Photo:
 
 @dataclass(frozen=True, kw_only=True)
 class Timings:
-    """Seconds that each stage took, for one photo. `queued_s` is from dispatch to the task's start, `total_s` from there
-    until the result is ready to be stored."""
+    """Seconds that each stage took, for one photo.
+
+    `queued_s` is from dispatch to the task's start, `total_s` from there until the result is ready to be stored.
+    """
 
     queued_s: float = 0.0
     fetch_s: float = 0.0

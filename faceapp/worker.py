@@ -1,6 +1,6 @@
 """What a worker does with one message: the work behind the tasks.
 
-Nothing here knows Celery. A piece of work that is done twice (SQS delivers at least once) writes the same objects again.
+Nothing here knows Celery. Work that is done twice (SQS delivers at least once) writes the same objects again.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class Worker:
 
         Raises StorageUnavailable; the work can be tried again.
         """
-        waiting = self._storage.list_incoming(request_id)
+        waiting = [self._storage.get_incoming(request_id, n) for n in self._storage.list_incoming(request_id)]
         if not waiting:
             raise NotFound(f"no photos wait to be enrolled under {request_id}")
         found: list[tuple[bytes, EnrolledFace]] = []

@@ -1,0 +1,218 @@
+"""Answers over the response queue, on the embedded SQS."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import threading
+import uuid
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from celery.exceptions import TimeoutError as CeleryTimeoutError
+
+from faceapp import broker, responses
+from faceapp.broker import FaceappCelery
+from faceapp.config import Settings
+from faceapp.responses import MAX_REPLY_BYTES, Collector
+from tests.services import wait_until
+
+
+@pytest.fixture
+def settings(stack: Settings) -> Settings:
+    return Settings(prefix=stack.prefix, queue_wait_s=1)
+
+
+@pytest.fixture
+def app(settings: Settings) -> Iterator[FaceappCelery]:
+    app = broker.create_app(settings)
+    yield app
+    app.backend.collector.close(delete_queue=True)
+
+
+def expected(app: FaceappCelery) -> str:
+    """A task id whose answer this process expects."""
+    task_id = uuid.uuid4().hex
+    app.backend.on_task_call(None, task_id)
+    return task_id
+
+
+def answer(app: FaceappCelery, task_id: str, result: Any, *, to: str | None = None, state: str = "SUCCESS") -> None:
+    """What a worker does when the task is done."""
+    request = SimpleNamespace(reply_to=to or app.backend.reply_queue)
+    app.backend.store_result(task_id, result, state, request=request)
+
+
+def put(queue: str, body: str) -> None:
+    sqs = broker.sqs_client()
+    sqs.send_message(QueueUrl=sqs.get_queue_url(QueueName=queue)["QueueUrl"], MessageBody=body)
+
+
+def queues(prefix: str) -> list[str]:
+    found = broker.sqs_client().list_queues(QueueNamePrefix=prefix).get("QueueUrls", ())
+    return [url.rsplit("/", 1)[-1] for url in found]
+
+
+def test_each_thread_gets_its_own_answer(app: FaceappCelery) -> None:
+    task_ids = [expected(app) for _ in range(60)]
+    got: dict[str, Any] = {}
+
+    def ask(task_id: str) -> None:
+        got[task_id] = app.AsyncResult(task_id).get(timeout=60)
+
+    threads = [threading.Thread(target=ask, args=(task_id,)) for task_id in task_ids]
+    for thread in threads:
+        thread.start()
+    for task_id in reversed(task_ids):
+        answer(app, task_id, f"for {task_id}")
+    for thread in threads:
+        thread.join(60)
+
+    assert got == {task_id: f"for {task_id}" for task_id in task_ids}
+    assert app.backend.collector.counts == {"delivered": 60}
+
+
+def test_a_doubled_and_a_late_answer_are_dropped_and_counted(app: FaceappCelery) -> None:
+    task_id, counts = expected(app), app.backend.collector.counts
+    answer(app, task_id, "first")
+    assert app.AsyncResult(task_id).get(timeout=30) == "first"
+    answer(app, task_id, "again")
+    answer(app, uuid.uuid4().hex, "nobody asked")
+    keep_reading = expected(app)
+
+    wait_until(lambda: counts["late"] == 2)
+    answer(app, keep_reading, "still works")
+    assert app.AsyncResult(keep_reading).get(timeout=30) == "still works"
+
+
+@pytest.mark.parametrize(
+    "body", ["", "no json", "[]", "{}", '"text"', '{"task_id": 1}', '{"task_id": [], "status": {}}']
+)
+def test_a_corrupt_answer_is_dropped_and_counted(app: FaceappCelery, body: str) -> None:
+    task_id = expected(app)
+    put(app.backend.reply_queue, body or " ")
+    wait_until(lambda: app.backend.collector.counts["corrupt"] == 1)
+
+    answer(app, task_id, "fine")
+    assert app.AsyncResult(task_id).get(timeout=30) == "fine"
+
+
+def test_what_was_read_is_deleted(app: FaceappCelery) -> None:
+    task_ids = [expected(app) for _ in range(25)]
+    for task_id in task_ids:
+        answer(app, task_id, None)
+    for task_id in task_ids:
+        app.AsyncResult(task_id).get(timeout=30)
+    sqs = broker.sqs_client()
+    url = sqs.get_queue_url(QueueName=app.backend.reply_queue)["QueueUrl"]
+    names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
+
+    def left() -> int:
+        attributes = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=names)["Attributes"]
+        return sum(int(attributes[name]) for name in names)
+
+    wait_until(lambda: left() == 0, what="an empty response queue")
+
+
+def test_an_answer_too_long_for_sqs_comes_without_its_result(app: FaceappCelery) -> None:
+    task_id = expected(app)
+    answer(app, task_id, "x" * MAX_REPLY_BYTES)
+    assert app.AsyncResult(task_id).get(timeout=30) is None
+
+
+def test_only_our_response_queues_are_answered(app: FaceappCelery, stack: Settings) -> None:
+    answer(app, "id", "stolen", to=stack.request_queue)
+    answer(app, "id", "lost", to=f"{stack.response_queue}-that-is-gone")
+
+    sqs = broker.sqs_client()
+    url = sqs.get_queue_url(QueueName=stack.request_queue)["QueueUrl"]
+    assert "Messages" not in sqs.receive_message(QueueUrl=url, WaitTimeSeconds=0)
+
+
+def test_an_unfinished_task_answers_nothing(app: FaceappCelery) -> None:
+    task_id = expected(app)
+    answer(app, task_id, None, state="STARTED")
+    answer(app, task_id, "done")
+    assert app.AsyncResult(task_id).get(timeout=30) == "done"
+    assert app.backend.collector.counts == {"delivered": 1}
+
+
+def test_an_answer_nobody_fetches_is_forgotten(app: FaceappCelery) -> None:
+    collector = app.backend.collector
+    result = app.AsyncResult(expected(app))
+    assert collector.waiting == 1
+    del result
+    gc.collect()
+    other = expected(app)
+    wait_until(lambda: collector.waiting == 1)
+    with pytest.raises(CeleryTimeoutError):
+        app.AsyncResult(other).get(timeout=0.05)
+
+
+def test_two_processes_have_two_queues_and_leave_none(settings: Settings) -> None:
+    one, two = broker.create_app(settings), broker.create_app(settings)
+    first, second = expected(one), expected(two)
+    assert one.backend.reply_queue != two.backend.reply_queue
+    answer(two, second, "two")
+    answer(two, first, "one", to=one.backend.reply_queue)
+    assert one.AsyncResult(first).get(timeout=30) == "one"
+    assert two.AsyncResult(second).get(timeout=30) == "two"
+
+    for app in (one, two):
+        app.backend.collector.close(delete_queue=True)
+    assert queues(settings.response_queue) == [settings.response_queue]
+
+
+@pytest.mark.parametrize(("slot", "suffix"), [(0, ""), (3, "-3")])
+def test_a_web_process_reads_its_slots_queue(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, slot: int, suffix: str
+) -> None:
+    monkeypatch.setattr(responses, "_slot", None)
+    responses.use_slot(slot)
+    app = broker.create_app(settings)
+    assert app.backend.reply_queue == settings.response_queue + suffix
+    task_id = expected(app)
+    answer(app, task_id, slot)
+    assert app.AsyncResult(task_id).get(timeout=30) == slot
+    app.backend.collector.close(delete_queue=False)
+
+
+def test_a_forked_child_does_not_take_its_parents_answers(app: FaceappCelery) -> None:
+    mine = app.backend.reply_queue
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(write_end, app.backend.reply_queue.encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    theirs = os.read(read_end, 200).decode()
+    assert theirs.startswith(app.settings.response_queue)
+    assert theirs != mine
+
+
+def test_reading_goes_on_when_the_queue_was_deleted(app: FaceappCelery) -> None:
+    first = expected(app)
+    answer(app, first, 1)
+    assert app.AsyncResult(first).get(timeout=30) == 1
+    sqs, name = broker.sqs_client(), app.backend.reply_queue
+    sqs.delete_queue(QueueUrl=sqs.get_queue_url(QueueName=name)["QueueUrl"])
+
+    second = expected(app)
+    wait_until(lambda: name in queues(name), what="the new queue")
+    answer(app, second, 2)
+    assert app.AsyncResult(second).get(timeout=30) == 2
+
+
+def test_an_answer_before_its_question_waits(settings: Settings) -> None:
+    """A worker may be faster than the thread that asks to come to waiting."""
+    collector = Collector(settings.response_queue, wait_s=1)
+    collector.expect("fast")
+    put(settings.response_queue, json.dumps({"task_id": "fast", "status": "SUCCESS", "result": 7}))
+    wait_until(lambda: collector.peek("fast"))
+    meta = collector.wait("fast", 0.0)
+    assert meta is not None
+    assert meta["result"] == 7
+    collector.close(delete_queue=False)

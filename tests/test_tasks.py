@@ -1,0 +1,124 @@
+"""The tasks, run by a real worker with the real model, over the embedded S3 and SQS."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from faceapp import tasks
+from faceapp.config import Settings
+from faceapp.gallery import People
+from faceapp.schema import Enrolment, Recognition
+from faceapp.storage import Storage
+
+pytestmark = pytest.mark.usefixtures("worker", "aws")
+
+TIMEOUT_S = 60
+
+
+@pytest.fixture
+def storage(system: Settings) -> Storage:
+    return Storage(system)
+
+
+@pytest.fixture
+def person(storage: Storage) -> Any:
+    """A name that is nobody's, forgotten afterwards."""
+    name = f"p{uuid.uuid4().hex[:8]}"
+    yield name
+    if name in {each.name for each in People(storage).list_people()}:
+        People(storage).forget(name)
+
+
+def recognise(storage: Storage, photo: bytes, file_name: str = "photo.jpg") -> Recognition:
+    request_id = uuid.uuid4().hex
+    storage.put_photo(request_id, photo, file_name=file_name, content_type="image/jpeg")
+    answer = tasks.recognize.apply_async(args=[request_id], task_id=request_id).get(timeout=TIMEOUT_S)
+    result = Recognition.from_dict(answer)
+    assert storage.get_result(request_id) == result
+    return result
+
+
+def enrol(storage: Storage, name: str, *photos: bytes) -> Enrolment:
+    request_id = uuid.uuid4().hex
+    for n, photo in enumerate(photos):
+        storage.put_incoming(request_id, n, photo, name=name, file_name=f"{n}.jpg")
+    answer = tasks.enrol.apply_async(args=[request_id], task_id=request_id).get(timeout=TIMEOUT_S)
+    assert storage.list_incoming(request_id) == []
+    return Enrolment.from_dict(answer)
+
+
+def test_an_enrolled_person_is_recognised(storage: Storage, person: str, samples: dict[str, Path]) -> None:
+    enrolment = enrol(storage, person, samples["obama.jpg"].read_bytes())
+    assert enrolment.failures == ()
+    assert People(storage).get(person) == list(enrolment.photos)
+
+    result = recognise(storage, samples["obama3.jpg"].read_bytes(), "obama 3.jpg")
+
+    assert (result.status, result.answer, result.file_name) == ("done", person, "obama 3.jpg")
+    assert result.faces[0].distance is not None
+    assert 0 < result.faces[0].distance < 0.6
+    assert result.faces[0].candidates[0].name == person
+    assert result.gallery_version
+    assert result.timings.embed_s > 0
+    assert result.timings.queued_s > 0
+    assert recognise(storage, samples["biden.jpg"].read_bytes()).answer == "unknown"
+
+
+def test_a_forgotten_person_is_unknown_within_seconds(storage: Storage, person: str, samples: dict[str, Path]) -> None:
+    photo = samples["biden.jpg"].read_bytes()
+    enrol(storage, person, photo)
+    assert recognise(storage, photo).answer == person
+
+    People(storage).forget(person)
+
+    for _ in range(50):
+        if recognise(storage, photo).answer == "unknown":
+            return
+    pytest.fail("the worker still knows who was forgotten")
+
+
+def test_a_photo_cut_off_on_the_way_gives_a_failed_result(storage: Storage, samples: dict[str, Path]) -> None:
+    photo = samples["obama.jpg"].read_bytes()
+    result = recognise(storage, photo[: len(photo) // 2])
+    assert result.status == "failed"
+    assert result.failure is not None
+    assert result.failure.code == "image_truncated"
+
+
+def test_a_photo_that_is_not_there_gives_a_failed_result(storage: Storage) -> None:
+    request_id = uuid.uuid4().hex
+    answer = tasks.recognize.apply_async(args=[request_id], task_id=request_id).get(timeout=TIMEOUT_S)
+    result = Recognition.from_dict(answer)
+    assert result.failure is not None
+    assert result.failure.code == "recognition_not_found"
+
+
+def test_one_bad_photo_enrols_none(storage: Storage, person: str, samples: dict[str, Path]) -> None:
+    enrolment = enrol(storage, person, samples["obama.jpg"].read_bytes(), b"no photo")
+    assert enrolment.photos == ()
+    assert [failure.file_name for failure in enrolment.failures] == ["1.jpg"]
+    assert enrolment.failures[0].code == "image_unsupported"
+    assert person not in {each.name for each in People(storage).list_people()}
+
+
+def test_a_second_delivery_changes_nothing(storage: Storage, person: str, samples: dict[str, Path]) -> None:
+    enrolment = enrol(storage, person, samples["obama.jpg"].read_bytes())
+    assert tasks.enrol.apply_async(args=[enrolment.id], task_id=enrolment.id).get(timeout=TIMEOUT_S) is None
+    assert People(storage).get(person) == list(enrolment.photos)
+
+
+def test_a_dispatched_photo_is_recognised_though_nobody_waits(storage: Storage, samples: dict[str, Path]) -> None:
+    first, second = uuid.uuid4().hex, uuid.uuid4().hex
+    for request_id in (first, second):
+        storage.put_photo(request_id, samples["obama.jpg"].read_bytes(), file_name="a.jpg", content_type="image/jpeg")
+    tasks.recognize.apply_async(args=[first], task_id=first, ignore_result=True)
+    # One worker process takes the messages one by one: the second answer comes after the first photo's result.
+    for _ in range(3):
+        tasks.recognize.apply_async(args=[second], task_id=second).get(timeout=TIMEOUT_S)
+    result = storage.get_result(first)
+    assert result is not None
+    assert result.status == "done"
