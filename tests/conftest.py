@@ -11,19 +11,8 @@ for _variable in [name for name in os.environ if name.startswith(("AWS_", "FACEA
 os.environ["FACEAPP_PREFIX"] = f"t{uuid.uuid4().hex[:8]}"
 os.environ["FACEAPP_QUEUE_WAIT_S"] = "2"
 
-from pathlib import Path  # noqa: E402
-
-import pytest  # noqa: E402
-
-from faceapp.samples import sample_photos  # noqa: E402
 from tests.aws import aws, aws_endpoint, stack  # noqa: E402
 from tests.photos import recogniser, samples  # noqa: E402
 from tests.services import system, worker  # noqa: E402
 
 __all__ = ["aws", "aws_endpoint", "recogniser", "samples", "stack", "system", "worker"]
-
-
-@pytest.fixture(scope="session")
-def samples() -> dict[str, Path]:
-    """Photos of known faces out of pip packages, by name: obama.jpg, obama2.jpg, obama3.jpg, biden.jpg, ..."""
-    return sample_photos()
