@@ -1,20 +1,32 @@
-"""A Celery app with the product's broker and a task that needs no model: `celery -A tests.echo worker`."""
+"""A Celery app with the product's broker and tasks that need no model: `celery -A tests.echo worker`."""
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import os
-import signal
+import threading
 from typing import Any
 
 from faceapp import broker
-from faceapp.config import settings
+from faceapp.config import Settings, settings
 
-app = broker.create_app(settings())
+
+def prefix(settings: Settings) -> str:
+    """Queues of its own: the product's workers would not know these tasks."""
+    return f"{settings.prefix}-echo"
+
+
+SETTINGS = dataclasses.replace(settings(), prefix=prefix(settings()))
+app = broker.create_app(SETTINGS)
 
 
 @app.task(name="tests.echo")
 def echo(value: Any) -> Any:
-    """Answer with what was asked."""
+    """Answer with what was asked; never, in a worker whose environment has ECHO_HANGS."""
+    if os.environ.get("ECHO_HANGS"):
+        logging.getLogger(__name__).warning("hanging")
+        threading.Event().wait()
     return value
 
 
@@ -22,15 +34,3 @@ def echo(value: Any) -> Any:
 def fail(sentence: str) -> None:
     """Raise."""
     raise ValueError(sentence)
-
-
-@app.task(name="tests.pid")
-def pid() -> int:
-    """The process that runs tasks."""
-    return os.getpid()
-
-
-@app.task(name="tests.die")
-def die() -> None:
-    """Kill the process that runs this."""
-    os.kill(os.getpid(), signal.SIGKILL)

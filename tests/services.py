@@ -56,7 +56,9 @@ def celery_worker(app: str, log: Path, env: dict[str, str], *options: str) -> It
     """`celery -A <app> worker` as a process that is ready when the block begins and gone when it ends."""
     command = [sys.executable, "-m", "celery", "-A", app, "worker", "--loglevel", "INFO", *options]
     with log.open("wb") as output:
-        process = subprocess.Popen(command, cwd=REPOSITORY, env=env, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command, cwd=REPOSITORY, env=env, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
     try:
         wait_until(
             lambda: process.poll() is not None or b" ready." in log.read_bytes(), timeout_s=120, what="the worker"

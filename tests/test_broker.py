@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
+import signal
 import subprocess
 import sys
 import uuid
@@ -17,18 +20,24 @@ from kombu import Connection
 from kombu.transport import SQS
 
 from faceapp import broker
+from faceapp import stack as deployment
 from faceapp.config import Settings
 from faceapp.errors import BrokerUnavailable
 from tests import echo as echo_app
-from tests.services import celery_worker, environ
+from tests.services import celery_worker, environ, wait_until
 
 MESSAGE_LIMIT_BYTES = 1024
 TaskMaker = Callable[[Settings, str], Any]
 
 
 @pytest.fixture(scope="module")
+def echo_stack(system: Settings) -> None:
+    deployment.apply(echo_app.SETTINGS)
+
+
+@pytest.fixture(scope="module")
 def echo_worker(
-    system: Settings, aws_endpoint: str, tmp_path_factory: pytest.TempPathFactory
+    echo_stack: object, system: Settings, aws_endpoint: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[subprocess.Popen[bytes]]:
     log = tmp_path_factory.mktemp("echo") / "log"
     with celery_worker("tests.echo", log, environ(aws_endpoint, system), "--concurrency", "2") as process:
@@ -136,19 +145,23 @@ def test_events_reach_a_listener(echo_worker: object, aws: str) -> None:
     assert seen == ["worker-heartbeat"]
 
 
-def test_a_worker_that_is_killed_loses_no_task(system: Settings, aws: str, tmp_path: Path) -> None:
-    """The message of a killed worker is given to the next one, since it is deleted only when its task is done."""
-    sqs, queue = broker.sqs_client(), queue_url(system.request_queue)
-    sqs.set_queue_attributes(QueueUrl=queue, Attributes={"VisibilityTimeout": "3"})
-    try:
-        with celery_worker("tests.echo", tmp_path / "first", environ(aws, system), "--concurrency", "1") as first:
-            first.kill()
-            first.wait()
-        answer = echo_app.echo.delay("still here")
-        with celery_worker("tests.echo", tmp_path / "second", environ(aws, system), "--concurrency", "1"):
-            assert answer.get(timeout=60) == "still here"
-    finally:
-        sqs.set_queue_attributes(QueueUrl=queue, Attributes={"VisibilityTimeout": "90"})
+def test_a_worker_killed_in_the_middle_of_a_task_loses_none(aws: str, tmp_path: Path) -> None:
+    """Its message becomes visible again and the next worker answers: it is deleted only when its task is done."""
+    base = Settings(prefix=f"k{uuid.uuid4().hex[:8]}", task_time_limit_s=5)
+    settings = dataclasses.replace(base, prefix=echo_app.prefix(base))
+    deployment.apply(settings)
+    sqs, queue = broker.sqs_client(), queue_url(settings.request_queue)
+    sqs.set_queue_attributes(QueueUrl=queue, Attributes={"VisibilityTimeout": "5"})
+    app = broker.create_app(settings)
+    log = tmp_path / "first"
+    with celery_worker("tests.echo", log, environ(aws, base, ECHO_HANGS="1"), "--concurrency", "1") as first:
+        answer = app.send_task("tests.echo", args=["still here"])
+        wait_until(lambda: b"hanging" in log.read_bytes(), what="the task's start")
+        os.killpg(first.pid, signal.SIGKILL)
+
+    with celery_worker("tests.echo", tmp_path / "second", environ(aws, base), "--concurrency", "1"):
+        assert answer.get(timeout=60) == "still here"
+    app.backend.collector.close(delete_queue=True)
 
 
 def test_no_answer_in_time_is_a_timeout(stack: Settings, task_of: TaskMaker) -> None:
