@@ -73,7 +73,6 @@ def document() -> dict[str, Any]:
             "description": "Every error is a problem document (RFC 9457) with a stable `code`.",
             "license": {"name": "MIT", "identifier": "MIT"},
         },
-        "servers": [{"url": "/"}],
         "tags": [
             {"name": "classic", "description": "One photo, one line of text."},
             {"name": "recognitions", "description": "Who is in these photos?"},

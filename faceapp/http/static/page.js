@@ -5,7 +5,7 @@ import { PhotoCard } from "./photo.js";
 import { refreshPeople, setUpPeople } from "./people.js";
 
 const AT_ONCE = 4;
-const HEALTH_EVERY_MS = 15_000;
+const HEALTH_EVERY_MS = 60_000; // each time asks S3 and SQS, which are billed
 
 const results = document.getElementById("results");
 const notice = document.getElementById("notice");
@@ -87,6 +87,8 @@ function setUpIntake() {
 }
 
 async function watchHealth() {
+  setTimeout(watchHealth, HEALTH_EVERY_MS);
+  if (document.hidden) return;
   const health = document.getElementById("health");
   let [state, text] = ["ready", "ready"];
   try {
@@ -98,7 +100,6 @@ async function watchHealth() {
     health.dataset.state = state;
     health.textContent = text;
   }
-  setTimeout(watchHealth, HEALTH_EVERY_MS);
 }
 
 setUpIntake();

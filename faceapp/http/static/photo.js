@@ -7,6 +7,7 @@ const POLL_MS = 2000;
 const LONG_WAIT_S = 8;
 const CROP_MARGINS = [0.8, 0.5, 0.3, 0.15];
 const CROP_MAX_PX = 1200;
+const UNSHOWN_HEIGHT_PX = 320;
 const FAR = 1.2; // a distance that draws as an empty bar: strangers are hardly ever further apart
 const UNKNOWN = "unknown";
 const STAGES = [
@@ -137,7 +138,9 @@ export class PhotoCard {
     this.image.hidden = true;
     place.hidden = false;
     place.textContent = sentence;
-    if (photo) place.style.aspectRatio = `${photo.width} / ${photo.height}`;
+    if (!photo) return;
+    place.style.aspectRatio = `${photo.width} / ${photo.height}`;
+    place.style.width = `${Math.round((UNSHOWN_HEIGHT_PX * photo.width) / photo.height)}px`;
   }
 
   addFace(item, face, n, shown) {
@@ -163,7 +166,7 @@ export class PhotoCard {
     const place = this.find(".timings");
     place.hidden = false;
     place.querySelector("summary").textContent =
-      `Answered in ${seconds(tookS)}: ${seconds(timings.total_s)} of work, ${seconds(timings.queued_s)} in the queue`;
+      `${seconds(tookS)}, of which ${seconds(timings.queued_s)} in the queue and ${seconds(timings.total_s)} of work`;
     const whole = STAGES.reduce((sum, [key]) => sum + timings[key], 0) || 1;
     const bar = place.querySelector(".timing-bar");
     const list = place.querySelector(".timing-list");
@@ -199,7 +202,8 @@ function summary(faces, known) {
 
 /** A button over the face, placed in percent of the upright photo, so that it fits at any size. */
 function faceBox(photo, face, n) {
-  const { left, top, right, bottom } = face.box;
+  const [left, top] = [Math.max(0, face.box.left), Math.max(0, face.box.top)];
+  const [right, bottom] = [Math.min(photo.width, face.box.right), Math.min(photo.height, face.box.bottom)];
   const box = document.createElement("button");
   box.type = "button";
   box.className = face.name === UNKNOWN ? "box stranger" : "box";
@@ -209,7 +213,9 @@ function faceBox(photo, face, n) {
   box.style.height = `${(100 * (bottom - top)) / photo.height}%`;
   box.setAttribute("aria-label", `Face ${n + 1}: ${face.name}. Enrol it.`);
   const label = document.createElement("span");
-  label.className = top / photo.height < 0.09 ? "label below" : "label";
+  label.className = "label";
+  label.classList.toggle("below", top / photo.height < 0.12);
+  label.classList.toggle("leftwards", left / photo.width > 0.6);
   label.textContent = face.name;
   box.append(label);
   for (const [x, y] of face.landmarks) {
@@ -241,6 +247,7 @@ class FaceRow {
       this.enrol(input.value.trim());
     });
     if (shown) this.drawCrop();
+    else this.drawNumber(n + 1);
   }
 
   find(selector) {
@@ -267,6 +274,16 @@ class FaceRow {
     const [w, h] = [width * fit, height * fit];
     const place = [(canvas.width - w) / 2, (canvas.height - h) / 2, w, h];
     canvas.getContext("2d").drawImage(this.card.image, x, y, width, height, ...place);
+  }
+
+  drawNumber(number) {
+    const canvas = this.find(".crop");
+    const context = canvas.getContext("2d");
+    context.font = "600 48px system-ui";
+    context.fillStyle = getComputedStyle(document.body).color;
+    context.textAlign = "center";
+    context.textBaseline = "middle";
+    context.fillText(number, canvas.width / 2, canvas.height / 2);
   }
 
   /** The most generous crop without another face in it: enrolling takes exactly one. */
