@@ -153,6 +153,13 @@ class BrokerUnavailable(FaceappError):
     status = 503
 
 
+class ServiceUnreachable(FaceappError):
+    """No faceapp answers there."""
+
+    code = "service_unreachable"
+    status = 503
+
+
 class WeightsError(FaceappError):
     """The model's weights cannot be read."""
 

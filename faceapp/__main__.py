@@ -1,0 +1,5 @@
+"""`python -m faceapp` is `faceapp`."""
+
+from faceapp.cli import main
+
+main()

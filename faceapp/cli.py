@@ -1,0 +1,162 @@
+"""The command line. Everything heavy is imported by the command that needs it, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+from faceapp import __version__
+from faceapp.config import Settings, settings
+from faceapp.errors import ConfigError, FaceappError
+
+FOLDER = click.Path(path_type=Path)
+URL = "http://127.0.0.1:8000"
+
+
+class Commands(click.Group):
+    """A group whose commands fail with one sentence: status 2 for a setting that cannot be used, 1 for the rest."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except ConfigError as error:
+            raise _Misuse(error.detail) from error
+        except FaceappError as error:
+            raise click.ClickException(error.detail) from error
+
+
+class _Misuse(click.ClickException):
+    exit_code = 2
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(__version__)
+def main() -> None:
+    """An elastic face recognition service.
+
+    'faceapp up' runs all of it on this machine; the other commands run or ask one part. 'faceapp settings' lists the
+    FACEAPP_* variables that set it up.
+    """
+
+
+@main.command()
+@click.option("--people", metavar="DIR", type=FOLDER, help="Enrol the photos in this folder: DIR/<name>/<photo>.jpg.")
+@click.option("--fresh", is_flag=True, help="Start without the people who were enrolled the last time.")
+@click.option("-v", "--verbose", is_flag=True, help="Show what the services log (it is in files as well).")
+def up(people: Path | None, fresh: bool, verbose: bool) -> None:
+    """Run everything here, AWS embedded, until Ctrl-C."""
+    from faceapp.local.up import Options
+    from faceapp.local.up import up as run
+
+    run(settings(), Options(people=people, fresh=fresh, verbose=verbose))
+
+
+@main.command()
+def web() -> None:
+    """Run the web tier."""
+    from faceapp import logs
+    from faceapp.http.server import serve
+
+    logs.configure(settings())
+    serve(settings())
+
+
+@main.command(context_settings={"ignore_unknown_options": True})
+@click.argument("celery_options", nargs=-1, type=click.UNPROCESSED)
+def worker(celery_options: tuple[str, ...]) -> None:
+    """Run a worker; CELERY_OPTIONS are those of 'celery -A faceapp.tasks worker'."""
+    settings()
+    os.execv(sys.executable, [sys.executable, "-m", "celery", "-A", "faceapp.tasks", "worker", *celery_options])
+
+
+@main.group()
+@click.option("--url", default=URL, show_default=True, help="Where the service is.")
+@click.pass_context
+def people(context: click.Context, url: str) -> None:
+    """Enrol, list and forget people."""
+    from faceapp.client import Client
+
+    context.obj = Client(url)
+
+
+@people.command("list")
+@click.pass_obj
+def list_people(client: Any) -> None:
+    """Who is enrolled, and with how many photos."""
+    for name, photos in client.people().items():
+        click.echo(f"{name}\t{photos}")
+
+
+@people.command()
+@click.argument("name")
+@click.argument("photos", nargs=-1, required=True, type=FOLDER)
+@click.pass_obj
+def enrol(client: Any, name: str, photos: tuple[Path, ...]) -> None:
+    """Enrol PHOTOS, with one face on each, as NAME: all of them or none."""
+    client.enrol(name, list(photos))
+    click.echo(f"{name} is enrolled.")
+
+
+@people.command("import")
+@click.argument("folder", type=FOLDER)
+@click.pass_obj
+def import_people(client: Any, folder: Path) -> None:
+    """Enrol everybody in FOLDER/<name>/<photo>.jpg, and say which photos were refused and why."""
+    from faceapp.folders import enrol_people, find_people
+
+    refused = 0
+    for each in enrol_people(client, find_people(folder)):
+        refused += bool(each.refusal)
+        click.echo(f"{each.name}/{each.photo.name}: {each.refusal or 'enrolled'}", err=bool(each.refusal))
+    if refused:
+        raise click.ClickException(f"{refused} photos were refused.")
+
+
+@people.command()
+@click.argument("name")
+@click.pass_obj
+def forget(client: Any, name: str) -> None:
+    """Forget NAME: every photo and every vector."""
+    client.forget(name)
+    click.echo(f"{name} is forgotten.")
+
+
+@main.command()
+@click.argument("photos", nargs=-1, required=True, type=FOLDER)
+@click.option("--url", default=URL, show_default=True, help="Where the service is.")
+@click.option("--local", is_flag=True, help="Recognise in this process: no service, no AWS. Prints the names only.")
+@click.option("--gallery", metavar="DIR|data.pt", type=FOLDER, help="With --local: a folder DIR/<name>/<photo>.jpg.")
+def recognize(photos: tuple[Path, ...], url: str, local: bool, gallery: Path | None) -> None:
+    """Name who is on photos.
+
+    Prints a line <file name without extension>:<name> for each of PHOTOS. With --local and no --gallery the sample people
+    are known. A course's data.pt needs the network it was made with:
+    FACEAPP_EMBEDDER=facenet and FACEAPP_WEIGHTS.
+    """
+    if gallery and not local:
+        raise click.UsageError("--gallery goes with --local: a service has a gallery of its own.")
+    if local:
+        from faceapp.oneshot import names
+
+        for name in names(settings(), photos, gallery):
+            click.echo(name)
+        return
+    from faceapp.client import Client
+
+    client = Client(url)
+    for photo in photos:
+        click.echo(client.recognise(photo))
+
+
+@main.command("settings")
+def list_settings() -> None:
+    """List the FACEAPP_* variables."""
+    current = settings()
+    for each in fields(Settings):
+        rule = each.metadata["rule"]
+        click.echo(f"FACEAPP_{each.name.upper()}={getattr(current, each.name)}\n    {rule.doc} ({rule.takes})")

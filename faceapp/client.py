@@ -1,0 +1,72 @@
+"""A running faceapp over HTTP, as the command line and the local start use it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import urllib3
+
+from faceapp.errors import BadRequest, FaceappError, ServiceUnreachable, by_code
+
+CONNECT_TIMEOUT_S = 5
+
+
+class Client:
+    """The service at `url`. Raises the error that the service names, and ServiceUnreachable when nothing answers."""
+
+    def __init__(self, url: str, *, timeout_s: float = 600) -> None:
+        self.url = url.rstrip("/")
+        timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=timeout_s)
+        self._http = urllib3.PoolManager(timeout=timeout, retries=False)
+
+    def ready(self) -> bool:
+        """Whether the web tier reaches S3 and SQS."""
+        try:
+            self._ask("GET", "/readyz")
+        except FaceappError:
+            return False
+        return True
+
+    def people(self) -> dict[str, int]:
+        """Everybody enrolled, with the number of their photos."""
+        answer = json.loads(self._ask("GET", "/v1/people"))
+        return {person["name"]: person["photos"] for person in answer["people"]}
+
+    def enrol(self, name: str, photos: list[Path]) -> None:
+        """Enrol the photos under `name`, all or none; returns when a worker has done it."""
+        fields = [("photo", (photo.name, _read(photo), "application/octet-stream")) for photo in photos]
+        self._ask("PUT", f"/v1/people/{quote(name, safe='')}", fields=fields)
+
+    def forget(self, name: str) -> None:
+        """Forget a person: every photo and every vector."""
+        self._ask("DELETE", f"/v1/people/{quote(name, safe='')}")
+
+    def recognise(self, photo: Path) -> str:
+        """The classic answer: `<file name without extension>:<name>`."""
+        fields = [("inputFile", (photo.name, _read(photo), "application/octet-stream"))]
+        return self._ask("POST", "/", fields=fields).decode().strip()
+
+    def _ask(self, method: str, path: str, **content: Any) -> bytes:
+        try:
+            answer = self._http.request(method, f"{self.url}{path}", **content)
+        except urllib3.exceptions.HTTPError as error:
+            raise ServiceUnreachable(
+                f"Nothing answers at {self.url}: is faceapp running there? ('faceapp up' starts it; {error})"
+            ) from error
+        if answer.status < 400:
+            return answer.data
+        try:
+            problem = json.loads(answer.data)
+            raise by_code(problem["code"])(problem["detail"])
+        except (ValueError, KeyError, TypeError):
+            raise FaceappError(f"{self.url}{path} answered {answer.status} {answer.reason}.") from None
+
+
+def _read(photo: Path) -> bytes:
+    try:
+        return photo.read_bytes()
+    except OSError as error:
+        raise BadRequest(f"{photo} cannot be read: {error.strerror or error}.") from error

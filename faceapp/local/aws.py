@@ -1,0 +1,59 @@
+"""The embedded AWS: moto's server on the loopback, as a process of its own (`python -m faceapp.local.aws --port N`).
+
+It runs under gevent, in one thread: moto's SQS takes no locks, so with threads two receivers get the same message, and
+a message that is sent while another is deleted can be lost. Greenlets change over only where somebody waits, and a
+call has nowhere to wait but for a message. It is faster too, since nothing fights for the interpreter.
+
+It keeps everything in memory. `faceapp.local.state` keeps the gallery for the next start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import socket
+import sys
+
+LISTENING = "listening on "
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Serve until SIGTERM or SIGINT. Says `listening on http://127.0.0.1:PORT` as soon as it does."""
+    parser = argparse.ArgumentParser(prog="python -m faceapp.local.aws", description="AWS, embedded, on 127.0.0.1")
+    parser.add_argument("--port", type=int, default=4566, help="0 takes a free one (default: %(default)s)")
+    port = parser.parse_args(arguments).port
+    try:
+        serve(port=port)
+    except OSError as error:
+        sys.exit(f"The embedded AWS cannot listen on port {port}: {error.strerror or error}")
+
+
+def serve(*, port: int) -> None:
+    # Before anything makes a lock or a socket.
+    from gevent import monkey
+
+    monkey.patch_all()
+
+    import gevent
+    from gevent.pywsgi import WSGIServer
+
+    from faceapp.local import fast_moto
+    from faceapp.local.calls import CountCalls
+
+    listener = socket.create_server(("127.0.0.1", port), backlog=1024)
+    # Connections inherit it. pywsgi sends an answer in two pieces, and the second would wait 40 ms for the client to
+    # acknowledge the first.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    server = WSGIServer(
+        listener, CountCalls(fast_moto.make_app()), log=None, error_log=logging.getLogger("faceapp.local.aws")
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        gevent.signal_handler(number, server.stop, 0)
+    server.start()
+    print(f"{LISTENING}http://127.0.0.1:{server.server_port}", flush=True)
+    server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()

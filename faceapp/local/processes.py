@@ -1,0 +1,159 @@
+"""The services as processes: each in a session of its own with its output in a file, and none left over.
+
+When the supervisor itself is killed, a reaper process sees its pipe close and stops what is left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from faceapp.errors import LocalError
+
+GRACE_S = 10.0
+"""From SIGTERM to SIGKILL: long enough for a worker to end the photos it has begun."""
+POLL_S = 0.05
+LOG_TAIL_LINES = 12
+
+
+@dataclass
+class Service:
+    """A running process, `name`d for people; its process group has the same id as itself."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def running(self) -> bool:
+        return self.process.poll() is None
+
+    def log_tail(self) -> str:
+        """The last lines that it wrote."""
+        return "\n".join(self.log.read_text("utf-8", errors="replace").splitlines()[-LOG_TAIL_LINES:])
+
+    def check(self) -> None:
+        """Raises LocalError, with the end of the log, when the process has ended."""
+        status = self.process.poll()
+        if status is not None:
+            how = f"by signal {-status}" if status < 0 else f"with status {status}"
+            raise LocalError(f"The {self.name} ended {how}. The end of {self.log}:\n{self.log_tail()}")
+
+
+class Services:
+    """Starts services and stops them all. A context manager: leaving it stops everything."""
+
+    def __init__(self, log_folder: Path, environ: Mapping[str, str], *, follow: bool = False) -> None:
+        self._log_folder, self._environ, self._follow = log_folder, environ, follow
+        self.running: list[Service] = []
+        self._starting = False
+        self._interrupted = False
+        self._log_folder.mkdir(parents=True, exist_ok=True)
+        self._reaper = subprocess.Popen(
+            [sys.executable, "-m", "faceapp.local.reaper"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def __enter__(self) -> Services:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        assert self._reaper.stdin
+        self._reaper.stdin.close()
+        self._reaper.wait()
+
+    def interrupt(self) -> None:
+        """For signal handlers: KeyboardInterrupt, but never between a process's start and its being noted."""
+        if self._starting:
+            self._interrupted = True
+        else:
+            raise KeyboardInterrupt
+
+    def start(self, name: str, command: list[str]) -> Service:
+        """Start `command`; its output goes to `<name>.log`, anew."""
+        path = self._log_folder / f"{name.replace(' ', '-')}.log"
+        self._starting = True
+        with path.open("wb") as log:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self._environ,
+                start_new_session=True,
+            )
+        service = Service(name, process, path)
+        self.running.append(service)
+        self._tell_reaper(f"+{process.pid}")
+        self._starting = False
+        if self._follow:
+            threading.Thread(target=_follow_log, args=(service,), daemon=True).start()
+        if self._interrupted:
+            raise KeyboardInterrupt
+        return service
+
+    def wait_for(self, condition: Callable[[], bool], *, timeout_s: float, what: str) -> None:
+        """Wait until `condition` holds. Raises LocalError when a service ends meanwhile, and after `timeout_s`."""
+        deadline_s = time.monotonic() + timeout_s
+        while not condition():
+            for service in self.running:
+                service.check()
+            if time.monotonic() > deadline_s:
+                ends = "\n".join(f"{each.log}:\n{each.log_tail()}" for each in self.running)
+                raise LocalError(f"{what} after {timeout_s:g} s. The logs end like this:\n{ends}")
+            time.sleep(POLL_S)
+
+    def stop(self, services: Iterable[Service] | None = None) -> None:
+        """Stop the services (default: all), all at once: SIGTERM, a grace period, SIGKILL to the whole group.
+
+        SIGTERM goes to the group's leader only, which ends its children in order.
+        """
+        stopping = list(self.running if services is None else services)
+        for service in stopping:
+            service.process.terminate()
+        groups = [service.process.pid for service in stopping]
+        kill_after_grace(groups, running=lambda: any(service.running for service in stopping))
+        for service in stopping:
+            service.process.wait()
+            self.running.remove(service)
+            self._tell_reaper(f"-{service.process.pid}")
+
+    def _tell_reaper(self, line: str) -> None:
+        assert self._reaper.stdin
+        # The reaper may have been killed: then nobody watches, and everything else still works.
+        with contextlib.suppress(BrokenPipeError):
+            self._reaper.stdin.write(f"{line}\n".encode())
+            self._reaper.stdin.flush()
+
+
+def kill_after_grace(groups: Iterable[int], *, running: Callable[[], bool], grace_s: float = GRACE_S) -> None:
+    """Wait until nothing is running, or for the grace period; then SIGKILL to whoever is left of the groups."""
+    deadline_s = time.monotonic() + grace_s
+    while running() and time.monotonic() < deadline_s:
+        time.sleep(POLL_S)
+    for group in groups:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(group, signal.SIGKILL)
+
+
+def _follow_log(service: Service) -> None:
+    """Copy the log's lines to standard output, each behind the service's name, until the process has ended."""
+    with service.log.open(encoding="utf-8", errors="replace") as log:
+        while True:
+            ended = not service.running
+            for line in log:
+                print(f"{service.name:>12} | {line.rstrip()}", flush=True)
+            if ended:
+                return
+            time.sleep(POLL_S * 4)

@@ -1,0 +1,117 @@
+"""The gallery between two starts: the embedded AWS forgets everything, the people who were enrolled should stay.
+
+A folder mirrors the gallery bucket: one file per object, under a name made of its key and ETag, and `index.json`, which
+says which files count. A file is complete before the index names it, and the index is replaced in one step, so the
+folder is consistent after any crash.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import IO, Any
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from faceapp.errors import LocalError
+
+VERSION = "version"
+"""The object that the gallery replaces after every change (see faceapp/gallery)."""
+INCOMING = "incoming/"
+"""Photos that wait to be enrolled: they belong to a request that will not be there any more."""
+
+
+def default_folder(prefix: str) -> Path:
+    """`$XDG_STATE_HOME` or ~/.local/state, then faceapp/<prefix>."""
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "faceapp" / prefix
+
+
+def lock(folder: Path) -> IO[str]:
+    """Make the state folder and hold it until the file is closed. Raises LocalError when another process does."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / "lock").open("w")
+    except OSError as error:
+        raise LocalError(f"The state folder {folder} cannot be used: {error.strerror or error}.") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise LocalError(f"Another 'faceapp up' uses {folder}: choose another name with FACEAPP_PREFIX.") from None
+    return file
+
+
+class GalleryState:
+    """The gallery `bucket` of the embedded AWS, reached through the S3 client `s3`, and its mirror in `folder`."""
+
+    def __init__(self, s3: Any, bucket: str, folder: Path) -> None:
+        self._s3, self._bucket, self._folder = s3, bucket, folder
+        self._saved_version: str | None = None
+
+    def restore(self) -> int:
+        """Put the mirrored objects into the bucket, and say how many. Raises LocalError when the folder is damaged."""
+        try:
+            index = json.loads(self._index.read_text("utf-8"))
+            for key, name in index.items():
+                self._s3.put_object(Bucket=self._bucket, Key=key, Body=(self._folder / name).read_bytes())
+        except FileNotFoundError as error:
+            if error.filename == str(self._index):
+                return 0
+            raise LocalError(
+                f"The kept gallery lacks {error.filename}: 'faceapp up --fresh' starts without."
+            ) from error
+        except (ValueError, AttributeError) as error:
+            raise LocalError(
+                f"The kept gallery's {self._index} is damaged: 'faceapp up --fresh' starts without."
+            ) from error
+        self._saved_version = self._version()
+        return len(index)
+
+    def save(self) -> None:
+        """Mirror the bucket, if the gallery has changed since the last time. Raises LocalError."""
+        try:
+            self._save()
+        except (BotoCoreError, ClientError, OSError) as error:
+            raise LocalError(f"The gallery could not be kept in {self._folder}: {error}") from error
+
+    def _save(self) -> None:
+        version = self._version()
+        if version == self._saved_version:
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        index = {}
+        for key, etag in self._objects():
+            index[key] = name = hashlib.sha256(f"{key}\n{etag}".encode()).hexdigest()
+            if not (self._folder / name).exists():
+                body = self._s3.get_object(Bucket=self._bucket, Key=key)["Body"].read()
+                self._write(self._folder / name, body)
+        self._write(self._index, json.dumps(index, indent=1).encode())
+        for file in self._folder.iterdir():
+            if file != self._index and file.name not in index.values():
+                file.unlink()
+        # Read before the listing: a change since then is seen as one the next time.
+        self._saved_version = version
+
+    @property
+    def _index(self) -> Path:
+        return self._folder / "index.json"
+
+    def _version(self) -> str | None:
+        try:
+            return str(self._s3.head_object(Bucket=self._bucket, Key=VERSION)["ETag"])
+        except ClientError:
+            return None
+
+    def _objects(self) -> list[tuple[str, str]]:
+        pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self._bucket)
+        found = [(each["Key"], each["ETag"]) for page in pages for each in page.get("Contents", ())]
+        return [(key, etag) for key, etag in found if not key.startswith(INCOMING)]
+
+    @staticmethod
+    def _write(path: Path, content: bytes) -> None:
+        part = path.with_suffix(".part")
+        part.write_bytes(content)
+        part.replace(path)

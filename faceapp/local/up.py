@@ -1,0 +1,234 @@
+"""`faceapp up`: everything on this machine, from the embedded AWS to the first answer, until Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import boto3
+from botocore.config import Config
+
+from faceapp import samples, stack
+from faceapp.client import Client
+from faceapp.config import Settings
+from faceapp.errors import LocalError
+from faceapp.folders import enrol_people, find_people, sample_people
+from faceapp.local import state
+from faceapp.local.aws import LISTENING
+from faceapp.local.processes import Services
+from faceapp.local.progress import Progress
+
+REGION = "us-east-1"
+START_TIMEOUT_S = 120
+SAVE_EVERY_S = 2.0
+# moto knows a few machine images; any of them will do, nothing boots from it.
+IMAGE = "ami-12c6146b"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What `faceapp up` was asked for."""
+
+    people: Path | None = None
+    """A folder of `name/photo.jpg` to enrol."""
+    fresh: bool = False
+    """Start without the people of the last time."""
+    verbose: bool = False
+    """Show what the services log."""
+
+
+def up(settings: Settings, options: Options) -> None:
+    """Start everything, say where it is, and run until SIGINT, SIGTERM or SIGHUP; then stop everything.
+
+    Raises LocalError, with nothing left running, when a part does not start or ends by itself.
+    """
+    found = find_people(options.people) if options.people else {}
+    check_ports(settings)
+    folder = state.default_folder(settings.prefix)
+    with state.lock(folder), Services(folder / "logs", environment(settings), follow=options.verbose) as services:
+        try:
+            with _interruptible(services):
+                _Local(settings, options, services, Progress()).run(found, folder / "gallery")
+        except KeyboardInterrupt:
+            pass
+
+
+class _Local:
+    def __init__(self, settings: Settings, options: Options, services: Services, progress: Progress) -> None:
+        self.settings, self.options, self.services, self.progress = settings, options, services, progress
+        self.client = Client(f"http://{reachable(settings.web_host)}:{settings.web_port}")
+
+    def _aws(self, service: str) -> Any:
+        session: Any = boto3.session.Session("local", "local", region_name=REGION)
+        config = Config(retries={"total_max_attempts": 1}, connect_timeout=2, read_timeout=20)
+        return session.client(service, endpoint_url=endpoint(self.settings), config=config)
+
+    def run(self, found: Mapping[str, list[Path]], folder: Path) -> None:
+        self.progress.note(f"faceapp starts. Logs and the kept gallery: {folder.parent}")
+        with self.progress.step(f"embedded AWS on {endpoint(self.settings)}"):
+            self._start_aws()
+        with self.progress.step("buckets and queues from deploy/stack.yaml"):
+            stack.apply(self.settings, client=self._aws("cloudformation"))
+            self._record_instance()
+        gallery = self._restore_gallery(folder)
+        self.services.start("worker", [sys.executable, "-m", "faceapp", "worker"])
+        with self.progress.step(f"web tier on {self.client.url}"):
+            self.services.start("web tier", [sys.executable, "-m", "faceapp", "web"])
+            self.services.wait_for(self.client.ready, timeout_s=START_TIMEOUT_S, what="The web tier is not ready")
+        self._enrol(found)
+        gallery.save()
+        self._say_where()
+        self._watch(gallery)
+
+    def _start_aws(self) -> None:
+        aws = self.services.start("embedded AWS", _aws_command(self.settings))
+        self.services.wait_for(
+            lambda: LISTENING in aws.log_tail(), timeout_s=START_TIMEOUT_S, what="The embedded AWS does not listen"
+        )
+
+    def _record_instance(self) -> None:
+        tags = [{"Key": "Name", "Value": "web-instance"}, {"Key": "faceapp:stack", "Value": self.settings.prefix}]
+        self._aws("ec2").run_instances(
+            ImageId=IMAGE,
+            InstanceType="t3.micro",
+            MinCount=1,
+            MaxCount=1,
+            TagSpecifications=[{"ResourceType": "instance", "Tags": tags}],
+        )
+
+    def _restore_gallery(self, folder: Path) -> state.GalleryState:
+        if self.options.fresh and folder.exists():
+            shutil.rmtree(folder)
+        gallery = state.GalleryState(self._aws("s3"), self.settings.gallery_bucket, folder)
+        if gallery.restore():
+            self.progress.note("  the people of the last time are back (--fresh starts without)")
+        return gallery
+
+    def _enrol(self, found: Mapping[str, list[Path]]) -> None:
+        if found:
+            what = f"people from {self.options.people}"
+        elif self.client.people():
+            return
+        else:
+            what, found = "a first gallery from sample photos", self._samples()
+        with self.progress.step(f"{what}, enrolled by the worker"):
+            self._enrol_all(found)
+
+    def _samples(self) -> dict[str, list[Path]]:
+        try:
+            with self.progress.step("sample photos"):
+                return sample_people()
+        except LocalError as error:
+            self.progress.warn(f"The gallery stays empty: {error.detail}")
+            return {}
+
+    def _enrol_all(self, found: Mapping[str, list[Path]]) -> None:
+        for each in enrol_people(self.client, found):
+            if each.refusal:
+                self.progress.warn(f"{each.name}/{each.photo.name} was refused: {each.refusal}")
+
+    def _say_where(self) -> None:
+        probe = samples.default_folder() / "obama3.jpg"
+        photo = probe if probe.exists() else "photo.jpg"
+        self.progress.note(
+            f"""
+faceapp is ready.
+  page       {self.client.url}/
+  API        {self.client.url}/docs
+  AWS        {endpoint(self.settings)}
+  try it     curl -F inputFile=@{photo} {self.client.url}
+Ctrl-C stops everything."""
+        )
+
+    def _watch(self, gallery: state.GalleryState) -> None:
+        try:
+            while True:
+                for service in self.services.running:
+                    service.check()
+                gallery.save()
+                time.sleep(SAVE_EVERY_S)
+        except KeyboardInterrupt:
+            self.progress.note("stopping …")
+            # The embedded AWS last: the others still finish what they have begun.
+            self.services.stop([each for each in self.services.running if each.name != "embedded AWS"])
+            gallery.save()
+
+
+def check_ports(settings: Settings) -> None:
+    """Raises LocalError when a port that is needed is taken."""
+    for host, port, variable in (
+        (settings.web_host, settings.web_port, "FACEAPP_WEB_PORT"),
+        ("127.0.0.1", settings.aws_port, "FACEAPP_AWS_PORT"),
+    ):
+        try:
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            socket.create_server((host, port), family=family).close()
+        except OSError as error:
+            raise LocalError(
+                f"Port {port} on {host} cannot be used ({error.strerror or error}): choose another with {variable}."
+            ) from error
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """The services' environment: this one's, with the settings, and AWS's variables pointing at the embedded AWS.
+
+    Nothing of the user's own AWS setup stays in it, so that no mistake here can reach a real account.
+    """
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "FACEAPP_"))}
+    environ.update({f"FACEAPP_{each.name.upper()}": str(getattr(settings, each.name)) for each in fields(settings)})
+    environ.update(
+        AWS_ENDPOINT_URL=endpoint(settings),
+        AWS_ACCESS_KEY_ID="local",
+        AWS_SECRET_ACCESS_KEY="local",
+        AWS_REGION=REGION,
+        AWS_DEFAULT_REGION=REGION,
+        AWS_CONFIG_FILE=os.devnull,
+        AWS_SHARED_CREDENTIALS_FILE=os.devnull,
+        AWS_EC2_METADATA_DISABLED="true",
+        PYTHONUNBUFFERED="1",
+    )
+    # A proxy would be asked for the loopback, too.
+    environ["NO_PROXY"] = environ["no_proxy"] = ",".join(filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1"]))
+    return environ
+
+
+def endpoint(settings: Settings) -> str:
+    """Where the embedded AWS answers."""
+    return f"http://127.0.0.1:{settings.aws_port}"
+
+
+def reachable(host: str) -> str:
+    """The host to connect to for what listens on `host`, as it stands in a URL."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"[{host}]" if ":" in host else host
+
+
+def _aws_command(settings: Settings) -> list[str]:
+    return [sys.executable, "-m", "faceapp.local.aws", "--port", str(settings.aws_port)]
+
+
+@contextmanager
+def _interruptible(services: Services) -> Iterator[None]:
+    """SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt inside, and are passed over from then on: stopping is near."""
+
+    def stop(*_: Any) -> None:
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)
+        services.interrupt()
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number in before:
+            signal.signal(number, signal.SIG_IGN)

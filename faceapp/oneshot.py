@@ -1,0 +1,85 @@
+"""Recognition in this process alone: no service, no AWS. `faceapp recognize --local`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from faceapp.config import Settings
+from faceapp.errors import BadRequest, FaceappError, GalleryMismatch
+from faceapp.folders import find_people, sample_people
+from faceapp.gallery.people import VECTORS, path_of
+from faceapp.gallery.table import Table
+from faceapp.recognition import Recogniser, load_course_gallery
+from faceapp.schema import NO_FACE
+
+logger = logging.getLogger(__name__)
+
+Vectors = NDArray[np.float32]
+
+
+def names(settings: Settings, photos: Sequence[Path], gallery: Path | None = None) -> Iterator[str]:
+    """The name on each photo: the largest face's, `unknown`, or `no_face`.
+
+    `gallery` is a folder of `name/photo.jpg` (the sample people when it is None), or a course's `data.pt`, which holds
+    facenet descriptors. Raises ImageError, WeightsError, GalleryMismatch, and BadRequest for a path that is not there.
+    """
+    recogniser = Recogniser(
+        embedder=settings.embedder,
+        weights=settings.weights,
+        precision=settings.precision,
+        device=settings.device,
+        max_pixels=settings.photo_max_pixels,
+        max_side_px=settings.photo_max_side_px,
+    )
+    table = _table(recogniser, gallery)
+    for photo in photos:
+        faces = recogniser.describe(_read(photo)).faces
+        if not faces:
+            yield NO_FACE
+            continue
+        [match] = table.search(
+            faces[0].descriptor[np.newaxis],
+            low_resolution=faces[0].low_resolution,
+            threshold=settings.threshold or recogniser.threshold,
+            candidates=1,
+        )
+        yield match.name
+
+
+def _table(recogniser: Recogniser, gallery: Path | None) -> Table:
+    if gallery and gallery.is_file():
+        people = [(name, vector, vector) for name, vector in load_course_gallery(gallery)]
+        if people and people[0][1].shape != (recogniser.dimension,):
+            raise GalleryMismatch(
+                f"{gallery} holds vectors of {people[0][1].size} numbers, and the model makes {recogniser.dimension}: "
+                "set FACEAPP_EMBEDDER=facenet and FACEAPP_WEIGHTS."
+            )
+    else:
+        people = list(_enrolled(recogniser, find_people(gallery) if gallery else sample_people()))
+    ordered = sorted(enumerate(people), key=lambda each: (each[1][0], each[0]))
+    rows = np.array([(seen, low) for _, (_, seen, low) in ordered], dtype=np.float32)
+    keys = [VECTORS + path_of(name, f"{number:024x}") for number, (name, _, _) in ordered]
+    return Table(keys, [""] * len(keys), rows.reshape(-1, 2, recogniser.dimension).transpose(1, 0, 2))
+
+
+def _enrolled(recogniser: Recogniser, people: dict[str, list[Path]]) -> Iterable[tuple[str, Vectors, Vectors]]:
+    for name, photos in people.items():
+        for photo in photos:
+            try:
+                face = recogniser.describe_for_enrolment(_read(photo))
+            except FaceappError as error:
+                logger.warning("%s is not used: %s", photo, error.detail)
+            else:
+                yield name, face.descriptor, face.low_descriptor
+
+
+def _read(photo: Path) -> bytes:
+    try:
+        return photo.read_bytes()
+    except OSError as error:
+        raise BadRequest(f"{photo} cannot be read: {error.strerror or error}.") from error
