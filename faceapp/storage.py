@@ -121,6 +121,10 @@ class Storage:
             raise RecognitionNotFound(f"There is no photo with the id {request_id}.") from None
         return StoredPhoto(data=answer["Body"], **_head_fields(answer))
 
+    def delete_photo(self, request_id: str) -> None:
+        """Drop an upload that nobody will be told about; one that is not there is no error."""
+        self._call("delete_object", self.settings.in_bucket, Key=_checked(request_id))
+
     def photo_exists(self, request_id: str) -> StoredPhotoHead | None:
         key = _checked(request_id)
         try:
@@ -286,7 +290,9 @@ def _new_client() -> Any:
 
 
 def _timestamp(value: Any) -> datetime:
-    """What botocore's own parser makes of it; every S3 answer has one, and dateutil takes a tenth of a call for it."""
+    """What botocore's own parser makes of it, without dateutil: that is a tenth of a GET's CPU and most of a LIST's."""
     if isinstance(value, str) and value.endswith(" GMT"):
         return parsedate_to_datetime(value)
+    if isinstance(value, str) and value.endswith("Z"):
+        return datetime.fromisoformat(value)
     return parse_timestamp(value)

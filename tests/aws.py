@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterator
+from functools import cache
+from typing import Any
 from urllib.parse import urlsplit
 
 import boto3
@@ -14,6 +16,12 @@ from moto.server import ThreadedMotoServer
 from faceapp.config import Settings
 
 REGION = "us-east-1"
+
+
+@cache
+def plain_client(service: str, endpoint: str) -> Any:
+    """One for all tests: making a client takes longer than most of what they do with it."""
+    return boto3.session.Session().client(service, endpoint_url=endpoint)  # type: ignore[call-overload]
 
 
 @pytest.fixture(scope="session")
@@ -46,11 +54,9 @@ def aws(aws_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
 def stack(aws: str) -> Settings:
     """Settings with a prefix that no other test has, and its buckets and queues."""
     settings = Settings(prefix=f"t{uuid.uuid4().hex[:12]}")
-    session = boto3.session.Session()
-    s3 = session.client("s3")
+    s3, sqs = plain_client("s3", aws), plain_client("sqs", aws)
     for bucket in (settings.in_bucket, settings.out_bucket, settings.gallery_bucket):
         s3.create_bucket(Bucket=bucket)
-    sqs = session.client("sqs")
     for queue in (settings.request_queue, settings.response_queue, settings.dead_letter_queue):
         sqs.create_queue(QueueName=queue)
     return settings

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from faceapp.errors import GalleryMismatch, StorageUnavailable
 from faceapp.gallery.formats import Snapshot, Vector, pack_snapshot, pack_vector, unpack_snapshot, unpack_vector
 from faceapp.gallery.people import (
+    KEY,
     PHOTO_ID_DIGITS,
     PHOTOS,
     SNAPSHOT,
@@ -25,7 +26,6 @@ from faceapp.gallery.people import (
     check_name,
     mark_changed,
     path_of,
-    split_key,
 )
 from faceapp.gallery.table import Match, Table
 from faceapp.storage import Storage
@@ -161,7 +161,7 @@ class Gallery:
         relist = time.monotonic() >= self._relist_at
         if self._loaded and marker == self._marker and not relist:
             return
-        listing = {key: etag for key, etag in self._storage.list_gallery(VECTORS) if split_key(key)}
+        listing = {key: etag for key, etag in self._storage.list_gallery(VECTORS) if KEY.fullmatch(key)}
         before, snapshot_wanted = self._table, False
         if not self._loaded:
             before, snapshot_wanted = self._from_snapshot(listing)
@@ -176,7 +176,7 @@ class Gallery:
         self._keep_snapshot(
             marker,
             wanted=snapshot_wanted or len(fetched) > self._snapshot_above,
-            look=relist or len(table) < len(before) + len(fetched),
+            look=relist or len(table) < len(before) + len(fetched) or len(before) <= self._snapshot_above,
         )
 
     def _from_snapshot(self, listing: dict[str, str]) -> tuple[Table, bool]:

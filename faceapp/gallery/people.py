@@ -19,6 +19,7 @@ VERSION = "version"
 SNAPSHOT = "snapshot"
 MAX_NAME = 64
 PHOTO_ID_DIGITS = 24
+KEY = re.compile(f"(?:{VECTORS}|{PHOTOS})([^/]+)/([0-9a-f]{{{PHOTO_ID_DIGITS}}})")
 RESERVED = {UNKNOWN, NO_FACE}
 
 
@@ -132,8 +133,13 @@ def path_of(name: str, photo_id: str) -> str:
 
 def split_key(key: str) -> tuple[str, str] | None:
     """The name and the photo id in a key of `path_of`'s making; None for any other key."""
-    match = re.fullmatch(f"(?:{VECTORS}|{PHOTOS})([^/]+)/([0-9a-f]{{{PHOTO_ID_DIGITS}}})", key)
+    match = KEY.fullmatch(key)
     return (unquote(match[1]), match[2]) if match else None
+
+
+def name_of(folder: str) -> str:
+    """The name in a key without its photo id, or in that of a person's folder."""
+    return unquote(folder.rpartition("/")[2])
 
 
 def mark_changed(storage: Storage) -> None:

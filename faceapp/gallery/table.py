@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from faceapp.gallery.people import split_key
+from faceapp.gallery.people import name_of
 from faceapp.schema import UNKNOWN, Candidate
 
 
@@ -27,16 +27,16 @@ class Match:
 class Table:
     """Enrolled photos, ordered by key and therefore grouped by person. Never changes once made: threads may share it.
 
-    `rows` is float32 [2, N, D]: the N photos as seen, and at low resolution; `keys` are as `split_key` takes them.
+    `rows` is float32 [2, N, D]: the N photos as seen, and at low resolution; `keys` are those of vector objects.
     """
 
     def __init__(self, keys: Sequence[str], etags: Sequence[str], rows: NDArray[np.float32]) -> None:
         self.keys, self.etags, self.rows = keys, etags, rows
-        names = [split[0] for key in keys if (split := split_key(key))]
-        starts = [i for i, name in enumerate(names) if i == 0 or name != names[i - 1]]
-        self._names = [names[i] for i in starts]
+        people = [key.rpartition("/")[0] for key in keys]
+        starts = [i for i, person in enumerate(people) if i == 0 or person != people[i - 1]]
+        self._names = [name_of(people[i]) for i in starts]
         self._starts = np.array(starts, dtype=np.intp)
-        self._ends = np.append(self._starts[1:], len(names))
+        self._ends = np.append(self._starts[1:], len(keys))
         self._half_squares = np.einsum("rnd,rnd->rn", rows, rows) / 2
         self._longest = np.sqrt(2 * self._half_squares.max(axis=1, initial=0.0))
         lines = "".join(f"{key} {etag}\n" for key, etag in zip(keys, etags, strict=True))

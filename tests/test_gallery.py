@@ -1,0 +1,726 @@
+from __future__ import annotations
+
+import base64
+import json
+import multiprocessing
+import os
+import threading
+import unicodedata
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+import pytest
+from botocore.exceptions import EndpointConnectionError
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from faceapp.config import Settings
+from faceapp.errors import GalleryMismatch, InvalidName, NotFound, PersonNotFound, StorageUnavailable
+from faceapp.gallery import Gallery, People, Person, check_name
+from faceapp.gallery.formats import Snapshot, Vector, pack_snapshot, pack_vector, unpack_snapshot, unpack_vector
+from faceapp.gallery.people import PHOTOS, SNAPSHOT, VECTORS, VERSION, path_of
+from faceapp.gallery.table import Match, Table
+from faceapp.storage import Storage
+from tests.aws import plain_client
+
+D = 8
+THRESHOLD = 0.6
+
+
+class Wire:
+    """An S3 client that notes every call, and cuts the wire before the call numbered `cut` or runs `before` it."""
+
+    def __init__(self, *, cut: int | None = None, before: Callable[[int, str, str], None] | None = None) -> None:
+        self.calls: list[tuple[str, str]] = []
+        self.cut, self.before = cut, before
+        self._client = plain_client("s3", os.environ["AWS_ENDPOINT_URL"])
+        self._lock = threading.Lock()
+
+    def __getattr__(self, operation: str) -> Any:
+        def call(**arguments: Any) -> Any:
+            key = arguments.get("Key", arguments.get("Prefix", ""))
+            with self._lock:
+                n = len(self.calls)
+                self.calls.append((operation, key))
+            if self.cut is not None and n >= self.cut:
+                raise EndpointConnectionError(endpoint_url="the wire is cut")
+            if self.before:
+                self.before(n, operation, key)
+            return getattr(self._client, operation)(**arguments)
+
+        return call
+
+
+@pytest.fixture
+def storage(stack: Settings, aws: str) -> Storage:
+    return Storage(stack, client=plain_client("s3", aws))
+
+
+def gallery_of(storage: Storage, *, model: str = "dlib", dimension: int = D, snapshot_above: int = 200) -> Gallery:
+    return Gallery(storage, model=model, dimension=dimension, refresh_s=0, snapshot_above=snapshot_above)
+
+
+def face(seed: int, *, size: int = D) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).normal(size=size).astype(np.float32)
+
+
+def enrol(gallery: Gallery, name: str, seed: int) -> str:
+    return gallery.enrol(name, f"{name}'s photo {seed}".encode(), face(seed), face(seed) + 100)
+
+
+def names_found(gallery: Gallery, *seeds: int) -> list[str]:
+    gallery.refresh()
+    return [gallery.search(face(seed), threshold=THRESHOLD).name for seed in seeds]
+
+
+def keys(storage: Storage, prefix: str = "") -> list[str]:
+    return [key for key, _ in storage.list_gallery(prefix)]
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a",
+        "7",
+        "obama",
+        "José Núñez",
+        "O'Neill-Smith Jr.",
+        "a_b",
+        "राहुल",
+        "小林",
+        "x" * 64,
+        "a" + "é" * 63,
+        "unknown soldier",
+    ],
+)
+def test_a_name_that_may_be(name: str) -> None:
+    assert check_name(unicodedata.normalize("NFD", name)) == unicodedata.normalize("NFC", name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", " ", " a", ".a", "-a", "a..b", "..", "../x", "a/b", "a\\b", "a\nb", "a\0", "a%2fb", "a?b", "x" * 65, "😀",
+     "a😀", "\u0301a", "a\u200bb", "²", "\ud800"],
+)  # fmt: skip
+def test_a_name_that_may_not_be(name: str) -> None:
+    with pytest.raises(InvalidName):
+        check_name(name)
+
+
+@pytest.mark.parametrize("name", ["unknown", "Unknown", "no_face", "unknown "])
+def test_the_services_own_answers_are_no_names(name: str) -> None:
+    with pytest.raises(InvalidName, match="answer"):
+        check_name(name)
+
+
+def test_spaces_at_the_end_do_not_make_two_people() -> None:
+    assert check_name("amy  ") == "amy"
+
+
+# Enrolling, listing, forgetting
+
+
+def test_who_is_enrolled_is_found_by_every_worker(storage: Storage) -> None:
+    here, there = gallery_of(storage), gallery_of(storage)
+    assert names_found(there, 1) == ["unknown"]
+
+    enrol(here, "José Núñez", 1)
+    enrol(here, "राहुल", 2)
+
+    assert names_found(there, 1, 2, 3) == ["José Núñez", "राहुल", "unknown"]
+    assert names_found(here, 1) == ["José Núñez"]
+    assert here.version == there.version
+
+
+def test_the_web_tier_lists_shows_and_forgets(storage: Storage) -> None:
+    gallery, people = gallery_of(storage), People(storage)
+    first, second = enrol(gallery, "amy", 1), enrol(gallery, "amy", 2)
+    enrol(gallery, "amy-b", 3)
+    enrol(gallery, "amy b", 4)
+
+    assert people.list_people() == [
+        Person(name="amy", photos=2),
+        Person(name="amy b", photos=1),
+        Person(name="amy-b", photos=1),
+    ]
+    assert sorted(people.get("amy")) == sorted([first, second])
+    assert people.photo("amy", first) == b"amy's photo 1"
+
+    people.forget_photo("amy", first)
+    assert people.get("amy") == [second]
+    assert names_found(gallery, 1, 2) == ["unknown", "amy"]
+
+    people.forget("amy")
+    assert [person.name for person in people.list_people()] == ["amy b", "amy-b"]
+    assert names_found(gallery, 1, 2, 3, 4) == ["unknown", "unknown", "amy-b", "amy b"]
+    assert len(keys(storage, PHOTOS)) == 2
+
+
+def test_what_the_web_tier_does_not_find(storage: Storage) -> None:
+    people = People(storage)
+    enrol(gallery_of(storage), "amy", 1)
+    attempts: list[tuple[type[Exception], Callable[[], object]]] = [
+        (PersonNotFound, lambda: people.get("bob")),
+        (PersonNotFound, lambda: people.get("am")),
+        (PersonNotFound, lambda: people.forget("am")),
+        (NotFound, lambda: people.photo("amy", "0" * 24)),
+        (NotFound, lambda: people.photo("amy", "../amy")),
+        (NotFound, lambda: people.forget_photo("amy", "0" * 24)),
+        (NotFound, lambda: people.forget_photo("amy", "")),
+        (InvalidName, lambda: people.get("../amy")),
+        (InvalidName, lambda: people.forget("../amy")),
+    ]
+    for error, attempt in attempts:
+        with pytest.raises(error):
+            attempt()
+    assert people.list_people() == [Person(name="amy", photos=1)]
+
+
+def test_a_photo_enrolled_twice_is_once(storage: Storage) -> None:
+    gallery = gallery_of(storage)
+    assert enrol(gallery, "amy", 1) == enrol(gallery, "amy", 1)
+    gallery.refresh()
+    version = gallery.version
+    enrol(gallery, "amy", 1)
+    gallery.refresh()
+
+    assert len(gallery) == 1
+    assert gallery.version == version
+
+
+def test_the_web_tier_reads_no_vectors(storage: Storage, stack: Settings) -> None:
+    photo_id = enrol(gallery_of(storage), "amy", 1)
+    wire = Wire()
+    people = People(Storage(stack, client=wire))
+    people.list_people()
+    people.get("amy")
+    people.photo("amy", photo_id)
+    people.forget("amy")
+
+    assert [key for operation, key in wire.calls if operation == "get_object"] == [PHOTOS + path_of("amy", photo_id)]
+
+
+# Cut off between any two calls
+
+
+@pytest.mark.parametrize("cut", range(7))
+def test_enrolling_again_heals_what_a_crash_left(storage: Storage, stack: Settings, cut: int) -> None:
+    others = gallery_of(storage)
+    others.refresh()
+    wire = Wire(cut=cut)
+    with pytest.raises(StorageUnavailable):
+        enrol(gallery_of(Storage(stack, client=wire)), "amy", 1)
+    assert len(keys(storage, VECTORS)) <= len(keys(storage, PHOTOS)), "a vector must not be there before its photo"
+
+    enrol(gallery_of(storage), "amy", 1)
+
+    assert names_found(others, 1) == ["amy"]
+    assert len(keys(storage, PHOTOS)) == 1
+
+
+@pytest.mark.parametrize("cut", range(1, 6))
+def test_forgetting_again_finishes_what_a_crash_left(storage: Storage, stack: Settings, cut: int) -> None:
+    gallery = gallery_of(storage, snapshot_above=0)
+    enrol(gallery, "amy", 1)
+    enrol(gallery, "bob", 2)
+    assert names_found(gallery, 1, 2) == ["amy", "bob"]
+    people = People(Storage(stack, client=Wire(cut=cut)))
+    with pytest.raises(StorageUnavailable):
+        people.forget("amy")
+
+    People(storage).forget("amy")
+
+    assert names_found(gallery, 1, 2) == ["unknown", "bob"]
+    assert not [key for key in keys(storage) if "amy" in key]
+    with pytest.raises(PersonNotFound):
+        People(storage).forget("amy")
+
+
+@pytest.mark.parametrize("at", range(8))
+def test_forgetting_at_any_moment_of_enrolling_leaves_all_or_nothing(
+    storage: Storage, stack: Settings, at: int
+) -> None:
+    def forget(n: int, operation: str, key: str) -> None:
+        if n == at:
+            forget_if_there(storage, "amy")
+
+    gallery = gallery_of(Storage(stack, client=Wire(before=forget)))
+    enrol(gallery, "amy", 1)
+
+    photos, vectors = keys(storage, PHOTOS), keys(storage, VECTORS)
+    assert [key.removeprefix(PHOTOS) for key in photos] == [key.removeprefix(VECTORS) for key in vectors]
+    assert names_found(gallery_of(storage), 1) == (["amy"] if vectors else ["unknown"])
+
+
+@pytest.mark.parametrize("at", range(1, 8))
+def test_enrolling_at_any_moment_of_forgetting_leaves_all_or_nothing(
+    storage: Storage, stack: Settings, at: int
+) -> None:
+    enrol(gallery_of(storage), "amy", 1)
+
+    def enrol_another(n: int, operation: str, key: str) -> None:
+        if n == at:
+            enrol(gallery_of(storage), "amy", 2)
+
+    People(Storage(stack, client=Wire(before=enrol_another))).forget("amy")
+
+    photos, vectors = keys(storage, PHOTOS), keys(storage, VECTORS)
+    assert [key.removeprefix(PHOTOS) for key in photos] == [key.removeprefix(VECTORS) for key in vectors]
+    assert names_found(gallery_of(storage), 1) == ["unknown"]
+
+
+def forget_if_there(storage: Storage, name: str) -> None:
+    with suppress(PersonNotFound):
+        People(storage).forget(name)
+
+
+# Keeping up
+
+
+def test_a_refresh_without_change_is_one_call(storage: Storage, stack: Settings) -> None:
+    enrol(gallery_of(storage), "amy", 1)
+    wire = Wire()
+    gallery = gallery_of(Storage(stack, client=wire))
+    gallery.refresh()
+    wire.calls.clear()
+    for _ in range(3):
+        gallery.refresh()
+
+    assert wire.calls == [("head_object", VERSION)] * 3
+
+
+def test_the_bucket_is_not_asked_more_often_than_wanted(storage: Storage, stack: Settings) -> None:
+    wire = Wire()
+    gallery = Gallery(Storage(stack, client=wire), model="dlib", dimension=D, refresh_s=3600)
+    gallery.refresh()
+    asked = len(wire.calls)
+    enrol(gallery_of(storage), "amy", 1)
+    gallery.refresh()
+
+    assert len(wire.calls) == asked
+
+
+def test_only_what_changed_is_fetched(storage: Storage, stack: Settings) -> None:
+    writer = gallery_of(storage)
+    for seed in range(5):
+        enrol(writer, f"p{seed}", seed)
+    wire = Wire()
+    reader = gallery_of(Storage(stack, client=wire))
+    reader.refresh()
+    wire.calls.clear()
+    enrol(writer, "zoe", 9)
+    People(storage).forget("p0")
+    names = names_found(reader, 0, 1, 9)
+
+    assert names == ["unknown", "p1", "zoe"]
+    assert len([key for operation, key in wire.calls if operation == "get_object" and key.startswith(VECTORS)]) == 1
+
+
+def test_a_change_that_nobody_announced_is_seen_at_the_next_listing(storage: Storage) -> None:
+    slow = gallery_of(storage)
+    relisting = Gallery(storage, model="dlib", dimension=D, refresh_s=0, relist_s=0)
+    assert names_found(slow, 1) == names_found(relisting, 1) == ["unknown"]
+    vector = pack_vector(Vector(model="dlib", rows=np.stack([face(1), face(1)])))
+    storage.put_gallery(VECTORS + path_of("amy", "a" * 24), vector)
+
+    assert names_found(slow, 1) == ["unknown"]
+    assert names_found(relisting, 1) == ["amy"]
+
+
+def test_s3_that_fails_leaves_the_vectors_as_they_are(
+    storage: Storage, stack: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    enrol(gallery_of(storage), "amy", 1)
+    wire = Wire()
+    gallery = gallery_of(Storage(stack, client=wire))
+    assert names_found(gallery, 1) == ["amy"]
+    enrol(gallery_of(storage), "bob", 2)
+
+    wire.cut = 0
+    assert names_found(gallery, 1, 2) == ["amy", "unknown"]
+    assert "the gallery stays at version" in caplog.text
+
+    wire.cut = None
+    assert names_found(gallery, 1, 2) == ["amy", "bob"]
+
+
+def test_a_gallery_that_was_never_loaded_says_so_each_time(storage: Storage, stack: Settings) -> None:
+    wire = Wire(cut=0)
+    gallery = Gallery(Storage(stack, client=wire), model="dlib", dimension=D, refresh_s=3600)
+    for _ in range(2):
+        with pytest.raises(StorageUnavailable):
+            gallery.refresh()
+
+
+BROKEN = [
+    b"",
+    b"\xff\xfe",
+    b"{}",
+    b"[]",
+    b"[" * 100_000,
+    json.dumps({"version": 2, "model": "dlib", "dimension": D, "descriptors": ""}).encode(),
+    json.dumps({"version": 1, "model": "dlib", "dimension": D, "descriptors": "!"}).encode(),
+    json.dumps({"version": 1, "model": "dlib", "dimension": D + 1, "descriptors": "AAAA" * 16}).encode(),
+    json.dumps({"version": 1, "model": "dlib", "dimension": "x", "descriptors": "AAAA"}).encode(),
+    json.dumps(
+        {"version": 1, "model": "dlib", "dimension": 2, "descriptors": base64.b64encode(b"\xff" * 16).decode()}
+    ).encode(),
+]
+
+
+@pytest.mark.parametrize("data", BROKEN, ids=range(len(BROKEN)))
+def test_a_broken_vector_is_skipped_until_it_is_written_anew(
+    storage: Storage, data: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    gallery = gallery_of(storage)
+    photo_id = enrol(gallery, "amy", 1)
+    enrol(gallery, "bob", 2)
+    storage.put_gallery(VECTORS + path_of("amy", photo_id), data)
+    reader = gallery_of(storage)
+
+    assert names_found(reader, 1, 2) == ["unknown", "bob"]
+    assert f"{path_of('amy', photo_id)} is skipped" in caplog.text
+
+    enrol(gallery, "amy", 1)
+    assert names_found(reader, 1) == ["amy"]
+
+
+def test_keys_of_another_shape_are_not_looked_at(storage: Storage) -> None:
+    for key in ("vectors/", "vectors/amy", "vectors/amy/short", "vectors/a/b/" + "a" * 24):
+        storage.put_gallery(key, b"?")
+    gallery = gallery_of(storage)
+    gallery.refresh()
+
+    assert len(gallery) == 0
+    assert People(storage).list_people() == []
+
+
+# Another model
+
+
+def test_another_models_vectors_are_skipped_and_not_mixed(storage: Storage, caplog: pytest.LogCaptureFixture) -> None:
+    old = gallery_of(storage, model="dlib")
+    enrol(old, "amy", 1)
+    enrol(old, "bob", 2)
+    new = gallery_of(storage, model="facenet", dimension=2 * D)
+    wide = face(3, size=2 * D)
+    new.refresh()
+    new.refresh()
+
+    assert new.search(wide, threshold=100).name == "unknown"
+    assert [record.getMessage() for record in caplog.records if "another model" in record.getMessage()] == [
+        "2 photos are skipped: another model than facenet described them"
+    ]
+    with pytest.raises(GalleryMismatch, match="2 of the gallery's photos"):
+        new.enrol("zoe", b"zoe's photo", wide, wide)
+
+    for name, seed in (("amy", 1), ("bob", 2)):
+        new.enrol(name, f"{name}'s photo {seed}".encode(), wide + seed, wide)
+    new.enrol("zoe", b"zoe's photo", wide, wide)
+    new.refresh()
+    assert new.search(wide, threshold=THRESHOLD).name == "zoe"
+    assert len(new) == 3
+
+
+@pytest.mark.parametrize("descriptor", [face(1)[:-1], np.zeros((1, D)), np.full(D, np.nan), np.full(D, np.inf), 1.0])
+def test_a_descriptor_that_does_not_fit_is_refused(storage: Storage, descriptor: Any) -> None:
+    gallery = gallery_of(storage)
+    with pytest.raises((GalleryMismatch, ValueError)):
+        gallery.enrol("amy", b"photo", descriptor, face(1))
+    with pytest.raises(GalleryMismatch):
+        gallery.search(descriptor, threshold=THRESHOLD)
+    assert keys(storage) == []
+
+
+# The snapshot
+
+
+def test_a_worker_starts_from_the_snapshot(storage: Storage, stack: Settings) -> None:
+    writer = gallery_of(storage, snapshot_above=2)
+    for seed in range(5):
+        enrol(writer, f"p{seed}", seed)
+    writer.refresh()
+    wire = Wire()
+    reader = gallery_of(Storage(stack, client=wire), snapshot_above=2)
+    reader.refresh()
+    fetched = [key for operation, key in wire.calls if operation == "get_object"]
+
+    assert SNAPSHOT in fetched
+    assert len(fetched) < 5
+    assert reader.version == writer.version
+    assert names_found(reader, 0, 4) == ["p0", "p4"]
+
+
+def test_a_small_gallery_has_no_snapshot(storage: Storage) -> None:
+    gallery = gallery_of(storage, snapshot_above=2)
+    for seed in range(2):
+        enrol(gallery, f"p{seed}", seed)
+    gallery.refresh()
+
+    assert SNAPSHOT not in keys(storage)
+
+
+@pytest.mark.parametrize("data", [b"", b"PK\x03\x04", b"\x93NUMPY", b"x" * 1000, b"\x80\x04N."])
+def test_a_broken_snapshot_is_replaced(storage: Storage, data: bytes) -> None:
+    gallery = gallery_of(storage, snapshot_above=1)
+    for seed in range(3):
+        enrol(gallery, f"p{seed}", seed)
+    gallery.refresh()
+    storage.put_gallery(SNAPSHOT, data)
+    reader = gallery_of(storage, snapshot_above=1)
+
+    assert names_found(reader, 0, 2) == ["p0", "p2"]
+    found = storage.get_gallery(SNAPSHOT)
+    assert found is not None
+    assert len(unpack_snapshot(found.data).keys) == 3
+
+
+def test_a_snapshot_cut_anywhere_is_refused_as_a_value() -> None:
+    rows = np.ones((2, 3, D), dtype=np.float32)
+    data = pack_snapshot(Snapshot(model="dlib", keys=["a", "b", "c"], etags=["1", "2", "3"], rows=rows))
+    for end in range(0, len(data), 97):
+        with pytest.raises(ValueError, match=r"."):
+            unpack_snapshot(data[:end])
+
+
+def test_who_is_forgotten_is_in_no_object(storage: Storage) -> None:
+    gallery = gallery_of(storage, snapshot_above=1)
+    for seed in range(3):
+        enrol(gallery, f"p{seed}", seed)
+    gallery.refresh()
+    People(storage).forget("p1")
+    assert not contents_with(storage, face(1))
+
+    gallery.refresh()  # it holds the rest, and writes the snapshot anew
+    assert SNAPSHOT in keys(storage)
+    assert contents_with(storage, face(0))
+    assert not contents_with(storage, face(1))
+
+
+@pytest.mark.parametrize("moment", ["", "version", "vectors/", "snapshot", "vectors/p1", "vectors/p3"])
+@pytest.mark.parametrize("occurrence", [0, 1])
+def test_a_snapshot_written_while_somebody_is_forgotten_does_not_outlive_them(
+    storage: Storage, stack: Settings, moment: str, occurrence: int
+) -> None:
+    writer = gallery_of(storage)
+    for seed in range(4):
+        enrol(writer, f"p{seed}", seed)
+    left = [occurrence]
+
+    def forget(n: int, operation: str, key: str) -> None:
+        if key.startswith(moment):
+            left[0] -= 1
+            if left[0] == -1:
+                forget_if_there(storage, "p1")
+
+    gallery_of(Storage(stack, client=Wire(before=forget)), snapshot_above=1).refresh()
+    if left[0] >= 0:
+        forget_if_there(storage, "p1")
+
+    assert not contents_with(storage, face(1))
+
+
+def test_a_snapshot_left_by_a_worker_that_was_killed_is_removed(storage: Storage) -> None:
+    gallery = gallery_of(storage, snapshot_above=1)
+    for seed in range(3):
+        enrol(gallery, f"p{seed}", seed)
+    gallery.refresh()
+    left = storage.get_gallery(SNAPSHOT)
+    assert left is not None
+    People(storage).forget("p1")
+    storage.put_gallery(SNAPSHOT, left.data)
+    assert contents_with(storage, face(1))
+
+    gallery_of(storage).refresh()
+
+    assert not contents_with(storage, face(1))
+
+
+def contents_with(storage: Storage, descriptor: NDArray[np.float32]) -> list[str]:
+    """The objects in the gallery bucket that hold this descriptor, as numbers or within JSON."""
+    raw, found = descriptor.astype("<f4").tobytes(), []
+    for key in keys(storage):
+        content = storage.get_gallery(key)
+        assert content is not None
+        data = content.data
+        if key.startswith(VECTORS):
+            data = unpack_vector(data).rows.tobytes()
+        if raw in data:
+            found.append(key)
+    return found
+
+
+# Threads and forks
+
+
+def test_threads_search_while_others_enrol(storage: Storage) -> None:
+    gallery = gallery_of(storage)
+    enrol(gallery, "amy", 0)
+    gallery.refresh()
+    done, wrong = threading.Event(), []
+
+    def search() -> None:
+        while not done.is_set():
+            gallery.refresh()
+            match = gallery.search(face(0), threshold=THRESHOLD)
+            if match.name != "amy":
+                wrong.append(match)
+
+    threads = [threading.Thread(target=search) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for seed in range(1, 6):
+        enrol(gallery, f"p{seed}", seed)
+    done.set()
+    for thread in threads:
+        thread.join()
+
+    assert wrong == []
+    assert names_found(gallery, *range(6)) == ["amy", "p1", "p2", "p3", "p4", "p5"]
+
+
+class Stuck(Storage):
+    """Waits in the parent process at every question for the version, until told to go on."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self.parent, self.there, self.go_on = os.getpid(), threading.Event(), threading.Event()
+
+    def gallery_etag(self, key: str) -> str | None:
+        if os.getpid() == self.parent:
+            self.there.set()
+            self.go_on.wait(60)
+        return super().gallery_etag(key)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_child_forked_in_the_middle_of_a_refresh_is_not_stuck(storage: Storage, stack: Settings) -> None:
+    enrol(gallery_of(storage), "amy", 1)
+    stuck = Stuck(stack)
+    gallery = gallery_of(stuck)
+    thread = threading.Thread(target=gallery.refresh)
+    thread.start()
+    assert stuck.there.wait(60)
+
+    def child(pipe: Connection) -> None:
+        pipe.send(names_found(gallery, 1))
+
+    fork = multiprocessing.get_context("fork")
+    receiver, sender = fork.Pipe(duplex=False)
+    process = fork.Process(target=child, args=(sender,))
+    process.start()
+    try:
+        assert receiver.poll(60), "the child waits for a lock that nobody holds there"
+        assert receiver.recv() == ["amy"]
+    finally:
+        process.kill()
+        process.join()
+        stuck.go_on.set()
+        thread.join()
+
+
+# Search
+
+
+def brute_force(table: Table, probe: NDArray[np.float32], kind: int) -> list[tuple[float, str]]:
+    """Every person's distance in float64, nearest first."""
+    nearest: dict[str, float] = {}
+    for key, row in zip(table.keys, table.rows[kind].astype(np.float64), strict=True):
+        name = key.split("/")[1]
+        nearest[name] = min(nearest.get(name, np.inf), float(np.sqrt(((row - probe) ** 2).sum())))
+    return sorted((distance, name) for name, distance in nearest.items())
+
+
+def table_of(rows: NDArray[np.float32], people: int) -> Table:
+    table_keys = sorted(VECTORS + path_of(f"p{i % people}", f"{i:024x}") for i in range(rows.shape[1]))
+    return Table(table_keys, ["etag"] * len(table_keys), rows)
+
+
+@settings(deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    size=st.integers(1, 60),
+    people=st.integers(1, 20),
+    offset=st.sampled_from([0.0, 1.0, 1000.0]),
+    spread=st.sampled_from([1.0, 1e-3, 1e-6]),
+    candidates=st.integers(0, 7),
+    low_resolution=st.booleans(),
+)
+def test_the_search_is_exact_also_where_float32_is_not(
+    seed: int, size: int, people: int, offset: float, spread: float, candidates: int, low_resolution: bool
+) -> None:
+    rng = np.random.default_rng(seed)
+    rows = (offset + spread * rng.normal(size=(2, size, D))).astype(np.float32)
+    probes = (offset + spread * rng.normal(size=(3, D))).astype(np.float32)
+    table = table_of(rows, people)
+    matches = table.search(probes, low_resolution=low_resolution, threshold=np.inf, candidates=candidates)
+    for probe, match in zip(probes, matches, strict=True):
+        wanted = brute_force(table, probe, int(low_resolution))
+        assert match.distance == pytest.approx(wanted[0][0], rel=1e-12)
+        assert match.name == wanted[0][1]
+        assert [each.name for each in match.candidates] == [name for _, name in wanted[:candidates]]
+        assert [each.distance for each in match.candidates] == pytest.approx([far for far, _ in wanted[:candidates]])
+
+
+def test_the_threshold_itself_is_near_enough() -> None:
+    rows = np.zeros((2, 1, D), dtype=np.float32)
+    table, probe = table_of(rows, 1), np.full((1, D), 0.5, dtype=np.float32)
+    distance = float(np.sqrt(D * 0.25))
+
+    def name(threshold: float) -> str:
+        return table.search(probe, low_resolution=False, threshold=threshold, candidates=1)[0].name
+
+    assert name(distance) == "p0"
+    assert name(np.nextafter(distance, 0)) == "unknown"
+
+
+def test_a_stranger_still_has_candidates() -> None:
+    table = table_of(np.stack([[face(i) for i in range(4)]] * 2), 4)
+    match = table.search(face(9)[None], low_resolution=False, threshold=0.01, candidates=2)[0]
+
+    assert match.name == "unknown"
+    assert match.distance == match.candidates[0].distance
+    assert len(match.candidates) == 2
+
+
+def test_faces_of_one_photo_are_searched_together_each_at_its_resolution(storage: Storage) -> None:
+    gallery = gallery_of(storage)
+    enrol(gallery, "amy", 1)
+    enrol(gallery, "bob", 2)
+    gallery.refresh()
+    probes = [face(1), face(2) + 100, face(1) + 100, face(2)]
+    matches = gallery.search_many(probes, low_resolution=[False, True, False, False], threshold=0.01)
+
+    assert [match.name for match in matches] == ["amy", "bob", "unknown", "bob"]
+    assert gallery.search(face(2) + 100, low_resolution=True, threshold=0.01) == matches[1]
+    assert gallery.search_many([], low_resolution=[], threshold=0.01) == []
+
+
+def test_an_empty_gallery_knows_nobody(storage: Storage) -> None:
+    gallery = gallery_of(storage)
+    gallery.refresh()
+    assert gallery.search(face(1), threshold=100) == Match(name="unknown", distance=None, candidates=())
+
+
+def test_a_table_is_updated_like_a_dictionary() -> None:
+    rng = np.random.default_rng(0)
+    table, model = Table.empty(D), dict[str, tuple[str, float]]()
+    every_key = [VECTORS + path_of(f"p{i % 5}", f"{i:024x}") for i in range(30)]
+    for step in range(40):
+        listed = {key: model.get(key, ("", 0))[0] or str(step) for key in every_key if rng.random() < 0.6}
+        changed = {key for key in listed if key not in model or rng.random() < 0.2}
+        listed.update({key: str(step) for key in changed})
+        fetched = {key: (listed[key], np.full((2, D), step, np.float32)) for key in changed}
+        model = {key: (etag, float(step) if key in changed else model[key][1]) for key, etag in listed.items()}
+        table = table.updated(listed, fetched)
+
+        assert list(table.keys) == sorted(model)
+        assert list(table.etags) == [model[key][0] for key in sorted(model)]
+        assert table.rows[1, :, -1].tolist() == [model[key][1] for key in sorted(model)]
