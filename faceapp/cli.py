@@ -134,8 +134,9 @@ def forget(client: Any, name: str) -> None:
 def recognize(photos: tuple[Path, ...], url: str, local: bool, gallery: Path | None) -> None:
     """Name who is on photos.
 
-    Prints a line <file name without extension>:<name> for each of PHOTOS. With --local and no --gallery the sample people
-    are known. A course's data.pt needs the network it was made with:
+    Prints a line <file name without extension>:<name> for each of PHOTOS.
+
+    With --local and no --gallery the sample people are known. A course's data.pt needs the network it was made with:
     FACEAPP_EMBEDDER=facenet and FACEAPP_WEIGHTS.
     """
     if gallery and not local:

@@ -51,8 +51,10 @@ class Service:
 class Services:
     """Starts services and stops them all. A context manager: leaving it stops everything."""
 
-    def __init__(self, log_folder: Path, environ: Mapping[str, str], *, follow: bool = False) -> None:
-        self._log_folder, self._environ, self._follow = log_folder, environ, follow
+    def __init__(
+        self, log_folder: Path, environ: Mapping[str, str], *, follow: bool = False, grace_s: float = GRACE_S
+    ) -> None:
+        self._log_folder, self._environ, self._follow, self._grace_s = log_folder, environ, follow, grace_s
         self.running: list[Service] = []
         self._starting = False
         self._interrupted = False
@@ -123,7 +125,7 @@ class Services:
         for service in stopping:
             service.process.terminate()
         groups = [service.process.pid for service in stopping]
-        kill_after_grace(groups, running=lambda: any(service.running for service in stopping))
+        kill_after_grace(groups, running=lambda: any(service.running for service in stopping), grace_s=self._grace_s)
         for service in stopping:
             service.process.wait()
             self.running.remove(service)

@@ -1,0 +1,64 @@
+# faceapp: `make` prints what there is. Everything lives in .venv; nothing else on the machine changes.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUNS := $(VENV)/.runs
+DEVELOPS := $(VENV)/.develops
+
+.DEFAULT_GOAL := help
+.PHONY: help up check test bench accuracy clean
+.DELETE_ON_ERROR:
+
+help: ## print this
+	@echo "make up         run everything on this machine (PEOPLE=DIR enrols DIR/<name>/<photo>.jpg)"
+	@echo "make check      format, lint, types, import directions, template"
+	@echo "make test       all tests (ARGS='-k name' for some)"
+	@echo "make bench      the benchmarks' tables"
+	@echo "make accuracy   recognition rates on labelled photos (FACES=DIR)"
+	@echo "make clean      remove .venv and every cache"
+
+up: $(RUNS)
+	@$(BIN)/faceapp up $(if $(PEOPLE),--people '$(PEOPLE)')
+
+check: $(DEVELOPS)
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/cfn-lint deploy/stack.yaml
+
+test: $(DEVELOPS)
+	$(BIN)/pytest $(ARGS)
+
+bench: $(DEVELOPS)
+	$(BIN)/python -m benchmarks
+
+accuracy: $(DEVELOPS)
+	@test -n '$(FACES)' || { echo "Say where the labelled photos are: make accuracy FACES=DIR" >&2; exit 2; }
+	$(BIN)/python -m benchmarks.accuracy '$(FACES)'
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# A stamp is as old as the last installation, so that a changed requirement installs again and nothing else does.
+$(RUNS): requirements.txt pyproject.toml | $(BIN)/pip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+$(DEVELOPS): requirements-dev.txt $(RUNS)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+$(BIN)/pip:
+	@command -v $(PYTHON) >/dev/null || { echo "There is no $(PYTHON): install Python 3.11 or newer." >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "faceapp needs Python 3.11 or newer, and $$($(PYTHON) --version) is older: make PYTHON=/path/to/python3.12 ..." >&2; \
+		exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "$(PYTHON) cannot make virtual environments: install its venv package (Debian: apt install python3-venv)." >&2; \
+		exit 2; }
+	@echo "Making $(VENV) and installing into it: this takes a few minutes, once."
+	$(PYTHON) -m venv $(VENV)
