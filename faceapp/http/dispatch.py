@@ -25,6 +25,9 @@ from faceapp.http.uploads import Upload
 from faceapp.schema import Enrolment, Recognition
 from faceapp.storage import Storage
 
+LOOK_AFTER_S = 15.0
+"""A longer wait looks into S3, for a result whose answer was lost, after this and then after twice the time each."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -44,6 +47,9 @@ class Dispatch:
         self.settings = settings
         self.storage = Storage(settings)
         self.people = People(self.storage)
+        # Celery makes its backend at the first use and does not lock: two first requests at once would make two, each
+        # with a reader on our response queue, and every answer that the wrong one reads would be lost.
+        _ = tasks.app.backend
 
     def ready(self) -> None:
         """Raises StorageUnavailable or BrokerUnavailable when S3 or SQS does not answer."""
@@ -64,10 +70,19 @@ class Dispatch:
     def wait(self, ticket: Ticket, deadline_s: float) -> Recognition | None:
         """The photo's result, or None if there is none at `deadline_s` (of time.monotonic).
 
-        An answer that got lost on its way is still found in S3.
+        An answer can get lost on its way: a process that dies takes those with it that its long poll was handed.
         """
-        document = _get(ticket.answer, deadline_s)
-        return Recognition.from_dict(document) if document else self.storage.get_result(ticket.id)
+        try:
+            look_s = LOOK_AFTER_S
+            while True:
+                left_s = deadline_s - time.monotonic()
+                document = _get(ticket.answer, min(look_s, left_s))
+                result = Recognition.from_dict(document) if document else self.storage.get_result(ticket.id)
+                if result or left_s <= look_s:
+                    return result
+                look_s *= 2
+        finally:
+            ticket.answer.forget()
 
     def enrol(self, name: str, uploads: list[Upload], *, request_id: str, wait_s: float) -> Enrolment | None:
         """Have a worker enrol the photos; None when that is not done within `wait_s` (it will still happen).
@@ -82,7 +97,10 @@ class Dispatch:
             with suppress(FaceappError):
                 self.storage.delete_incoming(request_id)
             raise
-        document = _get(answer, time.monotonic() + wait_s)
+        try:
+            document = _get(answer, wait_s)
+        finally:
+            answer.forget()
         return Enrolment.from_dict(document) if document else None
 
 
@@ -94,14 +112,12 @@ def _send(task: Any, request_id: str, *, waits: bool) -> Any:
         raise BrokerUnavailable from error
 
 
-def _get(answer: Any, deadline_s: float) -> dict[str, Any] | None:
+def _get(answer: Any, timeout_s: float) -> dict[str, Any] | None:
     try:
-        document: dict[str, Any] | None = answer.get(timeout=max(0.0, deadline_s - time.monotonic()))
+        document: dict[str, Any] | None = answer.get(timeout=max(0.0, timeout_s))
         return document
     except CeleryTimeoutError:
         return None
-    finally:
-        answer.forget()
 
 
 def new_id() -> str:

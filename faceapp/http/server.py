@@ -24,9 +24,9 @@ LAST_ANSWERS_S = 5
 
 
 class Server(BaseApplication):  # type: ignore[misc] # gunicorn is untyped
-    """Flask's app on a listening socket, in `settings.web_processes` processes."""
+    """Flask's app on a listening socket (its file descriptor, which gunicorn closes), in `web_processes` processes."""
 
-    def __init__(self, settings: Settings, listener: socket.socket) -> None:
+    def __init__(self, settings: Settings, listener: int) -> None:
         self.settings = settings
         self.listener = listener
         super().__init__()
@@ -34,7 +34,7 @@ class Server(BaseApplication):  # type: ignore[misc] # gunicorn is untyped
     def load_config(self) -> None:
         settings = self.settings
         values = {
-            "bind": f"fd://{self.listener.fileno()}",
+            "bind": f"fd://{self.listener}",
             "workers": settings.web_processes,
             "worker_class": settings.web_worker_class,
             "threads": settings.web_connections,
@@ -61,9 +61,9 @@ class Server(BaseApplication):  # type: ignore[misc] # gunicorn is untyped
 
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; SystemExit then. Raises LocalError if the address cannot be listened on."""
-    with listen(settings) as listener:
-        logger.info("the web tier listens on %s", url(listener))
-        Server(settings, listener).run()
+    listener = listen(settings)
+    logger.info("the web tier listens on %s", url(listener))
+    Server(settings, listener.detach()).run()
 
 
 def listen(settings: Settings) -> socket.socket:

@@ -247,7 +247,7 @@ class FaceRow {
       this.enrol(input.value.trim());
     });
     if (shown) this.drawCrop();
-    else this.drawNumber(n + 1);
+    else this.showNumber(n + 1);
   }
 
   find(selector) {
@@ -276,14 +276,12 @@ class FaceRow {
     canvas.getContext("2d").drawImage(this.card.image, x, y, width, height, ...place);
   }
 
-  drawNumber(number) {
-    const canvas = this.find(".crop");
-    const context = canvas.getContext("2d");
-    context.font = "600 48px system-ui";
-    context.fillStyle = getComputedStyle(document.body).color;
-    context.textAlign = "center";
-    context.textBaseline = "middle";
-    context.fillText(number, canvas.width / 2, canvas.height / 2);
+  /** In place of a crop that cannot be drawn. */
+  showNumber(number) {
+    const place = document.createElement("span");
+    place.className = "crop";
+    place.textContent = number;
+    this.find(".crop").replaceWith(place);
   }
 
   /** The most generous crop without another face in it: enrolling takes exactly one. */
