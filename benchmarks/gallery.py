@@ -30,7 +30,8 @@ from numpy.typing import NDArray
 from faceapp.config import Settings
 from faceapp.gallery import Gallery
 from faceapp.gallery.formats import Snapshot, Vector, pack_snapshot, pack_vector
-from faceapp.gallery.people import SNAPSHOT, VECTORS, mark_changed, path_of
+from faceapp.gallery.journal import note_change
+from faceapp.gallery.people import SNAPSHOT, VECTORS, path_of
 from faceapp.gallery.table import Table
 from faceapp.storage import Storage
 
@@ -87,7 +88,7 @@ def load_rows(objects: int) -> None:
         table = make_table(objects)
         for i, key in enumerate(table.keys):
             storage.put_gallery(key, pack_vector(Vector(model="bench", rows=table.rows[:, i])))
-        mark_changed(storage)
+        note_change(storage)
 
         def boot() -> tuple[float, Gallery]:
             gallery = Gallery(storage, model="bench", dimension=DIMENSION)

@@ -29,6 +29,7 @@ from faceapp.schema import Recognition
 
 INCOMING = "incoming/"
 MISSING = {"NoSuchKey", "404", "NotFound"}
+CHANGED = {"PreconditionFailed", "ConditionalRequestConflict"}
 MAX_FILE_NAME_BYTES = 1024
 """Of a percent-encoded file name: S3 takes 2 KB of metadata in all, and a person's name needs 768 bytes at most."""
 MAX_SUFFIX = 16
@@ -69,6 +70,10 @@ class GalleryObject:
 
     data: bytes
     etag: str
+
+
+class _Changed(Exception):
+    """A write was conditional and the object is not what it was."""
 
 
 class Storage:
@@ -179,6 +184,15 @@ class Storage:
     def put_gallery(self, key: str, data: bytes) -> None:
         self._call("put_object", self.settings.gallery_bucket, Key=key, Body=data)
 
+    def replace_gallery(self, key: str, data: bytes, *, etag: str | None) -> bool:
+        """Store the object unless it is no longer what it was: `etag`, or not there for None. False if so."""
+        condition = {"IfMatch": etag} if etag else {"IfNoneMatch": "*"}
+        try:
+            self._call("put_object", self.settings.gallery_bucket, Key=key, Body=data, **condition)
+        except (NotFound, _Changed):
+            return False
+        return True
+
     def get_gallery(self, key: str) -> GalleryObject | None:
         try:
             answer = self._call("get_object", self.settings.gallery_bucket, Key=key)
@@ -223,6 +237,8 @@ class Storage:
         except ClientError as error:
             if "Key" in arguments and error.response["Error"]["Code"] in MISSING:
                 raise NotFound(f"There is no {arguments['Key']} in the bucket {bucket}.") from None
+            if error.response["Error"]["Code"] in CHANGED:
+                raise _Changed from None
             raise StorageUnavailable(f"The bucket {bucket} refused {operation}: {error}") from error
         except BotoCoreError as error:
             raise StorageUnavailable(f"The bucket {bucket} did not answer {operation}: {error}") from error

@@ -184,6 +184,18 @@ def test_listing_and_deleting_go_beyond_one_page(storage: Storage) -> None:
     assert [key for key, _ in storage.list_gallery("")] == ["photos/a"]
 
 
+def test_an_object_is_replaced_only_as_it_was_seen(storage: Storage) -> None:
+    assert not storage.replace_gallery("version", b"0", etag='"never"')
+    assert storage.replace_gallery("version", b"1", etag=None)
+    assert not storage.replace_gallery("version", b"2", etag=None)
+    etag = storage.gallery_etag("version")
+    assert storage.replace_gallery("version", b"3", etag=etag)
+    assert not storage.replace_gallery("version", b"4", etag=etag)
+    found = storage.get_gallery("version")
+    assert found is not None
+    assert found.data == b"3"
+
+
 def test_each_operation_is_one_call(storage: Storage) -> None:
     calls, request_id = count_calls(storage.client), new_id()
     storage.put_photo(request_id, PHOTO, file_name="a.jpg", content_type="image/jpeg")

@@ -5,7 +5,8 @@ The bucket holds, with names percent-encoded:
 - `photos/<name>/<photo id>`: the bytes as they were enrolled;
 - `vectors/<name>/<photo id>`: what the model made of them. A photo is enrolled when this exists: it is written last
   and deleted first. One object per photo, so two writers never overwrite each other;
-- `version`: random bytes, replaced after every change, so that one cheap call tells a worker if it must look;
+- `version`: replaced after every change, so that one cheap call tells a worker if it must look; holds who was enrolled
+  lately, so that it need not look at everybody;
 - `snapshot`: all vectors in one object, so that a worker starts fast. Only a cache, checked against the listing.
 
 A photo id is the beginning of the photo's SHA-256: enrolling a photo twice, or again after a crash, is once.

@@ -10,21 +10,21 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from faceapp.errors import GalleryMismatch, StorageUnavailable
 from faceapp.gallery.formats import Snapshot, Vector, pack_snapshot, pack_vector, unpack_snapshot, unpack_vector
+from faceapp.gallery.journal import VERSION, note_enrolment, read_journal
 from faceapp.gallery.people import (
     KEY,
     PHOTO_ID_DIGITS,
     PHOTOS,
     SNAPSHOT,
     VECTORS,
-    VERSION,
     check_name,
-    mark_changed,
     path_of,
 )
 from faceapp.gallery.table import Match, Table
@@ -58,7 +58,8 @@ class Gallery:
         self._refresh_s, self._relist_s, self._snapshot_above = refresh_s, relist_s, snapshot_above
         self._table = Table.empty(dimension)
         self._loaded = False
-        self._marker: str | None = None
+        self._marker: str | None = None  # the journal's ETag, and its last entry, that the table is up to
+        self._entry: str | None = None
         # Objects that hold no vector for this model: their key, to their ETag and whether another model made them.
         self._skipped: dict[str, tuple[str, bool]] = {}
         self._refresh_at = self._relist_at = 0.0
@@ -97,7 +98,7 @@ class Gallery:
             self._storage.put_gallery(PHOTOS + path, photo)
             self._storage.put_gallery(VECTORS + path, vector)
             if self._storage.gallery_etag(PHOTOS + path) is not None:
-                mark_changed(self._storage)
+                note_enrolment(self._storage, name)
                 self._refresh_at = 0.0
                 return photo_id
             # Somebody forgot the person between the two: take back the vector, which has no photo any more.
@@ -161,23 +162,38 @@ class Gallery:
         relist = time.monotonic() >= self._relist_at
         if self._loaded and marker == self._marker and not relist:
             return
-        listing = {key: etag for key, etag in self._storage.list_gallery(VECTORS) if KEY.fullmatch(key)}
+        journal = read_journal(self._storage)
+        names = None if relist or not self._loaded else journal.names_since(self._entry)
+        listing = self._list(names)
         before, snapshot_wanted = self._table, False
         if not self._loaded:
             before, snapshot_wanted = self._from_snapshot(listing)
         fetched = self._fetch(before, listing)
         table = before.updated(listing, fetched)
         # In this order: a thread that sees `_loaded` may search without the lock.
-        self._table, self._marker, self._loaded = table, marker, True
-        # Not all at the same moment: the workers of an instance start together.
-        self._relist_at = time.monotonic() + self._relist_s * random.uniform(0.8, 1.2)
+        self._table, self._marker, self._entry, self._loaded = table, journal.etag, journal.last, True
+        if names is None:
+            # Not all at the same moment: the workers of an instance start together.
+            self._relist_at = time.monotonic() + self._relist_s * random.uniform(0.8, 1.2)
         if table is not before:
             logger.info("the gallery is at version %s (%d fetched)", table.version, len(fetched))
         self._keep_snapshot(
-            marker,
+            journal.etag,
             wanted=snapshot_wanted or len(fetched) > self._snapshot_above,
             look=relist or len(table) < len(before) + len(fetched) or len(before) <= self._snapshot_above,
         )
+
+    def _list(self, names: set[str] | None) -> dict[str, str]:
+        """All vectors' keys with their ETags, asking only for those of `names`; for all where that is None."""
+        if names is None:
+            return {key: etag for key, etag in self._storage.list_gallery(VECTORS) if KEY.fullmatch(key)}
+        folders = tuple(f"{VECTORS}{quote(name, safe='')}/" for name in sorted(names))
+        held = dict(zip(self._table.keys, self._table.etags, strict=True))
+        held.update((key, etag) for key, (etag, _) in self._skipped.items())
+        listing = {key: etag for key, etag in held.items() if not key.startswith(folders)}
+        for folder in folders:
+            listing.update((key, etag) for key, etag in self._storage.list_gallery(folder) if KEY.fullmatch(key))
+        return listing
 
     def _from_snapshot(self, listing: dict[str, str]) -> tuple[Table, bool]:
         """The table to start from, and whether the snapshot should be written anew."""

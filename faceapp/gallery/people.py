@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import re
 import unicodedata
-import uuid
 from collections import Counter
 from dataclasses import dataclass
 from urllib.parse import quote, unquote
 
 from faceapp.errors import InvalidName, NotFound, PersonNotFound
+from faceapp.gallery.journal import note_change
 from faceapp.schema import NO_FACE, UNKNOWN
 from faceapp.storage import Storage
 
 VECTORS = "vectors/"
 PHOTOS = "photos/"
-VERSION = "version"
 SNAPSHOT = "snapshot"
 MAX_NAME = 64
 PHOTO_ID_DIGITS = 24
@@ -32,7 +31,8 @@ class Person:
 
 
 class People:
-    """The gallery as the web tier sees it. Needs the rights to list, to read `photos/` and to delete; reads no vectors.
+    """The gallery as the web tier sees it. It reads no vectors: the rights to list, to read `photos/`, to delete and to
+    write `version` are enough.
 
     Every method raises InvalidName for what cannot be a name, and StorageUnavailable.
     """
@@ -92,7 +92,7 @@ class People:
                 return found
             found = True
             storage.delete_gallery(vectors)
-            mark_changed(storage)
+            note_change(storage)
             storage.delete_gallery([SNAPSHOT])
             storage.delete_gallery(photos)
             # Somebody may have enrolled the same person between two of these calls: look again.
@@ -140,8 +140,3 @@ def split_key(key: str) -> tuple[str, str] | None:
 def name_of(folder: str) -> str:
     """The name in a key without its photo id, or in that of a person's folder."""
     return unquote(folder.rpartition("/")[2])
-
-
-def mark_changed(storage: Storage) -> None:
-    """Tell every worker that the gallery is not what it was."""
-    storage.put_gallery(VERSION, uuid.uuid4().bytes)
