@@ -6,6 +6,17 @@ import logging
 
 from faceapp.config import Settings
 
+NARRATORS = (
+    "botocore",
+    "boto3",
+    "kombu.transport.SQS",
+    "PIL",
+    # A line for each message received and one with the whole result of each task; the worker's own says what matters.
+    "celery.app.trace",
+    "celery.worker.strategy",
+)
+"""They tell of each call that went well: heard only at DEBUG."""
+
 
 def configure(settings: Settings) -> None:
     """Set the root logger up, once, for a process of this service."""
@@ -14,6 +25,6 @@ def configure(settings: Settings) -> None:
         format="%(asctime)s %(levelname)-7s %(processName)s %(name)s: %(message)s",
         force=True,
     )
-    # They narrate every request; what matters of it comes back as an error.
-    for name in ("botocore", "boto3", "urllib3", "s3transfer", "PIL"):
-        logging.getLogger(name).setLevel(max(logging.INFO, logging.getLogger().level))
+    if settings.log_level != "DEBUG":
+        for name in NARRATORS:
+            logging.getLogger(name).setLevel(logging.WARNING)

@@ -82,6 +82,9 @@ class Worker:
                 id=request_id, status="failed", file_name=file_name, failure=Failure.of(error), timings=timings
             )
         self._storage.put_result(result)
+        outcome = f"{len(result.faces)} faces" if result.failure is None else result.failure.code
+        times = result.timings
+        logger.info("%s: %s, %.3f s after %.3f s in the queue", request_id, outcome, times.total_s, times.queued_s)
         return result
 
     def _name(self, description: Description) -> tuple[tuple[Face, ...], float]:
@@ -127,6 +130,7 @@ class Worker:
             ]
             enrolment = dataclasses.replace(enrolment, photos=tuple(photos))
         self._storage.delete_incoming(request_id)
+        logger.info("%s: %d photos enrolled, %d refused", request_id, len(enrolment.photos), len(failures))
         return enrolment
 
 

@@ -17,7 +17,7 @@ from celery.exceptions import TimeoutError as CeleryTimeoutError
 from faceapp import broker, responses
 from faceapp.broker import FaceappCelery
 from faceapp.config import Settings
-from faceapp.responses import MAX_REPLY_BYTES, Collector
+from faceapp.responses import MAX_REPLY_BYTES, Collector, backend
 from tests.services import wait_until
 
 
@@ -170,7 +170,7 @@ def test_two_processes_have_two_queues_and_leave_none(settings: Settings) -> Non
 def test_a_web_process_reads_its_slots_queue(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, slot: int, suffix: str
 ) -> None:
-    monkeypatch.setattr(responses, "_slot", None)
+    monkeypatch.setattr(backend, "_slot", None)
     responses.use_slot(slot)
     app = broker.create_app(settings)
     assert app.backend.reply_queue == settings.response_queue + suffix
