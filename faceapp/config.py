@@ -74,8 +74,8 @@ class Settings:
     prefix: str = _text(
         "faceapp",
         "the first part of every bucket's and queue's name",
-        pattern=r"[a-z0-9][a-z0-9-]{0,30}[a-z0-9]",
-        takes="2 to 32 small letters, digits and hyphens",
+        pattern=r"[a-z][a-z0-9-]{0,30}[a-z0-9]",
+        takes="2 to 32 small letters, digits and hyphens, beginning with a letter",
     )
 
     web_host: str = _text(
