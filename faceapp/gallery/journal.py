@@ -21,7 +21,7 @@ ATTEMPTS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Journal:
-    """What the `version` object said. `entries` are (id, name), oldest first; a new journal begins with an empty name."""
+    """What the `version` object said. `entries` are (id, name), oldest first; a new journal begins without a name."""
 
     etag: str | None
     entries: Sequence[tuple[str, str]]
