@@ -6,6 +6,7 @@ the model is loaded only where the work is done.
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,8 @@ app = broker.create_app(settings())
 
 
 def _worker() -> Worker:
+    # A process per core: a matrix product must not start threads. Read when numpy is imported, here for the first time.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from faceapp.worker import this_worker
 
     return this_worker()
@@ -63,8 +66,8 @@ def _queued_s(request: Any) -> float:
 
 @signals.worker_init.connect
 def _load_model(**_: Any) -> None:
-    """Load the model in the parent: its children start at once and share the memory."""
-    _worker()
+    """Load the model and the gallery in the parent: its children start at once and share the memory."""
+    _worker().warm()
 
 
 @signals.setup_logging.connect

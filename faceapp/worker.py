@@ -44,6 +44,10 @@ class Worker:
         )
         self._threshold = settings.threshold or self._recogniser.threshold
 
+    def warm(self) -> None:
+        """Load the gallery; when S3 does not answer, the first search tries again."""
+        self._gallery.refresh()
+
     def recognise(self, request_id: str, *, queued_s: float = 0.0) -> Recognition:
         """Fetch the photo `request_id`, find and name its faces, store the result and return it.
 

@@ -10,7 +10,6 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -169,31 +168,101 @@ def test_no_answer_in_time_is_a_timeout(stack: Settings, task_of: TaskMaker) -> 
         task_of(stack, "lonely").delay().get(timeout=0.1)
 
 
-def test_a_full_prefetch_waits_for_an_ack_instead_of_asking_again_and_again(
-    stack: Settings, task_of: TaskMaker
-) -> None:
-    ping = task_of(stack, "ping")
-    ping.apply_async(ignore_result=True)
-    ping.apply_async(ignore_result=True)
-    scheduled: list[Callable[..., Any]] = []
-    with ping.app.connection_for_read() as connection:
-        channel: Any = connection.default_channel
-        channel.hub = SimpleNamespace(
-            call_soon=lambda call, *args: scheduled.append(lambda: call(*args)),
-            call_later=lambda delay_s, call, *args: pytest.fail("polls on a timer"),
-        )
-        got: list[Any] = []
-        channel.basic_qos(0, 1, False)
-        channel.basic_consume("req-queue", no_ack=False, callback=got.append, consumer_tag="tag")
-        scheduled.clear()
-        channel.drain_events(timeout=5)
-        assert len(got) == 1
+class Hub:
+    """Stands in for the worker's event loop: notes what is to be called, and when."""
 
-        channel._schedule_queue("req-queue")
-        assert scheduled == []
-        channel.basic_ack(got[0].delivery_tag)
-        assert len(scheduled) == 1
-        channel.basic_cancel("tag")
+    def __init__(self) -> None:
+        self.soon: list[Callable[[], Any]] = []
+        self.later: list[Callable[[], Any]] = []
+
+    def call_soon(self, call: Callable[..., Any], *args: Any) -> None:
+        self.soon.append(lambda: call(*args))
+
+    def call_later(self, _delay_s: float, call: Callable[..., Any], *args: Any) -> None:
+        self.later.append(lambda: call(*args))
+
+
+@pytest.fixture
+def consuming(stack: Settings, task_of: TaskMaker) -> Iterator[Callable[..., tuple[Any, Hub, list[Any]]]]:
+    """Consumes the request queue with a stand-in for the event loop, `count` messages already taken of it."""
+    ping = task_of(stack, "ping")
+    with ping.app.connection_for_read() as connection:
+
+        def take(count: int, *, prefetch: int) -> tuple[Any, Hub, list[Any]]:
+            for _ in range(count):
+                ping.apply_async(ignore_result=True)
+            channel, hub, got = connection.default_channel, Hub(), list[Any]()
+            channel.hub = hub
+            channel.basic_qos(0, prefetch, False)
+            channel.basic_consume("req-queue", no_ack=False, callback=got.append, consumer_tag="tag")
+            hub.soon.clear()
+            while len(got) < count:
+                channel.drain_events(timeout=5)
+            return channel, hub, got
+
+        yield take
+        connection.default_channel.hub = None
+
+
+def undeleted(settings: Settings) -> int:
+    """Messages of the request queue that SQS still has, in flight or not."""
+    names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
+    url = queue_url(settings.request_queue)
+    attributes = broker.sqs_client().get_queue_attributes(QueueUrl=url, AttributeNames=names)["Attributes"]
+    return sum(int(attributes[name]) for name in names)
+
+
+def test_a_full_prefetch_waits_for_an_ack_instead_of_asking_again_and_again(
+    consuming: Callable[..., tuple[Any, Hub, list[Any]]],
+) -> None:
+    channel, hub, got = consuming(4, prefetch=4)
+
+    channel._schedule_queue("req-queue")
+    channel.basic_ack(got[0].delivery_tag)
+    assert hub.soon == []  # one free place is not worth a call
+    channel.basic_reject(got[1].delivery_tag, requeue=True)
+    assert len(hub.soon) == 1
+
+
+def test_done_messages_are_deleted_together(
+    stack: Settings, consuming: Callable[..., tuple[Any, Hub, list[Any]]]
+) -> None:
+    channel, hub, got = consuming(13, prefetch=20)
+
+    for message in got[:9]:
+        channel.basic_ack(message.delivery_tag)
+    assert undeleted(stack) == 13
+    channel.basic_ack(got[9].delivery_tag)
+    assert undeleted(stack) == 3
+    channel.basic_ack(got[10].delivery_tag)
+    assert undeleted(stack) == 3
+    hub.later[-1]()  # the time is up
+    assert undeleted(stack) == 2
+
+
+def test_a_worker_that_stops_deletes_what_is_done(
+    stack: Settings, consuming: Callable[..., tuple[Any, Hub, list[Any]]]
+) -> None:
+    channel, _, got = consuming(3, prefetch=4)
+
+    channel.basic_ack(got[0].delivery_tag)
+    channel.basic_cancel("tag")
+    assert undeleted(stack) == 2
+    channel.basic_ack(got[1].delivery_tag)  # a task that ended after the consumer
+    assert undeleted(stack) == 1
+
+
+def test_a_deletion_that_fails_stops_no_worker(
+    stack: Settings, consuming: Callable[..., tuple[Any, Hub, list[Any]]], caplog: pytest.LogCaptureFixture
+) -> None:
+    channel, hub, got = consuming(1, prefetch=4)
+    channel.basic_ack(got[0].delivery_tag)
+    broker.sqs_client().delete_queue(QueueUrl=queue_url(stack.request_queue))
+
+    hub.later[-1]()
+
+    assert "could not delete" in caplog.text
+    assert channel.qos.can_consume()
 
 
 # What upstream lacks: each of these fails when an override of ours has become needless.
