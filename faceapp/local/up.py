@@ -54,7 +54,11 @@ def up(settings: Settings, options: Options) -> None:
     found = find_people(options.people) if options.people else {}
     check_ports(settings)
     folder = state.default_folder(settings.prefix)
-    with state.lock(folder), Services(folder / "logs", environment(settings), follow=options.verbose) as services:
+    environ = environment(settings)
+    # This process asks AWS too, and must no more reach the user's own than its services.
+    os.environ.clear()
+    os.environ.update(environ)
+    with state.lock(folder), Services(folder / "logs", environ, follow=options.verbose) as services:
         try:
             with _interruptible(services):
                 _Local(settings, options, services, Progress()).run(found, folder / "gallery")
@@ -68,9 +72,8 @@ class _Local:
         self.client = Client(f"http://{reachable(settings.web_host)}:{settings.web_port}")
 
     def _aws(self, service: str) -> Any:
-        session: Any = boto3.session.Session("local", "local", region_name=REGION)
-        config = Config(retries={"total_max_attempts": 1}, connect_timeout=2, read_timeout=20)
-        return session.client(service, endpoint_url=endpoint(self.settings), config=config)
+        session: Any = boto3.session.Session()
+        return session.client(service, config=Config(retries={"total_max_attempts": 1}, read_timeout=20))
 
     def run(self, found: Mapping[str, list[Path]], folder: Path) -> None:
         self.progress.note(f"faceapp starts. Logs and the kept gallery: {folder.parent}")

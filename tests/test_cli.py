@@ -1,0 +1,124 @@
+"""The command line: what each command says, and one sentence for everything that goes wrong."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+
+from faceapp.config import Settings
+
+NOBODY = "http://127.0.0.1:1"
+
+
+def faceapp(*arguments: str | Path, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run `faceapp` as a user does."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "FACEAPP_"))}
+    command = [sys.executable, "-m", "faceapp", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env={**own, **environ})
+
+
+def test_help_lists_the_commands() -> None:
+    done = faceapp("--help")
+    assert done.returncode == 0
+    for command in ("up", "web", "worker", "people", "recognize", "settings"):
+        assert f"\n  {command} " in done.stdout
+
+
+def test_the_command_line_loads_nothing_heavy() -> None:
+    heavy = {"torch", "numpy", "boto3", "celery", "flask", "moto", "rich"}
+    code = f"import sys, faceapp.cli; print(*{heavy} & {{*sys.modules}})"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "\n"
+
+
+def test_settings_lists_every_variable_with_its_value_and_what_it_takes() -> None:
+    done = faceapp("settings", FACEAPP_WEB_PORT="9001")
+    assert done.returncode == 0
+    assert "FACEAPP_WEB_PORT=9001\n    the web tier's port (a whole number, 1 to 65535)\n" in done.stdout
+    for each in fields(Settings):
+        assert f"FACEAPP_{each.name.upper()}=" in done.stdout
+
+
+@pytest.mark.parametrize("command", [["settings"], ["up"], ["web"], ["worker"], ["recognize", "--local", "x.jpg"]])
+def test_a_setting_that_cannot_be_used_stops_every_command(command: list[str]) -> None:
+    done = faceapp(*command, FACEAPP_WEB_PORT="http")
+    assert done.returncode == 2
+    assert done.stderr == "Error: FACEAPP_WEB_PORT='http' cannot be used: it takes a whole number, 1 to 65535\n"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["people", "--url", NOBODY, "list"], ["people", "--url", NOBODY, "forget", "ann"]],
+)
+def test_a_service_that_is_not_there_is_one_sentence(command: list[str]) -> None:
+    done = faceapp(*command)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"Error: Nothing answers at {NOBODY}: is faceapp running there?")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_photo_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
+    done = faceapp("recognize", "--url", NOBODY, tmp_path / "none.jpg")
+    assert done.returncode == 1
+    assert done.stderr == f"Error: {tmp_path}/none.jpg cannot be read: No such file or directory.\n"
+
+
+def test_a_gallery_goes_with_local_only(tmp_path: Path) -> None:
+    done = faceapp("recognize", "--gallery", tmp_path, "photo.jpg")
+    assert done.returncode == 2
+    assert "--gallery goes with --local" in done.stderr
+
+
+def test_a_folder_without_people_is_one_sentence(tmp_path: Path) -> None:
+    for folder, sentence in ((tmp_path, "holds no photos"), (tmp_path / "none", "is not a folder")):
+        for command in (["up", "--people"], ["people", "--url", NOBODY, "import"]):
+            done = faceapp(*command, folder)
+            assert done.returncode == 1
+            assert f"Error: {folder} {sentence}" in done.stderr
+            assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("variable", ["FACEAPP_WEB_PORT", "FACEAPP_AWS_PORT"])
+def test_a_taken_port_is_one_sentence_and_starts_nothing(variable: str, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, socket.create_server(("127.0.0.1", 0)) as free:
+        port, other = taken.getsockname()[1], free.getsockname()[1]
+        free.close()
+        ports = {"FACEAPP_WEB_PORT": str(other), "FACEAPP_AWS_PORT": str(other), variable: str(port)}
+        done = faceapp("up", XDG_STATE_HOME=str(tmp_path), **ports)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"Error: Port {port} on 127.0.0.1 cannot be used (Address already in use")
+    assert done.stderr.endswith(f"choose another with {variable}.\n")
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_recognising_locally_needs_no_service(samples: dict[str, Path]) -> None:
+    done = faceapp("recognize", "--local", samples["obama3.jpg"], samples["astronaut.png"])
+    assert done.stdout == "obama\neileen_collins\n", done.stderr
+    assert done.returncode == 0
+
+
+def test_a_folder_is_a_gallery_and_a_stranger_is_unknown(samples: dict[str, Path], tmp_path: Path) -> None:
+    for name, photo in (("joe", "biden.jpg"), ("barack", "obama.jpg")):
+        (tmp_path / name).mkdir()
+        shutil.copy(samples[photo], tmp_path / name)
+    (tmp_path / "joe" / "broken.jpg").write_text("no photo")
+    done = faceapp("recognize", "--local", "--gallery", tmp_path, samples["obama3.jpg"], samples["astronaut.png"])
+    assert done.stdout == "barack\nunknown\n"
+    assert "broken.jpg is not used" in done.stderr
+
+
+def test_a_course_gallery_of_another_network_is_one_sentence(samples: dict[str, Path], tmp_path: Path) -> None:
+    torch.save([[torch.zeros(1, 512)], ["ann"]], tmp_path / "data.pt")
+    done = faceapp("recognize", "--local", "--gallery", tmp_path / "data.pt", samples["obama3.jpg"])
+    assert done.returncode == 1
+    assert "set FACEAPP_EMBEDDER=facenet and FACEAPP_WEIGHTS" in done.stderr
+    assert len(done.stderr.splitlines()) == 1

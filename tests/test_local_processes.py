@@ -1,0 +1,117 @@
+"""Services as real processes: started, watched, and none left over."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from faceapp.errors import LocalError
+from faceapp.local.processes import Services
+from faceapp.local.reaper import exists
+from tests.services import wait_until
+
+STUBBORN = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+os.fork()
+print("up", flush=True)
+time.sleep(600)
+"""
+"""Ignores SIGTERM, and so does its child."""
+
+SUPERVISOR = """
+import sys, time
+from pathlib import Path
+from faceapp.local.processes import Services
+services = Services(Path(sys.argv[1]), {})
+for _ in range(2):
+    print(services.start("sleeper", ["/bin/sleep", "600"]).process.pid, flush=True)
+services.stop(services.running[:1])
+print("started", flush=True)
+time.sleep(600)
+"""
+
+
+def python(code: str) -> list[str]:
+    return [sys.executable, "-c", code]
+
+
+def test_leaving_stops_every_process_and_their_children(tmp_path: Path) -> None:
+    with Services(tmp_path, os.environ, grace_s=0.5) as services:
+        kind = services.start("kind", ["/bin/sleep", "600"])
+        stubborn = services.start("stubborn", python(STUBBORN))
+        services.wait_for(lambda: stubborn.log_tail() == "up\nup", timeout_s=30, what="The service is not up")
+        groups = [kind.process.pid, stubborn.process.pid]
+        assert all(exists(group) for group in groups)
+    assert kind.process.returncode == -signal.SIGTERM
+    assert stubborn.process.returncode == -signal.SIGKILL
+    wait_until(lambda: not any(exists(group) for group in groups), what="the groups' end")
+
+
+def test_a_service_that_ends_is_named_with_the_end_of_its_log(tmp_path: Path) -> None:
+    with Services(tmp_path, os.environ) as services:
+        services.start("web tier", python("print('x' * 10); raise SystemExit('out of luck')"))
+        with pytest.raises(
+            LocalError, match=r"(?s)The web tier ended with status 1\. .*web-tier\.log:\nxxx.*out of luck"
+        ):
+            services.wait_for(lambda: False, timeout_s=30, what="never")
+
+
+def test_what_does_not_come_in_time_is_an_error_with_the_logs(tmp_path: Path) -> None:
+    with Services(tmp_path, os.environ) as services:
+        services.start("sleeper", ["/bin/sleep", "600"])
+        with pytest.raises(LocalError, match=r"(?s)It is not there after 0\.1 s.*sleeper\.log"):
+            services.wait_for(lambda: False, timeout_s=0.1, what="It is not there")
+
+
+def test_a_log_is_followed_line_by_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with Services(tmp_path, os.environ, follow=True) as services:
+        service = services.start("talker", python("print('one\\ntwo')"))
+        seen = ""
+
+        def everything() -> bool:
+            nonlocal seen
+            seen += capfd.readouterr().out
+            return seen.endswith("talker | two\n")
+
+        wait_until(everything, what="the log")
+        assert "talker | one\n" in seen
+        wait_until(lambda: not service.running, what="the end")
+
+
+def test_an_interrupt_between_start_and_note_waits_for_the_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Services(tmp_path, os.environ) as services:
+        upstream = subprocess.Popen
+
+        def interrupted(*arguments: object, **options: object) -> object:
+            process = upstream(*arguments, **options)  # type: ignore[call-overload]
+            services.interrupt()
+            return process
+
+        monkeypatch.setattr(subprocess, "Popen", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            services.start("sleeper", ["/bin/sleep", "600"])
+        monkeypatch.undo()
+        [service] = services.running
+    assert service.process.returncode == -signal.SIGTERM
+
+
+def test_a_killed_supervisor_leaves_nothing(tmp_path: Path) -> None:
+    supervisor = subprocess.Popen(
+        [*python(SUPERVISOR), str(tmp_path)], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert supervisor.stdout
+    stopped, left = int(supervisor.stdout.readline()), int(supervisor.stdout.readline())
+    assert supervisor.stdout.readline() == "started\n"
+    assert not exists(stopped)
+    assert exists(left)
+    os.killpg(supervisor.pid, signal.SIGKILL)
+    supervisor.communicate()
+    wait_until(lambda: not exists(left), what="the end of what the supervisor left")

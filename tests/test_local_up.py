@@ -1,0 +1,199 @@
+"""`faceapp up` as a user runs it: real processes, a real photo, and nothing left at the end."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+
+from faceapp.client import Client
+from faceapp.config import Settings
+from faceapp.errors import LocalError
+from faceapp.local import up
+from tests.services import wait_until
+from tests.test_cli import faceapp
+
+READY = "Ctrl-C stops everything."
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that were free a moment ago."""
+    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [listener.getsockname()[1] for listener in listeners]
+    for listener in listeners:
+        listener.close()
+    return ports
+
+
+class Running:
+    """A `faceapp up` that is ready."""
+
+    def __init__(self, process: subprocess.Popen[bytes], log: Path, settings: Settings) -> None:
+        self.process, self.log, self.settings = process, log, settings
+        self.client = Client(f"http://127.0.0.1:{settings.web_port}")
+        self.left = descendants(process.pid)
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text()
+
+    def services(self) -> dict[str, int]:
+        """The process ids of what it has started, by a word of the command."""
+        commands = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in children(self.process.pid)}
+        return {
+            word: pid for word in ("celery", "web", "aws", "reaper") for pid, line in commands.items() if word in line
+        }
+
+    def ended(self) -> int:
+        """Its status, once it and everything that it had started are gone."""
+        status = self.process.wait(60)
+        wait_until(lambda: not [pid for pid in self.left if alive(pid)], what="the end of every process")
+        return status
+
+
+def children(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for task in tasks for child in task.read_text().split()]
+
+
+def descendants(pid: int) -> list[int]:
+    return [each for child in children(pid) for each in (child, *descendants(child))]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def running(folder: Path, *options: str | Path) -> Iterator[Running]:
+    """`faceapp up`, on free ports, with its state in `folder`; killed at the end if it still runs."""
+    web_port, aws_port = free_ports(2)
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "FACEAPP_"))}
+    settings = {
+        "FACEAPP_PREFIX": "test-up",
+        "FACEAPP_WEB_PORT": str(web_port),
+        "FACEAPP_AWS_PORT": str(aws_port),
+        "FACEAPP_WORKER_PROCESSES": "1",
+        "FACEAPP_QUEUE_WAIT_S": "2",
+    }
+    log = folder / "output"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "faceapp", "up", *map(str, options)],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            # A user's own AWS must never be reached from here.
+            env={**own, **settings, "XDG_STATE_HOME": str(folder), "AWS_PROFILE": "the-users-own"},
+        )
+    try:
+        wait_until(lambda: process.poll() is not None or READY in log.read_text(), timeout_s=180, what="faceapp up")
+        assert process.poll() is None, log.read_text()
+        yield Running(process, log, Settings.from_environ(settings))
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.system
+def test_from_a_folder_of_photos_to_names_and_back_after_a_restart(samples: dict[str, Path], tmp_path: Path) -> None:
+    people = tmp_path / "people"
+    for name, photo in (("barack", "obama.jpg"), ("joe", "biden.jpg")):
+        (people / name).mkdir(parents=True)
+        shutil.copy(samples[photo], people / name)
+    (people / "joe" / "broken.jpg").write_text("no photo")
+
+    with running(tmp_path, "--people", people) as first:
+        assert first.client.recognise(samples["obama3.jpg"]) == "obama3:barack"
+        assert "! joe/broken.jpg was refused: " in first.output
+        check_record(first)
+        check_commands(first, samples)
+        first.process.send_signal(signal.SIGINT)
+        assert first.ended() == 0
+        assert "Traceback" not in first.output
+
+    with running(tmp_path) as second:
+        assert "the people of the last time are back" in second.output
+        assert second.client.people() == {"barack": 1, "eileen": 1}
+        assert second.client.recognise(samples["obama3.jpg"]) == "obama3:barack"
+        os.kill(second.services()["celery"], signal.SIGKILL)
+        assert second.ended() == 1
+        assert "Error: The worker ended by signal 9. The end of " in second.output
+        assert "Traceback" not in second.output
+
+
+def check_record(system: Running) -> None:
+    session: Any = boto3.session.Session("any", "any", region_name=up.REGION)
+    ec2 = session.client("ec2", endpoint_url=up.endpoint(system.settings))
+    [reservation] = ec2.describe_instances()["Reservations"]
+    [instance] = reservation["Instances"]
+    assert {tag["Key"]: tag["Value"] for tag in instance["Tags"]} == {
+        "Name": "web-instance",
+        "faceapp:stack": "test-up",
+    }
+
+
+def check_commands(system: Running, samples: dict[str, Path]) -> None:
+    """The commands that ask a running service."""
+    folder = samples["biden.jpg"].parent
+    people = ["people", "--url", system.client.url]
+    assert faceapp(*people, "list").stdout == "barack\t1\njoe\t1\n"
+    assert faceapp(*people, "enrol", "eileen", samples["astronaut.png"]).stdout == "eileen is enrolled.\n"
+    asked = faceapp("recognize", "--url", system.client.url, folder / "astronaut.png", folder / "biden.jpg")
+    assert asked.stdout == "astronaut:eileen\nbiden:joe\n"
+    assert faceapp(*people, "forget", "joe").stdout == "joe is forgotten.\n"
+    again = faceapp(*people, "forget", "joe")
+    assert (again.returncode, again.stderr) == (1, "Error: Nobody with the name 'joe' is enrolled.\n")
+    refused = faceapp(*people, "enrol", "..", samples["biden.jpg"])
+    assert refused.returncode == 1
+    assert len(refused.stderr.splitlines()) == 1
+
+
+@pytest.mark.system
+def test_a_first_gallery_is_there_and_a_killed_supervisor_leaves_nothing(
+    samples: dict[str, Path], tmp_path: Path
+) -> None:
+    with running(tmp_path) as system:
+        assert system.client.people() == {"biden": 1, "eileen_collins": 1, "obama": 2}
+        assert f"curl -F inputFile=@{samples['obama3.jpg']} {system.client.url}" in system.output
+        system.process.kill()
+        assert system.ended() == -signal.SIGKILL
+
+
+def test_services_see_nothing_of_the_users_aws(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_PROFILE", "mine")
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "secret")
+    monkeypatch.setenv("FACEAPP_PREFIX", "other")
+    settings = Settings(prefix="mine", aws_port=4999, threshold=0.5)
+    environ = up.environment(settings)
+    assert "AWS_PROFILE" not in environ
+    assert "secret" not in environ.values()
+    assert environ["AWS_ENDPOINT_URL"] == "http://127.0.0.1:4999"
+    assert environ["AWS_CONFIG_FILE"] == environ["AWS_SHARED_CREDENTIALS_FILE"] == os.devnull
+    assert Settings.from_environ(environ) == settings
+
+
+def test_an_address_of_another_machine_is_refused() -> None:
+    [port] = free_ports(1)
+    with pytest.raises(LocalError, match=r"Port \d+ on 192\.0\.2\.1 cannot be used .*FACEAPP_WEB_PORT"):
+        up.check_ports(Settings(web_host="192.0.2.1", web_port=port))
+
+
+@pytest.mark.parametrize(
+    ("listens_on", "host"),
+    [("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("fe80::1", "[fe80::1]"), ("example.org", "example.org")],
+)
+def test_where_to_connect_to(listens_on: str, host: str) -> None:
+    assert up.reachable(listens_on) == host
