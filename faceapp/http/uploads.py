@@ -106,7 +106,7 @@ def read(request: flask.Request, fields: tuple[str, ...] = ()) -> list[Upload | 
 
 
 def _form_files(request: flask.Request) -> Any:
-    if request.content_length == 0:
+    if not request.content_length and "Transfer-Encoding" not in request.headers:
         raise EmptyBody
     if request.mimetype != "multipart/form-data":
         if not request.stream.read(1):

@@ -1,0 +1,206 @@
+"""The page in a real browser, with a real web tier and a real worker behind it."""
+
+from __future__ import annotations
+
+import base64
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from faceapp.config import Settings
+from faceapp.gallery import People
+from faceapp.storage import Storage
+from tests.web import encoded, plain, side_by_side, web_server
+
+pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("worker")]
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+OPTIONS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+TIMEOUT_MS = 60_000
+
+DROP = """(place, [name, data]) => {
+    const bytes = Uint8Array.from(atob(data), (character) => character.charCodeAt(0));
+    const transfer = new DataTransfer();
+    transfer.items.add(new File([bytes], name, { type: "image/jpeg" }));
+    place.dispatchEvent(new DragEvent("drop", { dataTransfer: transfer, bubbles: true, cancelable: true }));
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    found = [path for path in map(shutil.which, BROWSERS) if path]
+    if not found and not os.environ.get("CI"):
+        pytest.skip("no Chromium on this machine")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found[0], args=OPTIONS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def web(aws_endpoint: str, system: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with web_server(aws_endpoint, system, tmp_path_factory.mktemp("web") / "log") as (url, _):
+        yield url
+
+
+@pytest.fixture
+def page(browser: Browser, web: str) -> Iterator[Page]:
+    """The page, opened; whatever goes wrong in it, or leaves this machine, fails the test."""
+    yield from opened(browser, web)
+
+
+@pytest.fixture
+def phone(browser: Browser, web: str) -> Iterator[Page]:
+    """The same on a phone."""
+    yield from opened(browser, web, viewport={"width": 360, "height": 740}, is_mobile=True, has_touch=True)
+
+
+def opened(browser: Browser, web: str, **options: Any) -> Iterator[Page]:
+    context = browser.new_context(**options)
+    context.set_default_timeout(TIMEOUT_MS)
+    page, troubles = context.new_page(), []
+    page.on("pageerror", lambda error: troubles.append(f"error: {error}"))
+    page.on("console", lambda line: troubles.append(line.text) if "Content Security Policy" in line.text else None)
+    page.on("request", lambda request: None if local(request.url, web) else troubles.append(f"asked {request.url}"))
+    page.goto(web)
+    expect(page.locator("#health")).to_have_text("ready")
+    yield page
+    context.close()
+    assert troubles == []
+
+
+def local(url: str, web: str) -> bool:
+    return url.startswith((f"{web}/", "blob:", "data:"))
+
+
+@pytest.fixture
+def person(system: Settings) -> Iterator[str]:
+    """A name that is nobody's, forgotten afterwards."""
+    name = f"Grace {uuid.uuid4().hex[:6]}"
+    yield name
+    people = People(Storage(system))
+    if name in {each.name for each in people.list_people()}:
+        people.forget(name)
+
+
+def drop(page: Page, data: bytes, name: str) -> None:
+    page.locator("#drop").evaluate(DROP, [name, base64.b64encode(data).decode()])
+
+
+def wait_for(page: Page) -> None:
+    """Until the newest photo has its answer."""
+    expect(page.locator(".card").first.locator(".again")).to_be_visible(timeout=TIMEOUT_MS)
+
+
+def test_a_dropped_face_is_enrolled_named_and_forgotten(page: Page, person: str, samples: dict[str, Path]) -> None:
+    drop(page, samples["obama.jpg"].read_bytes(), "obama.jpg")
+    wait_for(page)
+    card = page.locator(".card").first
+    box = card.locator(".box")
+    expect(box).to_have_text("unknown")
+
+    box.click()
+    expect(card.get_by_label("Name of face 1")).to_be_focused()
+    page.keyboard.type(person)
+    page.keyboard.press("Enter")
+    expect(card.locator(".enrol-status")).to_contain_text(f"Enrolled as {person}", timeout=TIMEOUT_MS)
+    in_list = page.locator("#people-list").get_by_role("button", name=person)
+    expect(in_list).to_contain_text("1 photo")
+
+    drop(page, samples["obama3.jpg"].read_bytes(), "obama3.jpg")
+    wait_for(page)
+    expect(page.locator(".card")).to_have_count(2)
+    expect(card.locator(".summary")).to_have_text(f"{person}.")
+    expect(card.locator(".box")).to_have_text(person)
+    expect(card.locator(".verdict")).to_contain_text("at a distance of 0.")
+
+    in_list.click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog.locator("img")).to_have_count(1)
+    dialog.get_by_role("button", name="Forget this person").click()
+    dialog.get_by_role("button", name="Yes, forget").click()
+    expect(dialog).to_be_hidden()
+    expect(in_list).to_have_count(0)
+
+
+def test_boxes_lie_on_the_faces_of_a_photo_that_is_stored_rotated(page: Page, samples: dict[str, Path]) -> None:
+    upright = side_by_side(samples["obama.jpg"], samples["biden.jpg"])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    sideways = encoded(upright.transpose(Image.Transpose.ROTATE_90), exif=exif)
+    drop(page, encoded(upright), "upright.jpg")
+    wait_for(page)
+    drop(page, sideways, "sideways.jpg")
+    expect(page.locator(".card")).to_have_count(2)
+    wait_for(page)
+
+    def places(n: int) -> list[list[float]]:
+        card = page.locator(".card").nth(n)
+        picture = card.locator("img").bounding_box()
+        assert picture is not None
+        boxes = [card.locator(".box").nth(face).bounding_box() for face in range(2)]
+        return [
+            [(box["x"] - picture["x"]) / picture["width"], (box["y"] - picture["y"]) / picture["height"]]
+            for box in boxes
+            if box is not None
+        ]
+
+    expect(page.locator(".card").first.locator(".box")).to_have_count(2)
+    for sideways_place, upright_place in zip(places(0), places(1), strict=True):
+        assert sideways_place == pytest.approx(upright_place, abs=0.03)
+
+
+def test_a_format_that_browsers_cannot_show_still_gets_its_answer(page: Page, samples: dict[str, Path]) -> None:
+    drop(page, encoded(side_by_side(samples["biden.jpg"]), "HEIF"), "phone.heic")
+    wait_for(page)
+    card = page.locator(".card").first
+    expect(card.locator(".unshown")).to_contain_text("cannot show HEIF")
+    expect(card.locator(".box")).to_have_count(1)
+    expect(card.locator(".face")).to_have_count(1)
+
+
+def test_errors_are_sentences_and_names_are_not_markup(page: Page) -> None:
+    name = "<img src=x onerror=document.title='hacked'>.jpg"
+    drop(page, b"just text", name)
+    wait_for(page)
+    card = page.locator(".card").first
+    expect(card.locator(".summary")).to_contain_text("not a photo in a format this service reads")
+    expect(card.locator(".file-name")).to_have_text(name)
+    assert "hacked" not in page.title()
+
+    drop(page, plain(), "wall.jpg")
+    expect(page.locator(".card")).to_have_count(2)
+    wait_for(page)
+    expect(card.locator(".summary")).to_contain_text("No face found")
+    card.get_by_role("button", name="Remove").click()
+    expect(page.locator(".card")).to_have_count(1)
+
+
+def test_it_fits_on_a_phone(phone: Page, samples: dict[str, Path]) -> None:
+    expect(phone.get_by_text("Take a photo")).to_be_visible()
+    phone.locator("#choose").set_input_files([samples["obama.jpg"], samples["biden.jpg"]])
+    expect(phone.locator(".card .face")).to_have_count(2, timeout=TIMEOUT_MS)
+    phone.locator(".box").first.tap()
+    expect(phone.locator(".enrol input").first).to_be_focused()
+    width = phone.evaluate("document.documentElement.scrollWidth")
+    assert width <= 360
+
+
+def test_the_docs_page_shows_every_operation(page: Page, web: str) -> None:
+    page.goto(f"{web}/docs")
+    expect(page.locator(".opblock")).to_have_count(11)
+    page.get_by_text("Recognise one photo").click()
+    expect(page.get_by_text("The line, without a line break at its end.")).to_be_visible()
