@@ -36,7 +36,7 @@ bench: $(DEVELOPS)
 
 accuracy: $(DEVELOPS)
 	@test -n '$(FACES)' || { echo "Say where the labelled photos are: make accuracy FACES=DIR" >&2; exit 2; }
-	$(BIN)/python -m benchmarks.accuracy '$(FACES)'
+	$(BIN)/python -m benchmarks.accuracy --faces '$(FACES)'
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

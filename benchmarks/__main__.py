@@ -1,0 +1,27 @@
+"""All benchmarks, one after the other: `make bench`. Each is a process of its own, so none warms another up."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+BENCHMARKS = {
+    "recognition": "Recognition beside dlib and facenet-pytorch",
+    "path": "The whole path beside the bare pipeline",
+    "gallery": "Search in the gallery",
+    "web_classes": "A thousand open requests, by gunicorn's worker class",
+}
+
+
+def main() -> None:
+    failed = []
+    for name, title in BENCHMARKS.items():
+        print(f"\n## {title} (python -m benchmarks.{name})\n", flush=True)
+        if subprocess.run([sys.executable, "-W", "ignore", "-m", f"benchmarks.{name}"], check=False).returncode:
+            failed.append(name)
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()
