@@ -55,7 +55,7 @@ def test_leaving_stops_every_process_and_their_children(tmp_path: Path) -> None:
 
 def test_a_service_that_ends_is_named_with_the_end_of_its_log(tmp_path: Path) -> None:
     with Services(tmp_path, os.environ) as services:
-        services.start("web tier", python("print('x' * 10); raise SystemExit('out of luck')"))
+        services.start("web tier", python("print('x' * 10, flush=True); raise SystemExit('out of luck')"))
         with pytest.raises(
             LocalError, match=r"(?s)The web tier ended with status 1\. .*web-tier\.log:\nxxx.*out of luck"
         ):
@@ -101,6 +101,16 @@ def test_an_interrupt_between_start_and_note_waits_for_the_note(
         monkeypatch.undo()
         [service] = services.running
     assert service.process.returncode == -signal.SIGTERM
+
+
+def test_a_second_interrupt_ends_the_grace_period(tmp_path: Path) -> None:
+    with Services(tmp_path, os.environ, grace_s=3600) as services:
+        stubborn = services.start("stubborn", python(STUBBORN))
+        services.wait_for(lambda: stubborn.log_tail() == "up\nup", timeout_s=30, what="The service is not up")
+        with pytest.raises(KeyboardInterrupt):
+            services.interrupt()
+        services.interrupt()
+    assert stubborn.process.returncode == -signal.SIGKILL
 
 
 def test_a_killed_supervisor_leaves_nothing(tmp_path: Path) -> None:

@@ -58,6 +58,7 @@ class Services:
         self.running: list[Service] = []
         self._starting = False
         self._interrupted = False
+        self._hurried = False
         self._log_folder.mkdir(parents=True, exist_ok=True)
         self._reaper = subprocess.Popen(
             [sys.executable, "-m", "faceapp.local.reaper"],
@@ -70,16 +71,22 @@ class Services:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._interrupted = True
         self.stop()
         assert self._reaper.stdin
         self._reaper.stdin.close()
         self._reaper.wait()
 
     def interrupt(self) -> None:
-        """For signal handlers: KeyboardInterrupt, but never between a process's start and its being noted."""
-        if self._starting:
-            self._interrupted = True
-        else:
+        """For signal handlers: KeyboardInterrupt, but never between a process's start and its being noted.
+
+        While the services are being stopped, and at the second call, it ends the grace period instead.
+        """
+        if self._interrupted:
+            self._hurried = True
+            return
+        self._interrupted = True
+        if not self._starting:
             raise KeyboardInterrupt
 
     def start(self, name: str, command: list[str]) -> Service:
@@ -124,8 +131,11 @@ class Services:
         stopping = list(self.running if services is None else services)
         for service in stopping:
             service.process.terminate()
-        groups = [service.process.pid for service in stopping]
-        kill_after_grace(groups, running=lambda: any(service.running for service in stopping), grace_s=self._grace_s)
+        kill_after_grace(
+            [service.process.pid for service in stopping],
+            running=lambda: not self._hurried and any(service.running for service in stopping),
+            grace_s=self._grace_s,
+        )
         for service in stopping:
             service.process.wait()
             self.running.remove(service)

@@ -8,9 +8,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,8 @@ from faceapp.local.progress import Progress
 REGION = "us-east-1"
 START_TIMEOUT_S = 120
 SAVE_EVERY_S = 2.0
+LONGEST_POLL_S = 2
+"""A worker that is told to stop waits for the long poll in flight; here, more of them cost nothing."""
 # moto knows a few machine images; any of them will do, nothing boots from it.
 IMAGE = "ami-12c6146b"
 
@@ -51,6 +52,7 @@ def up(settings: Settings, options: Options) -> None:
 
     Raises LocalError, with nothing left running, when a part does not start or ends by itself.
     """
+    settings = replace(settings, queue_wait_s=min(settings.queue_wait_s, LONGEST_POLL_S))
     found = find_people(options.people) if options.people else {}
     check_ports(settings)
     folder = state.default_folder(settings.prefix)
@@ -59,16 +61,19 @@ def up(settings: Settings, options: Options) -> None:
     os.environ.clear()
     os.environ.update(environ)
     with state.lock(folder), Services(folder / "logs", environ, follow=options.verbose) as services:
+        local = _Local(settings, options, services, Progress())
         try:
-            with _interruptible(services):
-                _Local(settings, options, services, Progress()).run(found, folder / "gallery")
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, lambda *_: services.interrupt())
+            local.run(found, folder / "gallery")
         except KeyboardInterrupt:
-            pass
+            local.finish()
 
 
 class _Local:
     def __init__(self, settings: Settings, options: Options, services: Services, progress: Progress) -> None:
         self.settings, self.options, self.services, self.progress = settings, options, services, progress
+        self.gallery: state.GalleryState | None = None
         self.client = Client(f"http://{reachable(settings.web_host)}:{settings.web_port}")
 
     def _aws(self, service: str) -> Any:
@@ -82,15 +87,26 @@ class _Local:
         with self.progress.step("buckets and queues from deploy/stack.yaml"):
             stack.apply(self.settings, client=self._aws("cloudformation"))
             self._record_instance()
-        gallery = self._restore_gallery(folder)
+        self.gallery = self._restore_gallery(folder)
         self.services.start("worker", [sys.executable, "-m", "faceapp", "worker"])
         with self.progress.step(f"web tier on {self.client.url}"):
             self.services.start("web tier", [sys.executable, "-m", "faceapp", "web"])
             self.services.wait_for(self.client.ready, timeout_s=START_TIMEOUT_S, what="The web tier is not ready")
         self._enrol(found)
-        gallery.save()
         self._say_where()
-        self._watch(gallery)
+        while True:
+            for service in self.services.running:
+                service.check()
+            self.gallery.save()
+            time.sleep(SAVE_EVERY_S)
+
+    def finish(self) -> None:
+        """Stop the services and keep the gallery."""
+        self.progress.note("stopping … (Ctrl-C again: at once)")
+        # The embedded AWS last: the others still finish what they have begun.
+        self.services.stop([each for each in self.services.running if each.name != "embedded AWS"])
+        if self.gallery:
+            self.gallery.save()
 
     def _start_aws(self) -> None:
         aws = self.services.start("embedded AWS", _aws_command(self.settings))
@@ -152,19 +168,6 @@ faceapp is ready.
 Ctrl-C stops everything."""
         )
 
-    def _watch(self, gallery: state.GalleryState) -> None:
-        try:
-            while True:
-                for service in self.services.running:
-                    service.check()
-                gallery.save()
-                time.sleep(SAVE_EVERY_S)
-        except KeyboardInterrupt:
-            self.progress.note("stopping …")
-            # The embedded AWS last: the others still finish what they have begun.
-            self.services.stop([each for each in self.services.running if each.name != "embedded AWS"])
-            gallery.save()
-
 
 def check_ports(settings: Settings) -> None:
     """Raises LocalError when a port that is needed is taken."""
@@ -217,21 +220,3 @@ def reachable(host: str) -> str:
 
 def _aws_command(settings: Settings) -> list[str]:
     return [sys.executable, "-m", "faceapp.local.aws", "--port", str(settings.aws_port)]
-
-
-@contextmanager
-def _interruptible(services: Services) -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt inside, and are passed over from then on: stopping is near."""
-
-    def stop(*_: Any) -> None:
-        for number in numbers:
-            signal.signal(number, signal.SIG_IGN)
-        services.interrupt()
-
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, stop) for number in numbers}
-    try:
-        yield
-    finally:
-        for number in before:
-            signal.signal(number, signal.SIG_IGN)
