@@ -131,5 +131,5 @@ def _pip_download(options: Iterable[str], folder: Path) -> Path:
 def _is_sound(path: Path, sha256: str) -> bool:
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest() == sha256
-    except FileNotFoundError:
+    except OSError:
         return False

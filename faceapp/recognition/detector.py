@@ -54,7 +54,7 @@ class Pass:
 QUICK = Pass(side_px=320, min_face_px=40)
 CLOSE = Pass(side_px=640, min_face_px=24)
 _SMALL_FACE = 0.2
-"""A largest face below this part of the longer side lets one expect smaller ones beside it."""
+"""A largest face below this part of the shorter side lets one expect smaller ones beside it."""
 
 
 class Detector:
@@ -72,7 +72,7 @@ class Detector:
         small faces, as in a group photo.
         """
         found = self.look(image, QUICK)
-        if max((face.side_px for face in found), default=0) < _SMALL_FACE * max(image.size):
+        if max((face.side_px for face in found), default=0) < _SMALL_FACE * min(image.size):
             found = self.look(image, CLOSE) or found
         return sorted(found, key=lambda face: -face.side_px)
 
@@ -97,23 +97,22 @@ class Detector:
         size = np.tile(cells[:, 2:4] - cells[:, :2], 2)
         return _squared(cells[:, :4] + cells[:, 5:9] * size)
 
-    def _slide(self, levels: list[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
+    def _slide(self, levels: list[Image.Image]) -> list[NDArray[np.float32]]:
         """PNet's output for every level, [6, rows, columns], in one call: the levels lie on shelves of one canvas."""
-        width = levels[0].shape[1] + levels[0].shape[1] % 2
+        width = levels[0].width + levels[0].width % 2
         places, x, y, shelf = [], 0, 0, 0
         for level in levels:  # at even places, so that PNet's stride of 2 meets every level where it begins
-            rows, columns = level.shape[0], level.shape[1]
-            if x + columns > width:
+            if x + level.width > width:
                 x, y, shelf = 0, y + shelf, 0
             places.append((x, y))
-            x += columns + columns % 2
-            shelf = max(shelf, rows + rows % 2)
-        canvas = np.zeros((1, y + shelf, width, 3), np.uint8)
-        for (x, y), level in zip(places, levels, strict=True):
-            canvas[0, y : y + level.shape[0], x : x + level.shape[1]] = level
-        output = self._pnet(canvas)[0]
+            x += level.width + level.width % 2
+            shelf = max(shelf, level.height + level.height % 2)
+        canvas = Image.new("RGB", (width, y + shelf))
+        for place, level in zip(places, levels, strict=True):
+            canvas.paste(level, place)
+        output = self._pnet(np.array(canvas)[None])[0]
         return [
-            output[:, y // 2 : y // 2 + _steps(level.shape[0]), x // 2 : x // 2 + _steps(level.shape[1])]
+            output[:, y // 2 : y // 2 + _steps(level.height), x // 2 : x // 2 + _steps(level.width)]
             for (x, y), level in zip(places, levels, strict=True)
         ]
 
@@ -147,13 +146,13 @@ class Detector:
         return [Detection(boxes[index], landmarks[index], float(score[index])) for index in kept]
 
 
-def _pyramid(image: Image.Image, min_face_px: int) -> list[tuple[NDArray[np.uint8], float]]:
+def _pyramid(image: Image.Image, min_face_px: int) -> list[tuple[Image.Image, float]]:
     """Smaller and smaller pictures, and their scales; a face of `min_face_px` fills PNet's view in the first."""
     scale = _CELL_PX / min_face_px
     levels = []
     while min(image.size) * scale >= _CELL_PX:
         size = (int(image.width * scale + 1), int(image.height * scale + 1))
-        levels.append((np.asarray(image.resize(size, _BOX)), scale))
+        levels.append((image.resize(size, _BOX), scale))
         scale *= _PYRAMID_STEP
     return levels
 
@@ -181,8 +180,10 @@ def _crops(image: Image.Image, boxes: Array, side_px: int) -> tuple[NDArray[np.u
     right, bottom = np.minimum(whole[:, 2], image.width), np.minimum(whole[:, 3], image.height)
     inside = (right > left) & (bottom > top)
     corners = np.stack([left, top, right, bottom], 1)[inside].tolist()
-    crops = [np.asarray(image.resize((side_px, side_px), _BOX, box)) for box in corners]
-    return np.stack(crops) if crops else np.zeros((0, side_px, side_px, 3), np.uint8), boxes[inside]
+    strip = Image.new("RGB", (side_px, side_px * len(corners)))  # one conversion to numpy instead of one per crop
+    for number, box in enumerate(corners):
+        strip.paste(image.resize((side_px, side_px), _BOX, box), (0, side_px * number))
+    return np.array(strip).reshape(len(corners), side_px, side_px, 3), boxes[inside]
 
 
 def _probability(output: NDArray[np.float32]) -> Array:
