@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import resource
 import socket
 from collections.abc import Iterable
 from typing import Any
@@ -21,6 +22,8 @@ KEEPALIVE_S = 15
 KEPT_ALIVE = 256
 """Idle connections that a process keeps open besides those it works for."""
 LAST_ANSWERS_S = 5
+OTHER_FILES = 512
+"""Open files of a process that are no client's connection: connections to S3 and SQS, code, logs."""
 
 
 class Server(BaseApplication):  # type: ignore[misc] # gunicorn is untyped
@@ -47,7 +50,7 @@ class Server(BaseApplication):  # type: ignore[misc] # gunicorn is untyped
             "proc_name": "faceapp-web",
             "control_socket_disable": True,
             "pre_fork": give_slot,
-            "post_fork": take_slot,
+            "post_worker_init": take_slot,
         }
         for name, value in values.items():
             self.cfg.set(name, value)
@@ -61,6 +64,7 @@ class Server(BaseApplication):  # type: ignore[misc] # gunicorn is untyped
 
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; SystemExit then. Raises LocalError if the address cannot be listened on."""
+    _allow_open_files(settings.web_connections + KEPT_ALIVE + OTHER_FILES)
     listener = listen(settings)
     logger.info("the web tier listens on %s", url(listener))
     Server(settings, listener.detach()).run()
@@ -79,6 +83,14 @@ def listen(settings: Settings) -> socket.socket:
         ) from error
     listener.set_inheritable(True)
     return listener
+
+
+def _allow_open_files(count: int) -> None:
+    """Many systems allow a process 1,024 open files, which is less than the requests that it may hold open."""
+    allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if allowed < count:
+        allowed = count if most == resource.RLIM_INFINITY else min(count, most)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, most))
 
 
 def url(listener: socket.socket) -> str:
@@ -101,8 +113,8 @@ def give_slot(arbiter: Any, worker: Any) -> None:
     worker.slot = lowest_free(each.slot for each in arbiter.WORKERS.values())
 
 
-def take_slot(_arbiter: Any, worker: Any) -> None:
-    """gunicorn's post_fork, in the new process."""
+def take_slot(worker: Any) -> None:
+    """gunicorn's post_worker_init, in the new process, before its first request."""
     from faceapp import responses
 
     responses.use_slot(worker.slot)
