@@ -39,7 +39,10 @@ def pick_device(wanted: str) -> torch.device:
 
 
 def pick_precision(wanted: str, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 on a CPU that multiplies it in hardware, where it is twice as fast, and float32 elsewhere."""
+    """`auto` is bfloat16 on a CPU that multiplies it in hardware, and float32 elsewhere.
+
+    Measured for dlib's ResNet on a Zen 4 core: 1.4 times as fast for one face, 1.8 times for eight.
+    """
     if wanted not in ("auto", "fp32", "bf16"):
         raise ConfigError(f"{wanted!r} is no precision: it is auto, fp32 or bf16")
     if wanted == "auto":
@@ -79,10 +82,11 @@ class Network:
 
 
 def _frozen(module: nn.Module, example: Tensor) -> nn.Module:
-    """The module with its weights packed into the graph: a third faster on single pictures.
+    """The module with its weights packed into the graph: 8 to 18 % less CPU for dlib's ResNet on one face, and 5 to 8 %
+    for MTCNN's networks (measured on a Zen 4 core).
 
-    torch.jit is deprecated in favour of torch.compile, which takes a minute to start, a compiler on the machine, and
-    gains less here.
+    torch.jit is deprecated in favour of torch.compile, which takes about a minute to start and needs a compiler on the
+    machine: too dear for a worker that is started when photos wait.
     """
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore", DeprecationWarning)
