@@ -83,10 +83,10 @@ class Settings:
     )
     web_port: int = _whole(8000, 1, 65535, "the web tier's port")
     web_processes: int = _whole(1, 1, 64, "web processes; each reads a response queue of its own")
-    web_worker_class: str = _choice("gthread", "gthread", "gevent", doc="gunicorn's worker class")
+    web_worker_class: str = _choice("gevent", "gevent", "gthread", doc="gunicorn's worker class")
     web_connections: int = _whole(1100, 1, 100_000, "requests that one web process holds open at once")
     web_wait_s: float = _real(300.0, 0.1, 3600, "how long POST / waits for an answer")
-    web_max_photo_bytes: int = _whole(12 * MIB, 1024, 512 * MIB, "the largest photo accepted")
+    web_max_photo_bytes: int = _whole(20 * MIB, 1024, 512 * MIB, "the largest photo accepted")
     web_max_request_bytes: int = _whole(64 * MIB, 1024, 1024 * MIB, "the largest upload accepted in one request")
     web_max_files: int = _whole(32, 1, 1000, "photos accepted in one request")
 

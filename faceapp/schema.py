@@ -2,7 +2,7 @@
 
 Plain frozen dataclasses and their JSON. A document carries `version`; a reader refuses one it does not know. Lengths
 are pixels of the upright photo (after its EXIF orientation), times are seconds, distances are Euclidean between the
-model's descriptors (dlib's ResNet: 0.6 and less is the same person).
+model's descriptors (dlib's ResNet: 0.55 and less is the same person).
 """
 
 from __future__ import annotations
