@@ -298,6 +298,8 @@ def create_app(settings: Settings) -> FaceappCelery:
         worker_send_task_events=False,
         worker_cancel_long_running_tasks_on_connection_loss=False,
     )
+    # Made now: Celery makes it at first use without a lock, and two of them would read one queue.
+    _ = app.backend
     return app
 
 

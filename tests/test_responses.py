@@ -75,6 +75,21 @@ def test_each_thread_gets_its_own_answer(app: FaceappCelery) -> None:
     assert app.backend.collector.counts == {"delivered": 60}
 
 
+def test_first_calls_at_once_share_one_reader(app: FaceappCelery) -> None:
+    start, seen = threading.Barrier(16), set()
+
+    def first_call() -> None:
+        start.wait()
+        seen.add(app.backend.collector)
+
+    threads = [threading.Thread(target=first_call) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(seen) == 1
+
+
 def test_a_doubled_and_a_late_answer_are_dropped_and_counted(app: FaceappCelery) -> None:
     task_id, counts = expected(app), app.backend.collector.counts
     answer(app, task_id, "first")

@@ -47,9 +47,6 @@ class Dispatch:
         self.settings = settings
         self.storage = Storage(settings)
         self.people = People(self.storage)
-        # Celery makes its backend at the first use and does not lock: two first requests at once would make two, each
-        # with a reader on our response queue, and every answer that the wrong one reads would be lost.
-        _ = tasks.app.backend
 
     def ready(self) -> None:
         """Raises StorageUnavailable or BrokerUnavailable when S3 or SQS does not answer."""
