@@ -112,8 +112,8 @@ class Settings:
 
     gallery_refresh_s: float = _real(2.0, 0.1, 3600, "how often a worker asks whether the gallery has changed")
 
-    scaler_policy: str = _choice("work", "work", "depth", "target", "step", doc="how the number of instances is decided")
-    scaler_mode: str = _choice("balanced", "fast", "balanced", "eco", doc="what the policy 'work' trades: time or money")
+    scaler_policy: str = _choice("work", "work", "depth", "target", "step", doc="what decides the number of instances")
+    scaler_mode: str = _choice("balanced", "fast", "balanced", "eco", doc="the policy work's trade of time for money")
     scaler_max_instances: int = _whole(15, 0, 1000, "there are never more app-tier instances than this")
     scaler_slo_s: float = _real(120.0, 1, 86_400, "an answer is to come within this many seconds")
     scaler_tick_s: float = _real(3.0, 0.1, 60, "how often the scaler looks and decides")
@@ -121,7 +121,7 @@ class Settings:
     scaler_boot_s: float = _real(45.0, 0.1, 3600, "seconds from an instance's start to its first photo, until measured")
     scaler_starts_per_minute: int = _whole(60, 1, 10_000, "instances started in one minute at most")
     scaler_daily_instance_s: int = _whole(0, 0, 1_000_000_000, "instance-seconds a day at most; 0: no budget")
-    scaler_host: str = _text("127.0.0.1", "where the scaler serves its status", pattern=r"[0-9A-Za-z.:_-]+", takes="a host")
+    scaler_host: str = _text("127.0.0.1", "the address of the scaler's status", pattern=r"[\w.:-]+", takes="a host")
     scaler_port: int = _whole(8001, 1, 65535, "the port of the scaler's status and metrics")
 
     aws_port: int = _whole(4566, 1, 65535, "the embedded AWS's port (make up)")
