@@ -7,7 +7,7 @@ from flask import Flask
 
 from faceapp.config import Settings
 from faceapp.config import settings as environment_settings
-from faceapp.http import api, classic, dispatch, health, openapi, page, problems, uploads
+from faceapp.http import api, classic, dispatch, health, openapi, page, problems, scaler, uploads
 
 SECURITY_HEADERS = {
     "Content-Security-Policy": (
@@ -38,10 +38,11 @@ def create_app(settings: Settings | None = None) -> Flask:
     )
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.extensions["faceapp"] = dispatch.Dispatch(settings)
+    app.extensions["faceapp-scaler"] = scaler.ScalerStatus(settings)
     app.before_request(_begin)
     app.after_request(_finish)
     problems.register(app)
-    for module in (page, classic, api, health, openapi):
+    for module in (page, classic, api, scaler, health, openapi):
         app.register_blueprint(module.blueprint)
     return app
 

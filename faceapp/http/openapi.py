@@ -182,6 +182,14 @@ def _paths() -> dict[str, Any]:
                 problems=["BadRequest", "NotFound", "Unavailable"],
             ),
         },
+        "/v1/scaler": {
+            "get": _operation(
+                "health",
+                "What does the scaler see and want?",
+                "Queue depth, instances by phase, the decision and its reason, and the last 15 minutes of them.",
+                answers={"200": _json("Scaler", "As of about a second ago; only `running` when it does not answer.")},
+            ),
+        },
         "/healthz": {
             "get": _operation("health", "Is the process alive?", answers={"200": _json("Health", "It is.")}),
         },
@@ -273,6 +281,19 @@ def _schemas() -> dict[str, Any]:
         "Recognitions": _object(recognitions={"type": "array", "items": {"$ref": "#/components/schemas/Item"}}),
         "People": _object(people={"type": "array", "items": _object(name=text, photos=number, links=LINKS)}),
         "Person": _object(name=text, photos={"type": "array", "items": photo}),
+        "Scaler": {
+            "type": "object",
+            "required": ["running"],
+            "properties": {
+                "running": {"type": "boolean"},
+                "policy": text,
+                "wanted": number,
+                "reason": text,
+                "counts": {"type": ["object", "null"], "additionalProperties": {"type": "number"}},
+                "instances": {"type": "object", "additionalProperties": number},
+                "history": {"type": "array", "items": {"type": "array", "items": {"type": ["number", "null"]}}},
+            },
+        },
         "Health": {**_object(status=text), "properties": {"status": text, "version": text}},
         "Problem": {
             "type": "object",

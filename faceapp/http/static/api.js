@@ -33,6 +33,7 @@ async function ask(method, url, body) {
 const personUrl = (name) => `/v1/people/${encodeURIComponent(name)}`;
 
 export const ready = () => ask("GET", "/readyz");
+export const scaler = () => ask("GET", "/v1/scaler");
 export const people = async () => (await ask("GET", "/v1/people")).people;
 export const person = (name) => ask("GET", personUrl(name));
 export const forget = (name) => ask("DELETE", personUrl(name));

@@ -3,6 +3,7 @@
 import * as api from "./api.js";
 import { PhotoCard } from "./photo.js";
 import { refreshPeople, setUpPeople } from "./people.js";
+import { watchScaler } from "./scaler.js";
 
 const AT_ONCE = 4;
 const HEALTH_EVERY_MS = 60_000; // each time asks S3 and SQS, which are billed
@@ -105,3 +106,4 @@ async function watchHealth() {
 setUpIntake();
 setUpPeople();
 watchHealth();
+watchScaler();

@@ -1,10 +1,12 @@
 // One photo on the page: its upload, the wait, the faces drawn on it, and enrolling one of them.
 
 import * as api from "./api.js";
+import { waitingFor } from "./scaler.js";
 
 const WAIT_S = 20;
 const POLL_MS = 2000;
-const LONG_WAIT_S = 8;
+const WAITING = "Waiting for a worker";
+const SCALER_AFTER_S = 0.8; // a photo that a ready worker takes is done by then
 const CROP_MARGINS = [0.8, 0.5, 0.3, 0.15];
 const CROP_MAX_PX = 1200;
 const UNSHOWN_HEIGHT_PX = 320;
@@ -87,7 +89,7 @@ export class PhotoCard {
       waitS: WAIT_S,
       signal: this.stop.signal,
       onProgress: (part) => this.wait(`Uploading, ${Math.round(part * 100)} %`),
-      onSent: () => this.wait("Waiting for a worker"),
+      onSent: () => this.wait(WAITING),
     });
     while (item.status === "pending" && !this.stop.signal.aborted) {
       await pause(POLL_MS, this.stop.signal);
@@ -112,9 +114,9 @@ export class PhotoCard {
 
   tick(elapsedS) {
     this.find(".elapsed").textContent = elapsedS < 1 ? "" : `${Math.floor(elapsedS)} s`;
-    if (elapsedS > LONG_WAIT_S && this.find(".waiting-for").textContent === "Waiting for a worker") {
-      this.wait("Still waiting for a worker. If none is running, one has to start first; the photo is safe meanwhile.");
-    }
+    const state = this.find(".waiting-for").textContent === WAITING && elapsedS > SCALER_AFTER_S ? waitingFor() : "";
+    this.find(".scaler-state").textContent = state;
+    this.find(".scaler-state").hidden = !state;
   }
 
   fail(error) {
