@@ -15,8 +15,8 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from faceapp.config import Settings
-from faceapp.http.openapi import document
 from faceapp.gallery import People
+from faceapp.http.openapi import document
 from faceapp.storage import Storage
 from tests.web import encoded, plain, side_by_side, web_server
 
