@@ -97,6 +97,16 @@ class Settings:
     task_time_limit_s: int = _whole(60, 5, 3600, "a task that runs longer is killed and tried again")
     queue_wait_s: int = _whole(20, 0, 20, "how long one long poll of a queue waits")
 
+    worker_image: str = _text(
+        "",
+        "the image (AMI) that app-tier instances boot; without it the stack has no launch template",
+        pattern=r"(ami-[0-9a-f]{8,17})?",
+        takes="an AMI's id",
+    )
+    worker_type: str = _text(
+        "c7a.medium", "the app-tier instances' type", pattern=r"[a-z0-9-]+\.[a-z0-9-]+", takes="an instance type"
+    )
+
     embedder: str = _choice("dlib", "dlib", "facenet", doc="the network that describes faces")
     weights: str = _text("", "the facenet embedder's weights file (VGGFace2 state dict)")
     precision: str = _choice(
@@ -121,9 +131,25 @@ class Settings:
     scaler_boot_s: float = _real(45.0, 0.1, 3600, "seconds from an instance's start to its first photo, until measured")
     scaler_starts_per_minute: int = _whole(60, 1, 10_000, "instances started in one minute at most")
     scaler_daily_instance_s: int = _whole(0, 0, 1_000_000_000, "instance-seconds a day at most; 0: no budget")
+    scaler_subnets: str = _text(
+        "",
+        "subnets for new instances, tried in turn when one has no capacity (after the launch template's own)",
+        pattern=r"(subnet-[0-9a-f]+(,subnet-[0-9a-f]+)*)?",
+        takes="subnet ids with commas between them",
+    )
+    scaler_types: str = _text(
+        "",
+        "instance types for new instances, tried in turn when one has no capacity (after the launch template's own)",
+        pattern=r"([a-z0-9-]+\.[a-z0-9-]+(,[a-z0-9-]+\.[a-z0-9-]+)*)?",
+        takes="instance types with commas between them",
+    )
     scaler_host: str = _text("127.0.0.1", "the address of the scaler's status", pattern=r"[\w.:-]+", takes="a host")
     scaler_port: int = _whole(8001, 1, 65535, "the port of the scaler's status and metrics")
 
+    local_boot_min_s: float = _real(2.0, 0, 600, "an embedded instance takes at least this long to boot (make up)")
+    local_boot_max_s: float = _real(4.0, 0, 600, "and at most this long (on EC2: 20 to 50)")
+    local_stop_grace_s: float = _real(90.0, 0, 3600, "a stopped embedded instance's worker is killed after this long")
+    local_instance_processes: int = _whole(1, 1, 64, "worker processes of an embedded instance")
     aws_port: int = _whole(4566, 1, 65535, "the embedded AWS's port (make up)")
     flower_port: int = _whole(5555, 1, 65535, "Flower's port")
     log_level: str = _choice("INFO", "DEBUG", "INFO", "WARNING", "ERROR", doc="how much is logged")

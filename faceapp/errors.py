@@ -184,6 +184,20 @@ class DeployError(FaceappError):
     code = "deploy_failed"
 
 
+class FleetError(FaceappError):
+    """EC2 does not do what the scaler asks: a later tick tries again."""
+
+    code = "fleet_unavailable"
+    status = 503
+
+
+class LeaseLost(FaceappError):
+    """Another scaler may be acting: this one must not."""
+
+    code = "lease_lost"
+    status = 503
+
+
 class LocalError(FaceappError):
     """The local system could not start."""
 

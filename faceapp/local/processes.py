@@ -48,6 +48,45 @@ class Service:
             raise LocalError(f"The {self.name} ended {how}. The end of {self.log}:\n{self.log_tail()}")
 
 
+class Reaper:
+    """A process that stops the process groups it was told of when this process ends, however that comes about."""
+
+    def __init__(self, *, grace_s: float = GRACE_S) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "faceapp.local.reaper", str(grace_s)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def add(self, group: int) -> None:
+        """Stop this process group when the time comes."""
+        self._tell(f"+{group}")
+
+    def discard(self, group: int) -> None:
+        """Leave it alone: it has ended."""
+        self._tell(f"-{group}")
+
+    def close(self) -> None:
+        """Let it do its work now, and end."""
+        self.release()
+        self._process.wait()
+
+    def release(self) -> None:
+        """For a forked child: it must not keep the pipe open behind its parent's back."""
+        assert self._process.stdin
+        # A killed reaper may have left lines unread: nobody needs them.
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+
+    def _tell(self, line: str) -> None:
+        assert self._process.stdin
+        # The reaper may have been killed: then nobody watches, and everything else still works.
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(f"{line}\n".encode())
+            self._process.stdin.flush()
+
+
 class Services:
     """Starts services and stops them all. A context manager: leaving it stops everything."""
 
@@ -60,12 +99,7 @@ class Services:
         self._interrupted = False
         self._hurried = False
         self._log_folder.mkdir(parents=True, exist_ok=True)
-        self._reaper = subprocess.Popen(
-            [sys.executable, "-m", "faceapp.local.reaper"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        self._reaper = Reaper()
 
     def __enter__(self) -> Services:
         return self
@@ -73,9 +107,7 @@ class Services:
     def __exit__(self, *_: object) -> None:
         self._interrupted = True
         self.stop()
-        assert self._reaper.stdin
-        self._reaper.stdin.close()
-        self._reaper.wait()
+        self._reaper.close()
 
     def interrupt(self) -> None:
         """For signal handlers: KeyboardInterrupt, but never between a process's start and its being noted.
@@ -104,7 +136,7 @@ class Services:
             )
         service = Service(name, process, path)
         self.running.append(service)
-        self._tell_reaper(f"+{process.pid}")
+        self._reaper.add(process.pid)
         self._starting = False
         if self._follow:
             threading.Thread(target=_follow_log, args=(service,), daemon=True).start()
@@ -139,14 +171,7 @@ class Services:
         for service in stopping:
             service.process.wait()
             self.running.remove(service)
-            self._tell_reaper(f"-{service.process.pid}")
-
-    def _tell_reaper(self, line: str) -> None:
-        assert self._reaper.stdin
-        # The reaper may have been killed: then nobody watches, and everything else still works.
-        with contextlib.suppress(BrokenPipeError):
-            self._reaper.stdin.write(f"{line}\n".encode())
-            self._reaper.stdin.flush()
+            self._reaper.discard(service.process.pid)
 
 
 def kill_after_grace(groups: Iterable[int], *, running: Callable[[], bool], grace_s: float = GRACE_S) -> None:

@@ -1,4 +1,4 @@
-"""Stops what a killed supervisor has left (`python -m faceapp.local.reaper`, started by it).
+"""Stops what a killed supervisor has left (`python -m faceapp.local.reaper GRACE_S`, started by it).
 
 Standard input says `+<process group>` and `-<process group>`, one a line. Its end is the supervisor's end: whatever
 groups are left then are stopped.
@@ -25,7 +25,7 @@ def main() -> None:
     for group in groups:
         with contextlib.suppress(ProcessLookupError):
             os.kill(group, signal.SIGTERM)
-    kill_after_grace(groups, running=lambda: any(exists(group) for group in groups))
+    kill_after_grace(groups, running=lambda: any(exists(group) for group in groups), grace_s=float(sys.argv[1]))
 
 
 def exists(group: int) -> bool:
