@@ -15,11 +15,14 @@ from typing import Any
 
 import boto3
 import celery.app.amqp
+import celery.app.events
+import celery.events.dispatcher
 import celery.events.event
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
-from celery import Celery
+from celery import Celery, signals
 from kombu import Queue
+from kombu.asynchronous import get_event_loop
 from kombu.asynchronous.aws.connection import AsyncHTTPSConnection
 from kombu.asynchronous.aws.sqs.connection import AsyncSQSConnection
 from kombu.transport import SQS, TRANSPORT_ALIASES, virtual
@@ -32,6 +35,13 @@ logger = logging.getLogger(__name__)
 
 DELETE_WITHIN_S = 0.5
 """A done task's message is deleted with nine others, or after this long."""
+
+EVENTS_WITHIN_S = 1.0
+"""A worker's task events go out together, after this long."""
+EVENTS_TOGETHER = 100
+"""Or when so many wait: about 50 KB, where SNS takes 256 and bills each 64 as a message."""
+HEARTBEAT_S = 30.0
+"""Between two heartbeats of a worker; Celery's own 2 s would be 43,000 messages a day and worker."""
 
 CLIENT_CONFIG: dict[str, Any] = {
     # A fixed one: botocore builds its own anew for every call, which takes a sixth of the call's CPU.
@@ -109,8 +119,16 @@ class Channel(SQS.Channel):
 
     def _update_queue_cache(self, queue_name_prefix: str) -> None:
         # kombu lists the account's queues for every channel. A least-privilege role may not list, and the names are
-        # known: each queue is looked up by name when it is first used.
-        pass
+        # known: each queue is looked up by name when it is first used. One is asked for here, since a connection that
+        # cannot be used must fail while it is being made: that is when Celery waits longer before each new try.
+        self._resolve_request_queue()
+
+    def _resolve_request_queue(self) -> None:
+        name = self.transport_options["request_queue"]
+        try:
+            self._resolve_queue_url(name.removeprefix(self.queue_name_prefix))
+        except DoesNotExistQueueException:
+            raise BrokerUnavailable(f"the queue {name} does not exist: deploy the stack first") from None
 
     def _resolve_queue_url(self, queue: str) -> str:
         name = self.canonical_queue_name(queue)
@@ -242,9 +260,43 @@ TRANSPORT_ALIASES["sqs"] = "faceapp.broker:Transport"
 celery.events.event.event_exchange.type = "fanout"
 
 
+class EventDispatcher(celery.events.dispatcher.EventDispatcher):
+    """Celery's, which publishes a worker's task events at every turn of its loop: three calls to SNS a photo."""
+
+    def __init__(self, *args: Any, on_send_buffered: Any = None, **kwargs: Any) -> None:
+        self._flush_is_due = False
+        soon = self._flush_soon if on_send_buffered else None
+        super().__init__(*args, **{"buffer_limit": EVENTS_TOGETHER, **kwargs}, on_send_buffered=soon)
+
+    def _flush_soon(self) -> None:
+        if not self._flush_is_due:
+            self._flush_is_due = True
+            get_event_loop().call_later(EVENTS_WITHIN_S, self._flush_due)
+
+    def _flush_due(self) -> None:
+        self._flush_is_due = False
+        self.flush()
+
+    def close(self) -> None:
+        self.flush()
+        super().close()
+
+
+class Events(celery.app.events.Events):
+    dispatcher_cls = EventDispatcher
+
+
+@signals.worker_init.connect
+def _beat_slowly(sender: Any, **_: Any) -> None:
+    # Celery has a command line option for it and no setting; 'celery -A faceapp.tasks worker' is to be enough.
+    if not sender.options.get("heartbeat_interval"):
+        sender.options["heartbeat_interval"] = HEARTBEAT_S
+
+
 class FaceappCelery(Celery):
     """Celery whose callers are answered on the response queue that their process reads."""
 
+    events_cls = Events
     settings: Settings
 
     @property
@@ -295,7 +347,8 @@ def create_app(settings: Settings) -> FaceappCelery:
         worker_prefetch_multiplier=4,
         worker_concurrency=settings.worker_processes,
         worker_hijack_root_logger=False,
-        worker_send_task_events=False,
+        # The scaler knows from them which workers are there, idle or busy, and how long a photo takes.
+        worker_send_task_events=True,
         worker_cancel_long_running_tasks_on_connection_loss=False,
     )
     # Made now: Celery makes it at first use without a lock, and two of them would read one queue.

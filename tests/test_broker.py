@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from botocore.exceptions import ClientError
+from botocore.exceptions import BotoCoreError, ClientError
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 from kombu import Connection
 from kombu.transport import SQS
@@ -107,6 +107,14 @@ def test_the_request_queue_is_never_made_without_the_stack(task_of: TaskMaker) -
 
     with pytest.raises(BrokerUnavailable, match="nobody-deployed-this-req-queue"):
         ping.apply_async(ignore_result=True)
+
+
+def test_a_connection_fails_while_it_is_made(aws: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Celery waits longer before each new try then; a connection that fails later is tried again at once."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setattr(broker.Channel, "_clients", {})
+    with pytest.raises(BotoCoreError), broker.create_app(Settings()).connection_for_write() as connection:
+        connection.connect()
 
 
 def test_ready_asks_for_the_queue(stack: Settings) -> None:
