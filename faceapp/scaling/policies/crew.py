@@ -1,0 +1,76 @@
+"""The instances as a policy weighs them: who works, who may yet come up, who never will, and who may go first."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from faceapp.scaling.policies.base import Instance, Observation
+
+DEAD_BOOT_S = 120.0
+LATE_BOOT_S = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crew:
+    """One observation's instances, sorted by what can be expected of them."""
+
+    ready: tuple[Instance, ...]
+    booting: tuple[Instance, ...]
+    """Those that may still be on time."""
+    late: tuple[Instance, ...]
+    """Booting for longer than nearly all boots do: nothing is expected of them, and nothing is done to them yet."""
+    dead: tuple[Instance, ...]
+    """Booting for so long that they will not come up: to be replaced."""
+    exist: int
+    """All of them, draining ones included: what counts against the most there may be."""
+
+    @classmethod
+    def of(cls, observation: Observation) -> Crew:
+        b90_s = finite(observation.boot_p90_s)
+        booting = observation.phase("booting")
+        late_s, dead_s = 1.2 * b90_s + LATE_BOOT_S, max(DEAD_BOOT_S, 2.5 * b90_s)
+        return cls(
+            ready=observation.phase("ready"),
+            booting=tuple(each for each in booting if each.billed_s <= min(late_s, dead_s)),
+            late=tuple(each for each in booting if late_s < each.billed_s <= dead_s),
+            dead=tuple(each for each in booting if each.billed_s > dead_s),
+            exist=len(observation.instances),
+        )
+
+    @property
+    def expected(self) -> int:
+        """Those that work or will soon."""
+        return len(self.ready) + len(self.booting)
+
+    @property
+    def live(self) -> int:
+        """Those that work or may yet."""
+        return self.expected + len(self.late)
+
+    @property
+    def all_idle(self) -> bool:
+        """Whether every ready worker is known to have no task, and there is at least one."""
+        return bool(self.ready) and all(each.idle_s for each in self.ready)
+
+    @property
+    def dead_ids(self) -> tuple[str, ...]:
+        return tuple(each.id for each in self.dead)
+
+    def by_idleness(self) -> list[Instance]:
+        """The ready ones in the order in which they may go: the longest idle first, then those that work or of which
+        nobody knows, the oldest first."""
+        return sorted(self.ready, key=lambda each: (-(each.idle_s or 0.0), -each.billed_s, each.id))
+
+    def newest_boots(self) -> list[Instance]:
+        """The booting ones, late ones included, the last started first."""
+        return sorted((*self.booting, *self.late), key=lambda each: (each.billed_s, each.id))
+
+    def room(self, max_instances: int) -> int:
+        """How many more there may be. One that is on its way out still counts until it is gone."""
+        return max(0, max_instances - self.exist)
+
+
+def finite(value: float, high: float = 86_400.0) -> float:
+    """`value` within 0 and `high`; an estimate that is no number counts as 0."""
+    return 0.0 if math.isnan(value) else min(max(value, 0.0), high)

@@ -1,0 +1,208 @@
+"""Instances by the work that waits and the work that comes, against the time it may take and the money it costs.
+
+The design, with what each choice was worth in simulation, is in docs; `decide` reads in its order: what is there, what
+the backlog and the arrivals need within the deadline, how many to start, how many have been too many for long enough.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+
+from faceapp.scaling.policies.base import BIN_S, BINS, Counts, Decision, Instance, Observation
+from faceapp.scaling.policies.crew import Crew, finite
+from faceapp.scaling.policies.steady import Highest, Since, SteadyClock
+from faceapp.scaling.policies.tunables import Tunables, number, whole
+
+MIN_DEADLINE_S = 15.0
+"""A backlog is never to be done faster than this: nobody could, and asking for it starts the whole fleet."""
+MIN_TO_WORK_S = 10.0
+"""What a new instance is taken to work at least before the deadline, however late it comes."""
+MIN_BOOT_LEFT_S = 3.0
+FORECAST_FROM = 0.15
+"""Less than this many instances' worth of arrivals keeps none running."""
+MOST = 1e9
+"""Messages in a bin that are still a count; more is a bug somewhere."""
+MIN_BILLED_S = 60.0
+"""AWS bills each start for a minute at least, so an idle instance is free until then.
+Source: EC2 user guide, "Billing of On-Demand Instances"."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkTunables(Tunables):
+    """A mode: what a second of waiting is worth against a second of an instance."""
+
+    max_instances: int = whole(15, 0, 100_000)
+    slo_s: float = number(120.0, 1, 86_400)
+    tick_s: float = number(3.0, 0.1, 60)
+    deadline_s: float = number(75.0, 1, 86_400)
+    """D: a backlog is to be done within this time."""
+    keep_s: float = number(15.0, 0, 86_400)
+    """tau: an instance goes when none needed it for so long."""
+    keep_last_s: float = number(30.0, 0, 86_400)
+    """tau_last: the last one goes after it had nothing to do for so long."""
+    forecast_share: float = number(0.9, 0, 2)
+    """phi: how much of the measured arrival rate is taken to go on."""
+    utilisation: float = number(1.0, 0.1, 1)
+    """rho: how busy the instances that the arrivals need may be."""
+    boot_quantile: float = number(0.5, 0.5, 0.9)
+    """Which of the last boots a new one is taken to last: 0.5 or 0.9, and between them in proportion."""
+    margin_s: float = number(10.0, 0, 3600)
+    """Kept back from the SLO."""
+    hold_s: float = number(10.0, 0, 3600)
+    """With more than this many seconds of work waiting for each instance, none is drained."""
+    blind_s: float = number(90.0, 0, 86_400)
+    """Seconds that the queue must look empty before the last worker goes of which nobody knows what it does: longer
+    than SQS's counts are old (a minute)."""
+
+    @classmethod
+    def of_mode(cls, mode: str, *, max_instances: int, slo_s: float, tick_s: float) -> WorkTunables:
+        """The tunables of a mode in `MODES`."""
+        return replace(MODES[mode], max_instances=max_instances, slo_s=slo_s, tick_s=tick_s)
+
+
+MODES = {
+    "fast": WorkTunables(deadline_s=45, keep_s=30, keep_last_s=120, forecast_share=1.0, utilisation=0.9),
+    "balanced": WorkTunables(deadline_s=75, keep_s=15, keep_last_s=30, forecast_share=0.9, utilisation=1.0),
+    "eco": WorkTunables(deadline_s=95, keep_s=9, keep_last_s=5, forecast_share=0.9, utilisation=1.0, boot_quantile=0.9),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Need:
+    """The numbers that decide, all about one moment."""
+
+    visible: int
+    in_flight: int
+    backlog_s: float
+    """W: seconds of one instance in the messages that are there."""
+    load: float
+    """lambda * S: instances that the arrivals keep busy."""
+    deadline_s: float
+    """D': when the backlog is to be done, from now."""
+    boot_s: float
+    """b: how long a boot is taken to last."""
+    service_s: float
+
+    @property
+    def demand_s(self) -> float:
+        """Seconds of an instance that are to be done before the deadline."""
+        return self.backlog_s + self.load * self.deadline_s
+
+
+class Work:
+    """Starts what the work needs, all at once, and drains what it has not needed for a while."""
+
+    name = "work"
+
+    def __init__(self, tunables: WorkTunables | None = None) -> None:
+        self.tunables = tunables or WorkTunables()
+        self.max_instances = self.tunables.max_instances
+        self._clock = SteadyClock()
+        self._kept = Highest(self.tunables.keep_s)
+        self._empty = Since()
+        self._new = True
+
+    def decide(self, observation: Observation) -> Decision:
+        """What to do now."""
+        now_s = self._clock.advance(observation.now_s)
+        crew, counts = Crew.of(observation), observation.counts
+        if counts is None or self._clock.jumped:
+            return Decision(wanted=crew.live, reason="hold: the counts are missing or the clock jumped")
+        if self._new:
+            # What ran before this object was made was needed as far as it knows: a restart in a burst drains nobody.
+            self._new = False
+            self._kept.add(now_s, crew.live)
+        need = self._need(observation, counts)
+        empty_s = self._empty.update(now_s, counts.outstanding == 0)
+        keep = self._keep(need, crew)
+        kept = self._kept.add(now_s, keep)
+        start = min(self._missing(need, crew), crew.room(self.max_instances))
+        drain = self._drain(crew, len(crew.ready) - kept, empty_s) if start == 0 else ()
+        wanted = min(self.max_instances, crew.expected + start - len(drain))
+        return Decision(
+            wanted=wanted, start=start, drain=drain, replace=crew.dead_ids, reason=_reason(need, crew, kept)
+        )
+
+    def _need(self, observation: Observation, counts: Counts) -> Need:
+        tunables = self.tunables
+        service_s = finite(observation.service_s)
+        b50_s, b90_s = finite(observation.boot_p50_s), finite(observation.boot_p90_s)
+        deadline_s = tunables.deadline_s
+        if counts.visible > 0:
+            left_s = tunables.slo_s - tunables.margin_s - finite(counts.oldest_age_s)
+            deadline_s = max(MIN_DEADLINE_S, min(deadline_s, left_s))
+        return Need(
+            visible=counts.visible + counts.delayed,
+            in_flight=counts.in_flight,
+            backlog_s=(counts.visible + counts.delayed + counts.in_flight / 2) * service_s,
+            load=tunables.forecast_share * rate_per_s(observation.arrivals) * service_s,
+            deadline_s=deadline_s,
+            boot_s=b50_s + (b90_s - b50_s) * (tunables.boot_quantile - 0.5) / 0.4,
+            service_s=service_s,
+        )
+
+    def _missing(self, need: Need, crew: Crew) -> int:
+        """How many to start."""
+        if need.visible == 0:
+            return 0
+        there = crew.expected
+        missing = 1 if there == 0 else 0
+        gap_s = need.demand_s - _capacity_s(need, crew)
+        if gap_s > 0:
+            each_s = max(MIN_TO_WORK_S, need.deadline_s - need.boot_s)
+            missing = max(missing, math.ceil(gap_s / each_s - (0.25 if there else 0)))
+        if need.load > there:
+            missing = max(missing, math.ceil(need.load / self.tunables.utilisation - there - 0.5))
+        return missing
+
+    def _keep(self, need: Need, crew: Crew) -> int:
+        """How many this moment needs, ready ones and booting ones."""
+        keep = 1 if need.visible + need.in_flight > 0 else 0
+        if need.load > FORECAST_FROM:
+            keep = max(keep, math.ceil(need.load / self.tunables.utilisation))
+        if need.visible > 0:
+            keep = max(keep, math.ceil(need.demand_s / need.deadline_s))
+        if need.visible * need.service_s > self.tunables.hold_s * max(1, len(crew.ready)):
+            keep = max(keep, crew.expected)
+        return keep
+
+    def _drain(self, crew: Crew, surplus: int, empty_s: float) -> tuple[str, ...]:
+        """The `surplus` that can best be missed. One that works finishes first, and what it has paid for is used up."""
+        paid = [each for each in crew.by_idleness() if each.billed_s >= MIN_BILLED_S - self.tunables.tick_s]
+        going = paid[: max(0, surplus)]
+        if going and len(going) == len(crew.ready) and not self._may_be_last(going[-1], empty_s):
+            going.pop()
+        return tuple(each.id for each in going)
+
+    def _may_be_last(self, last: Instance, empty_s: float) -> bool:
+        """Whether even this one may go. What its worker says counts: an empty queue may be a stale count."""
+        if last.idle_s is None:
+            return empty_s >= max(self.tunables.blind_s, self.tunables.keep_last_s)
+        return last.idle_s > 0 and last.idle_s >= self.tunables.keep_last_s
+
+
+def rate_per_s(arrivals: Sequence[float]) -> float:
+    """Arrivals a second that may go on: their mean, but one burst is not a rate."""
+    bins = [finite(each, MOST) / BIN_S for each in arrivals[-BINS:]]
+    bins = [0.0] * (BINS - len(bins)) + bins
+    mean, middle = sum(bins) / BINS, median(bins)
+    return min(mean, 1.5 * middle) if mean > 1 else min(mean, 3 * middle + 0.05)
+
+
+def _capacity_s(need: Need, crew: Crew) -> float:
+    """Seconds of an instance that those there will give before the deadline."""
+    boots_left_s = (max(MIN_BOOT_LEFT_S, need.boot_s - each.billed_s) for each in crew.booting)
+    coming_s = sum(max(0.0, need.deadline_s - left_s) for left_s in boots_left_s)
+    return len(crew.ready) * need.deadline_s + coming_s
+
+
+def _reason(need: Need, crew: Crew, kept: int) -> str:
+    dead = f", {len(crew.dead)} never came up" if crew.dead else ""
+    return (
+        f"{need.visible} waiting and {need.in_flight} in flight are {need.backlog_s:.0f} s of work,"
+        f" arrivals keep {need.load:.1f} busy, due in {need.deadline_s:.0f} s:"
+        f" {len(crew.ready)} ready, {len(crew.booting)} booting, {kept} kept{dead}"
+    )
