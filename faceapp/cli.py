@@ -74,6 +74,17 @@ def worker(celery_options: tuple[str, ...]) -> None:
     os.execv(sys.executable, [sys.executable, "-m", "celery", "-A", "faceapp.tasks", "worker", *celery_options])
 
 
+@main.command()
+@click.option("--dry-run", is_flag=True, help="Change nothing: say what would be started and stopped.")
+def scaler(dry_run: bool) -> None:
+    """Start and stop workers by the queue's depth."""
+    from faceapp import logs
+    from faceapp.scaler import run
+
+    logs.configure(settings())
+    run(settings(), dry_run=dry_run)
+
+
 @main.group()
 @click.option("--url", default=URL, show_default=True, help="Where the service is.")
 @click.pass_context

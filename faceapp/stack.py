@@ -28,6 +28,8 @@ def parameters(settings: Settings) -> dict[str, str]:
         "Prefix": settings.prefix,
         "VisibilityTimeout": str(settings.task_time_limit_s + VISIBILITY_MARGIN_S),
         "LongPoll": str(settings.queue_wait_s),
+        "WorkerImage": settings.worker_image,
+        "WorkerType": settings.worker_type,
     }
 
 

@@ -1,0 +1,407 @@
+"""The app tier's instances on EC2: which there are, starting them, stopping them.
+
+Nothing is remembered here that a restart would miss; see machine.py for the tags. EC2 shows a change late at times, so
+what was just asked for is believed for a few seconds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+import random
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Any, Protocol
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from faceapp.config import Settings
+from faceapp.errors import ConfigError, FleetError
+from faceapp.scaling.backoff import Backoff, Trouble, trouble
+from faceapp.scaling.machine import (
+    APP_TIER,
+    DRAINING,
+    FAILED,
+    READY,
+    STACK,
+    STARTED,
+    TIER,
+    Machine,
+    free_numbers,
+    from_description,
+    name_of,
+)
+
+logger = logging.getLogger(__name__)
+
+STARTING = ("start_instances", "run_instances", "create_tags")
+STATES = ["pending", "running", "stopping", "stopped"]
+BELIEVED_S = 15.0
+"""EC2 may show a start this much later."""
+
+
+class Fleet(Protocol):
+    """What the scaler needs of a fleet. Methods may raise FleetError, and LeaseLost; a later tick tries again."""
+
+    @property
+    def now_s(self) -> float:
+        """Unix time by the fleet's own clock."""
+        ...
+
+    @property
+    def trouble(self) -> str:
+        """Why nothing can be started just now; empty when it can."""
+        ...
+
+    def instances(self) -> Sequence[Machine]:
+        """All instances that carry the stack's tag, the web instance and unknown ones included."""
+        ...
+
+    def start(self, count: int) -> Sequence[str]:
+        """Start up to `count` instances, never beyond the limits; the ids of those that start."""
+        ...
+
+    def drain(self, ids: Iterable[str], *, dead_boots: int = 0) -> Sequence[str]:
+        """Let these finish what they hold and stop; the ids of those that do. With `dead_boots`, because they never
+        came up, as the so many in a row."""
+        ...
+
+    def mark_ready(self, ids: Iterable[str]) -> None:
+        """Remember that these workers were heard from, just now."""
+        ...
+
+    def tidy(self) -> None:
+        """Finish what a scaler that ended in the middle began: names, and stops that were announced."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How `count` instances are to be started."""
+
+    stopped: tuple[Machine, ...]
+    names: tuple[str, ...]
+    """Of new ones."""
+
+
+def plan(
+    machines: Sequence[Machine], count: int, *, max_instances: int, per_minute: int, pool_is_dry: bool = False
+) -> Plan:
+    """Stopped instances first, then new ones under the lowest free numbers, then those whose last boot failed.
+
+    Never more than `max_instances` run, and never more than `per_minute` starts lie within a minute. There are more
+    than `max_instances` in all only when the stopped ones cannot start (`pool_is_dry`: no capacity where they are).
+    """
+    ours = [each for each in machines if each.ours or each.nameless]
+    room = max_instances - sum(each.billed for each in ours)
+    rate = per_minute - sum(each.age_s < 60 for each in ours)
+    count = max(0, min(count, room, rate))
+    pool = sorted((each for each in ours if each.state == "stopped" and each.ours), key=lambda each: each.number or 0)
+    if pool_is_dry:
+        pool = []
+    good = [each for each in pool if not each.failed][:count]
+    free = (2 if pool_is_dry else 1) * max_instances - len(ours)
+    new = max(0, min(count - len(good), free))
+    again = [each for each in pool if each.failed][: count - len(good) - new]
+    return Plan(stopped=(*good, *again), names=tuple(map(name_of, free_numbers(machines, new))))
+
+
+class EC2Fleet:
+    """EC2 through boto3. Not safe to share between threads.
+
+    `fence` is called right before every call that changes something; it raises when this process must not act any
+    more, and answers the fencing token.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        client: Any = None,
+        fence: Callable[[], int] = lambda: 0,
+        clock: Callable[[], float] = time.monotonic,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._settings = settings
+        self._template = f"{settings.prefix}-worker"
+        self._client = client or _new_client()
+        self._fence, self._clock = fence, clock
+        self._backoffs: dict[str, Backoff] = defaultdict(lambda: Backoff(clock=clock, rng=rng))
+        self._calls = itertools.count(1)
+        self._placements = _placements(settings)
+        self._placement = 0
+        self._machines: list[Machine] = []
+        self._expected: dict[str, tuple[float, Machine]] = {}
+        self._skew_s = time.time() - clock()
+        self._reason = ""
+
+    def check(self) -> None:
+        """Ask for the launch template and the instances. Raises ConfigError when the scaler cannot work like this."""
+        try:
+            self._client.describe_launch_template_versions(LaunchTemplateName=self._template, Versions=["$Latest"])
+            self._describe()
+        except ClientError as error:
+            code = error.response["Error"]["Code"]
+            if code.startswith("InvalidLaunchTemplateName"):
+                raise ConfigError(
+                    f"There is no launch template {self._template}: deploy the stack with FACEAPP_WORKER_IMAGE set to "
+                    "the workers' image (AMI)."
+                ) from error
+            if trouble(error) is Trouble.REFUSED:
+                raise ConfigError(f"EC2 does not let the scaler in: {error}") from error
+            raise FleetError(f"EC2 does not answer: {error}") from error
+        except BotoCoreError as error:
+            raise FleetError(f"EC2 does not answer: {error}") from error
+
+    @property
+    def now_s(self) -> float:
+        """EC2's clock, as its last answer showed it."""
+        return self._clock() + self._skew_s
+
+    @property
+    def trouble(self) -> str:
+        left_s = max(self._backoffs[operation].left_s for operation in STARTING)
+        return f"{self._reason}; next attempt in {left_s:.0f} s" if left_s else ""
+
+    def instances(self) -> Sequence[Machine]:
+        if left_s := self._backoffs["describe_instances"].left_s:
+            raise FleetError(f"EC2 did not list the instances and is asked again in {left_s:.0f} s")
+        try:
+            listed: list[Machine] = self._guarded("describe_instances", self._describe)
+            self._machines = self._believe(listed)
+        except (ClientError, BotoCoreError) as error:
+            raise FleetError(f"EC2 does not list the instances: {error}") from error
+        return self._machines
+
+    def start(self, count: int) -> Sequence[str]:
+        planned = plan(
+            self._machines,
+            count,
+            max_instances=self._settings.scaler_max_instances,
+            per_minute=self._settings.scaler_starts_per_minute,
+            pool_is_dry=self._backoffs["start_instances"].left_s > 0,
+        )
+        started: list[str] = []
+        if planned.stopped:
+            started += self._start_stopped(planned.stopped)
+        if planned.names and not self._backoffs["run_instances"].left_s:
+            started += self._run_new(planned.names)
+        return started
+
+    def _start_stopped(self, machines: Sequence[Machine]) -> Sequence[str]:
+        ids = [each.id for each in machines]
+        # A run begins after every mark of the runs before, even when it begins in the same second.
+        run_s = max(int(self.now_s), *(each.last_mark_s + 1 for each in machines))
+        try:
+            self._tag(ids, {STARTED: str(run_s)})
+            self._act("start_instances", InstanceIds=ids)
+        except FleetError as error:
+            self._reason = f"stopped instances do not start: {error.detail}"
+            logger.error(self._reason)
+            return []
+        for each in machines:
+            tags = {**each.tags, STARTED: str(run_s)}
+            self._expect(dataclasses.replace(each, state="pending", run_s=run_s, age_s=0.0, tags=tags))
+        return ids
+
+    def _run_new(self, names: Sequence[str]) -> Sequence[str]:
+        tags = {STACK: self._settings.prefix, TIER: APP_TIER}
+        try:
+            answer = self._act(
+                "run_instances",
+                LaunchTemplate={"LaunchTemplateName": self._template, "Version": "$Latest"},
+                MinCount=1,
+                MaxCount=len(names),
+                TagSpecifications=[{"ResourceType": "instance", "Tags": _pairs(tags)}],
+                **self._placements[self._placement],
+                token=True,
+            )
+        except FleetError as error:
+            self._reason = f"no new instances: {error.detail}"
+            logger.error(self._reason)
+            return []
+        created = [from_description(each, now_s=self.now_s) for each in answer["Instances"]]
+        for each, name in zip(created, names, strict=False):
+            self._name(each, name)
+        return [each.id for each in created]
+
+    def _name(self, machine: Machine, name: str) -> None:
+        # Believed before it is done: nothing else may get this name in the meantime.
+        self._expect(dataclasses.replace(machine, name=name, tags={**machine.tags, "Name": name}))
+        self._tag([machine.id], {"Name": name})
+
+    def drain(self, ids: Iterable[str], *, dead_boots: int = 0) -> Sequence[str]:
+        wanted = list(ids)
+        if not wanted:
+            return []
+        # Looked at again: what is not ours (any more) is never stopped.
+        found = [each for each in self.instances() if each.id in wanted and each.ours and each.billed]
+        if not found:
+            return []
+        mark = {FAILED: f"{int(self.now_s)} {dead_boots}"} if dead_boots else {DRAINING: str(int(self.now_s))}
+        self._tag([each.id for each in found], mark)
+        return self._stop(found)
+
+    def _stop(self, machines: Sequence[Machine]) -> Sequence[str]:
+        stopped: list[str] = []
+        # A spot instance of a one-time request cannot be stopped, only ended.
+        for operation, spot in (("stop_instances", False), ("terminate_instances", True)):
+            ids = [each.id for each in machines if each.spot == spot]
+            if ids:
+                self._act(operation, InstanceIds=ids)
+                stopped += ids
+        for each in stopped:
+            self._expected.pop(each, None)
+        return stopped
+
+    def mark_ready(self, ids: Iterable[str]) -> None:
+        if wanted := list(ids):
+            self._tag(wanted, {READY: str(int(self.now_s))})
+
+    def tidy(self) -> None:
+        nameless = [each for each in self._machines if each.nameless]
+        for each, number in zip(nameless, free_numbers(self._machines, len(nameless)), strict=True):
+            logger.warning("%s had no name yet: it becomes %s", each.id, name_of(number))
+            self._name(each, name_of(number))
+        announced = [each for each in self._machines if each.ours and each.draining and each.state == "running"]
+        if announced:
+            logger.warning("%s were to stop and still run: stopping them", ", ".join(each.name for each in announced))
+            self._stop(announced)
+
+    def _tag(self, ids: Sequence[str], tags: dict[str, str]) -> None:
+        self._act("create_tags", Resources=ids, Tags=_pairs(tags))
+
+    def _act(self, operation: str, *, token: bool = False, **arguments: Any) -> Any:
+        """Change something: not while backing off, and only while the fence lets us. Raises FleetError."""
+        backoff = self._backoffs[operation]
+        if backoff.left_s:
+            raise FleetError(f"{operation} failed and is tried again in {backoff.left_s:.0f} s")
+        fence = self._fence()
+        if token:
+            arguments["ClientToken"] = f"{self._settings.prefix}-{fence}-{next(self._calls)}"
+        try:
+            return self._guarded(operation, lambda: getattr(self._client, operation)(**arguments))
+        except (ClientError, BotoCoreError) as error:
+            raise FleetError(str(error)) from error
+
+    def _guarded(self, operation: str, call: Callable[[], Any]) -> Any:
+        backoff = self._backoffs[operation]
+        try:
+            answer = call()
+        except (ClientError, BotoCoreError) as error:
+            kind = trouble(error)
+            if kind is Trouble.CAPACITY and operation == "run_instances" and self._next_placement():
+                raise
+            backoff.failed(kind)
+            raise
+        backoff.succeeded()
+        return answer
+
+    def _next_placement(self) -> bool:
+        """Turn to the next subnet or type; False when all were tried."""
+        self._placement = (self._placement + 1) % len(self._placements)
+        return self._placement != 0
+
+    def _describe(self) -> list[Machine]:
+        filters = [
+            {"Name": f"tag:{STACK}", "Values": [self._settings.prefix]},
+            {"Name": "instance-state-name", "Values": STATES},
+        ]
+        found: list[Machine] = []
+        for page in self._client.get_paginator("describe_instances").paginate(Filters=filters):
+            self._see_clock(page)
+            for reservation in page["Reservations"]:
+                found += [from_description(each, now_s=self.now_s) for each in reservation["Instances"]]
+        return found
+
+    def _see_clock(self, answer: Any) -> None:
+        date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+        ec2_s = parsedate_to_datetime(date).timestamp() if date else time.time()
+        self._skew_s = ec2_s - self._clock()
+
+    def _expect(self, machine: Machine) -> None:
+        self._expected[machine.id] = self._clock() + BELIEVED_S, machine
+        self._machines = [each for each in self._machines if each.id != machine.id] + [machine]
+
+    def _believe(self, listed: Sequence[Machine]) -> list[Machine]:
+        """What EC2 lists, with what was asked for a moment ago and does not show yet."""
+        now_s = self._clock()
+        self._expected = {id: each for id, each in self._expected.items() if each[0] > now_s}
+        found = {each.id: each for each in listed}
+        for id, (_, expected) in self._expected.items():
+            seen = found.get(id)
+            if seen is None or seen.state == "stopped":
+                found[id] = dataclasses.replace(expected, age_s=max(0.0, self.now_s - expected.run_s))
+            elif not seen.name:
+                found[id] = dataclasses.replace(seen, name=expected.name)
+        return sorted(found.values(), key=lambda each: (each.number or 0, each.id))
+
+
+class DryRunFleet:
+    """Looks at EC2 and says what it would do there; changes nothing."""
+
+    def __init__(self, settings: Settings, inner: EC2Fleet) -> None:
+        self._settings, self._inner = settings, inner
+        self._machines: Sequence[Machine] = ()
+
+    @property
+    def now_s(self) -> float:
+        return self._inner.now_s
+
+    @property
+    def trouble(self) -> str:
+        return ""
+
+    def instances(self) -> Sequence[Machine]:
+        self._machines = self._inner.instances()
+        return self._machines
+
+    def start(self, count: int) -> Sequence[str]:
+        planned = plan(
+            self._machines,
+            count,
+            max_instances=self._settings.scaler_max_instances,
+            per_minute=self._settings.scaler_starts_per_minute,
+        )
+        for names, how in (([each.name for each in planned.stopped], "start"), (planned.names, "create")):
+            if names:
+                logger.info("dry run: would %s %s", how, ", ".join(names))
+        return []
+
+    def drain(self, ids: Iterable[str], *, dead_boots: int = 0) -> Sequence[str]:
+        wanted = set(ids)
+        names = [each.name for each in self._machines if each.id in wanted and each.ours]
+        if names:
+            logger.info("dry run: would stop %s%s", ", ".join(names), " as dead" if dead_boots else "")
+        return []
+
+    def mark_ready(self, ids: Iterable[str]) -> None:
+        """Nothing: the scaler that acts remembers it."""
+
+    def tidy(self) -> None:
+        """Nothing: the scaler that acts does it."""
+
+
+def _new_client() -> Any:
+    # One attempt more: the client token makes it safe. The scaler's own back-off does the rest.
+    retries: Any = {"mode": "standard", "total_max_attempts": 2}
+    return boto3.session.Session().client("ec2", config=Config(connect_timeout=3, read_timeout=15, retries=retries))
+
+
+def _placements(settings: Settings) -> list[dict[str, str]]:
+    """Where and as what new instances are tried, in turn: what the template says, then what the settings add."""
+    subnets = [{"SubnetId": each} for each in settings.scaler_subnets.split(",") if each]
+    types = [{"InstanceType": each} for each in settings.scaler_types.split(",") if each]
+    found: list[dict[str, str]] = [{}]
+    found += [{**subnet, **kind} for kind in [{}, *types] for subnet in subnets or [{}] if subnet or kind]
+    return found
+
+
+def _pairs(tags: dict[str, str]) -> list[dict[str, str]]:
+    return [{"Key": key, "Value": value} for key, value in tags.items()]

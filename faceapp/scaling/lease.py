@@ -1,0 +1,154 @@
+"""Who may act: of several scalers one, the others stand by.
+
+The lease is an object in the out-bucket that its holder writes anew all the time, each write on the condition that
+nobody else wrote in between. Nobody compares clocks: a scaler that stands by watches the object's ETag, and when it has
+not changed for the lease's length, by its own monotonic clock, it takes the lease with the next fencing token. The
+holder writes once more right before it acts; a write that fails means that somebody else holds the lease now.
+
+EC2 checks no fencing tokens, so a process that is halted between that write and its call could still act late. The
+call's time limits are shorter than the lease, which leaves the halt of a whole machine for longer than a lease.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from faceapp.config import Settings
+from faceapp.errors import LeaseLost, StorageUnavailable
+from faceapp.storage import CHANGED, MISSING, Storage
+
+logger = logging.getLogger(__name__)
+
+KEY = "scaler/lease.json"
+LEASE_S = 20.0
+RENEW_S = 6.0
+
+
+class Lease:
+    """This process's part in the lease. Not safe to share between threads.
+
+    `memory` is a small document that travels with the lease from holder to holder; the holder may change it.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        client: Any = None,
+        owner: str = "",
+        length_s: float = LEASE_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.owner = owner or f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        self.memory: dict[str, Any] = {}
+        self.token = 0
+        """The fencing token: one more with each holder."""
+        self.holder = ""
+        self._bucket = settings.out_bucket
+        self._client = client or Storage(settings).client
+        self._length_s, self._clock = length_s, clock
+        self._etag: str | None = None
+        self._seen_s = clock()
+        self._renewed_s = float("-inf")
+
+    @property
+    def held(self) -> bool:
+        """Whether this process holds it, as far as it knows."""
+        return self.holder == self.owner and self._clock() - self._renewed_s < self._length_s
+
+    def hold(self) -> bool:
+        """Keep the lease, or take it if it is free; once a tick. Raises StorageUnavailable when S3 does not answer."""
+        if self.holder == self.owner:
+            if self._clock() - self._renewed_s >= RENEW_S:
+                self._renew()
+        else:
+            self._watch()
+        return self.held
+
+    def fence(self) -> int:
+        """Right before acting: the token, if nobody else has the lease. Raises LeaseLost."""
+        if self.holder != self.owner or not self._renew():
+            raise LeaseLost(f"{self.holder or 'nobody'} has the scaler's lease: nothing is done here")
+        return self.token
+
+    def release(self) -> None:
+        """Let the next scaler begin at once."""
+        if self.holder == self.owner and self._write(holder=""):
+            self.holder = ""
+
+    def _renew(self) -> bool:
+        if not self._write(holder=self.owner):
+            logger.warning("another scaler has taken the lease: this one stands by")
+            self._watch()
+        return self.held
+
+    def _watch(self) -> None:
+        etag, document = self._read()
+        if etag != self._etag:
+            self._etag, self._seen_s = etag, self._clock()
+            self.holder = str(document.get("holder", ""))
+            # Never back, not even when somebody deleted the object.
+            self.token = max(self.token, int(document.get("token", 0)))
+            self.memory = dict(document.get("memory", {}))
+        # A holder of our own name can only be a write of ours whose answer was lost.
+        if not self.holder or self._clock() - self._seen_s >= self._length_s:
+            self._take()
+
+    def _take(self) -> None:
+        last = self.holder
+        self.token += 1
+        if self._write(holder=self.owner):
+            logger.info("this scaler (%s) has the lease, token %d, after %s", self.owner, self.token, last or "nobody")
+        else:
+            self._seen_s = self._clock()
+
+    def _write(self, *, holder: str) -> bool:
+        began_s = self._clock()
+        document = {"holder": holder, "token": self.token, "nonce": uuid.uuid4().hex, "memory": self.memory}
+        condition = {"IfMatch": self._etag} if self._etag else {"IfNoneMatch": "*"}
+        try:
+            answer = self._client.put_object(
+                Bucket=self._bucket,
+                Key=KEY,
+                Body=json.dumps(document).encode(),
+                ContentType="application/json",
+                **condition,
+            )
+        except ClientError as error:
+            if error.response["Error"]["Code"] in CHANGED | MISSING:
+                self.holder, self._etag = "", None
+                return False
+            raise StorageUnavailable(f"The scaler's lease cannot be written: {error}") from error
+        except BotoCoreError as error:
+            raise StorageUnavailable(f"The scaler's lease cannot be written: {error}") from error
+        # From before the call: the lease may have begun to run out while the answer was on its way.
+        self._etag, self.holder, self._seen_s, self._renewed_s = answer["ETag"], holder, began_s, began_s
+        return True
+
+    def _read(self) -> tuple[str | None, Mapping[str, Any]]:
+        try:
+            answer = self._client.get_object(Bucket=self._bucket, Key=KEY)
+            body = answer["Body"].read()
+        except ClientError as error:
+            if error.response["Error"]["Code"] in MISSING - {"NoSuchBucket"}:
+                return None, {}
+            raise StorageUnavailable(f"The scaler's lease cannot be read: {error}") from error
+        except BotoCoreError as error:
+            raise StorageUnavailable(f"The scaler's lease cannot be read: {error}") from error
+        try:
+            document = json.loads(body)
+        except ValueError:
+            document = None
+        if not isinstance(document, dict):
+            logger.warning("%s/%s is no lease: it counts as somebody's until it has run out", self._bucket, KEY)
+            document = {"holder": "unknown"}
+        return answer["ETag"], document

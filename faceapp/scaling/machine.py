@@ -1,0 +1,158 @@
+"""One instance of the app tier as EC2 describes it, and what its tags remember.
+
+Everything that must outlive the scaler is in tags, as seconds of EC2's own clock: a mark is about the present run of an
+instance when it is not older than the run. So no mark has to be removed, and no clock of ours is asked.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+STACK = "faceapp:stack"
+TIER = "faceapp:tier"
+STARTED = "faceapp:started"
+"""When the scaler started it. EC2's LaunchTime says the same, except in an emulator that keeps the first one."""
+READY = "faceapp:ready"
+"""When its worker was heard from."""
+DRAINING = "faceapp:draining"
+"""When it was told to finish and stop."""
+FAILED = "faceapp:failed"
+"""When its boot was given up, and how many boots in a row had come to nothing then."""
+
+APP_TIER = "app"
+WEB_INSTANCE = "web-instance"
+NAME = re.compile(r"app-tier-instance-([1-9]\d{0,5})")
+BY_HAND_S = 300
+"""A LaunchTime this much later than `STARTED` means that somebody else started the instance."""
+
+
+def name_of(number: int) -> str:
+    return f"app-tier-instance-{number}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """An instance that carries our stack's tag."""
+
+    id: str
+    name: str
+    state: str
+    """pending, running, stopping or stopped."""
+    run_s: int
+    """Unix second, by EC2's clock, at which its present (or last) run began."""
+    age_s: float
+    """Seconds since then."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    spot: bool = False
+
+    @property
+    def number(self) -> int | None:
+        """n of app-tier-instance-<n>; None for any other name."""
+        found = NAME.fullmatch(self.name)
+        return int(found[1]) if found else None
+
+    @property
+    def ours(self) -> bool:
+        """Whether the scaler may start and stop it."""
+        return self.number is not None
+
+    @property
+    def nameless(self) -> bool:
+        """Of the app tier, with its name still to come: the scaler ended between creating it and naming it."""
+        return not self.name and self.tags.get(TIER) == APP_TIER
+
+    @property
+    def billed(self) -> bool:
+        return self.state in ("pending", "running")
+
+    @property
+    def ready(self) -> bool:
+        return self.mark_s(READY) >= self.run_s
+
+    @property
+    def boot_s(self) -> float | None:
+        """Seconds from the start to the worker's first sign of life; None when it has given none."""
+        return float(self.mark_s(READY) - self.run_s) if self.ready else None
+
+    @property
+    def failed(self) -> bool:
+        """Whether the last boot came to nothing."""
+        return self.mark_s(FAILED) >= self.run_s
+
+    @property
+    def draining(self) -> bool:
+        """Whether it was told to stop, in this run."""
+        return self.failed or self.mark_s(DRAINING) >= self.run_s
+
+    @property
+    def last_mark_s(self) -> int:
+        return max(self.mark_s(tag) for tag in (STARTED, READY, DRAINING, FAILED))
+
+    @property
+    def dead_boots(self) -> int:
+        """How many boots in a row had come to nothing when its own did."""
+        return _number(self.tags.get(FAILED, "").partition(" ")[2])
+
+    def mark_s(self, tag: str) -> int:
+        """The second that a mark names; 0 when there is none."""
+        return _number(self.tags.get(tag, ""))
+
+
+def from_description(described: Mapping[str, Any], *, now_s: float) -> Machine:
+    """An element of DescribeInstances, at `now_s` by EC2's clock."""
+    tags = {each["Key"]: each["Value"] for each in described.get("Tags", ())}
+    launched: datetime = described["LaunchTime"]
+    launched_s, started_s = int(launched.timestamp()), _number(tags.get(STARTED, ""))
+    run_s = started_s if started_s and launched_s <= started_s + BY_HAND_S else launched_s
+    return Machine(
+        id=described["InstanceId"],
+        name=tags.get("Name", ""),
+        state=described["State"]["Name"],
+        run_s=run_s,
+        age_s=max(0.0, now_s - run_s),
+        tags=tags,
+        spot=described.get("InstanceLifecycle") == "spot",
+    )
+
+
+def dead_boots(machines: Iterable[Machine]) -> int:
+    """How many boots in a row have come to nothing, since the last that succeeded."""
+    machines = list(machines)
+    last_success_s = max((each.mark_s(READY) for each in machines), default=0)
+    streaks = [each.dead_boots for each in machines if each.mark_s(FAILED) > last_success_s]
+    return max(streaks, default=0)
+
+
+def orphans(machines: Iterable[Machine]) -> dict[str, str]:
+    """Instances with our tag that the scaler will not touch, or that should not be: a reason by id."""
+    machines = list(machines)
+    names = Counter(each.name for each in machines if each.ours)
+    found = {}
+    for each in machines:
+        if not each.ours and not each.nameless and each.name != WEB_INSTANCE:
+            found[each.id] = f"is named {each.name!r}, which is no name of the app tier"
+        elif names[each.name] > 1:
+            found[each.id] = f"shares the name {each.name} with another"
+    return found
+
+
+def free_numbers(machines: Iterable[Machine], count: int) -> list[int]:
+    """The `count` lowest n that no machine's name has."""
+    taken = {each.number for each in machines}
+    found: list[int] = []
+    number = 1
+    while len(found) < count:
+        if number not in taken:
+            found.append(number)
+        number += 1
+    return found
+
+
+def _number(text: str) -> int:
+    first = text.partition(" ")[0]
+    return int(first) if first.isdecimal() else 0
