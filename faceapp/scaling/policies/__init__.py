@@ -7,6 +7,8 @@ from typing import Protocol
 from faceapp.errors import ConfigError
 from faceapp.scaling.policies.base import BIN_S, BINS, Counts, Decision, Instance, Observation, Policy
 from faceapp.scaling.policies.depth import Depth, DepthTunables
+from faceapp.scaling.policies.step import Step, StepTunables
+from faceapp.scaling.policies.target import Target, TargetTunables
 from faceapp.scaling.policies.work import MODES, Work, WorkTunables
 
 __all__ = [
@@ -55,4 +57,8 @@ def create(settings: PolicySettings) -> Policy:
         return Work(tunables)
     if name == "depth":
         return Depth(DepthTunables(max_instances=most))
+    if name == "target":
+        return Target(TargetTunables(max_instances=most))
+    if name == "step":
+        return Step(StepTunables(max_instances=most))
     raise ConfigError(f"there is no policy {name!r}: policies are {', '.join(NAMES)}")

@@ -49,13 +49,12 @@ class Crew:
         return self.expected + len(self.late)
 
     @property
-    def all_idle(self) -> bool:
-        """Whether every ready worker is known to have no task, and there is at least one."""
-        return bool(self.ready) and all(each.idle_s for each in self.ready)
-
-    @property
     def dead_ids(self) -> tuple[str, ...]:
         return tuple(each.id for each in self.dead)
+
+    def younger_than(self, age_s: float) -> int:
+        """How many of the live ones were started within the last `age_s`."""
+        return sum(each.billed_s < age_s for each in (*self.ready, *self.booting, *self.late))
 
     def by_idleness(self) -> list[Instance]:
         """The ready ones in the order in which they may go: the longest idle first, then those that work or of which
