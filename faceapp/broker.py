@@ -289,8 +289,10 @@ class Events(celery.app.events.Events):
 @signals.worker_init.connect
 def _beat_slowly(sender: Any, **_: Any) -> None:
     # Celery has a command line option for it and no setting; 'celery -A faceapp.tasks worker' is to be enough.
-    if not sender.options.get("heartbeat_interval"):
-        sender.options["heartbeat_interval"] = HEARTBEAT_S
+    # The sender is a worker, or nobody where only the model is loaded (faceapp.local.zygote).
+    options = getattr(sender, "options", None)
+    if options is not None and not options.get("heartbeat_interval"):
+        options["heartbeat_interval"] = HEARTBEAT_S
 
 
 class FaceappCelery(Celery):

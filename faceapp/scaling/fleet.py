@@ -212,14 +212,15 @@ class EC2Fleet:
 
     def _run_new(self, names: Sequence[str]) -> Sequence[str]:
         tags = {STACK: self._settings.prefix, TIER: APP_TIER}
+        all_or_none, place = self._placements[self._placement]
         try:
             answer = self._act(
                 "run_instances",
                 LaunchTemplate={"LaunchTemplateName": self._template, "Version": "$Latest"},
-                MinCount=1,
+                MinCount=len(names) if all_or_none else 1,
                 MaxCount=len(names),
                 TagSpecifications=[{"ResourceType": "instance", "Tags": _pairs(tags)}],
-                **self._placements[self._placement],
+                **place,
                 token=True,
             )
         except FleetError as error:
@@ -394,13 +395,14 @@ def _new_client() -> Any:
     return boto3.session.Session().client("ec2", config=Config(connect_timeout=3, read_timeout=15, retries=retries))
 
 
-def _placements(settings: Settings) -> list[dict[str, str]]:
-    """Where and as what new instances are tried, in turn: what the template says, then what the settings add."""
+def _placements(settings: Settings) -> list[tuple[bool, dict[str, str]]]:
+    """Where and as what new instances are tried, in turn: what the template says, then what the settings add; all that
+    are wanted or none, then as many as there is capacity for."""
     subnets = [{"SubnetId": each} for each in settings.scaler_subnets.split(",") if each]
     types = [{"InstanceType": each} for each in settings.scaler_types.split(",") if each]
     found: list[dict[str, str]] = [{}]
     found += [{**subnet, **kind} for kind in [{}, *types] for subnet in subnets or [{}] if subnet or kind]
-    return found
+    return [(all_or_none, place) for all_or_none in (True, False) for place in found]
 
 
 def _pairs(tags: dict[str, str]) -> list[dict[str, str]]:
