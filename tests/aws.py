@@ -1,8 +1,9 @@
-"""The embedded AWS for tests: moto's server on a free port of the loopback, reached over HTTP like the real one."""
+"""The embedded AWS for tests: the product's own, as a process on a free port of the loopback."""
 
 from __future__ import annotations
 
 import os
+import sys
 import uuid
 from collections.abc import Iterator
 from functools import cache
@@ -11,9 +12,10 @@ from urllib.parse import urlsplit
 
 import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from faceapp.config import Settings
+from faceapp.local.aws import LISTENING
+from faceapp.local.processes import Services
 
 REGION = "us-east-1"
 
@@ -25,13 +27,12 @@ def plain_client(service: str, endpoint: str) -> Any:
 
 
 @pytest.fixture(scope="session")
-def aws_endpoint() -> Iterator[str]:
+def aws_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL that answers every AWS call of the session."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    with Services(tmp_path_factory.mktemp("aws"), os.environ) as services:
+        server = services.start("embedded AWS", [sys.executable, "-m", "faceapp.local.aws", "--port", "0"])
+        services.wait_for(lambda: LISTENING in server.log_tail(), timeout_s=60, what="The embedded AWS does not listen")
+        yield server.log_tail().partition(LISTENING)[2].split()[0]
 
 
 @pytest.fixture

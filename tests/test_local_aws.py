@@ -104,6 +104,15 @@ def test_a_request_without_a_signature_is_counted_as_such() -> None:
     assert calls.identify(environ) == ("unsigned", "GetObject")
 
 
+@pytest.mark.parametrize("key", ["plain", "a b", "a%20b", "Zoë/O'Neil", "a+b", "100%"])
+def test_an_objects_key_is_kept_as_it_is(served: str, key: str) -> None:
+    s3 = client(served, "s3")
+    s3.create_bucket(Bucket="keys")
+    s3.put_object(Bucket="keys", Key=key, Body=key.encode())
+    assert s3.get_object(Bucket="keys", Key=key)["Body"].read() == key.encode()
+    assert key in [each["Key"] for each in s3.list_objects_v2(Bucket="keys")["Contents"]]
+
+
 def test_connections_are_kept_alive(served: str) -> None:
     connection = http.client.HTTPConnection(urlsplit(served).netloc, timeout=10)
     connection.request("GET", calls.PATH)

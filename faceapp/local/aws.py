@@ -14,6 +14,7 @@ import logging
 import signal
 import socket
 import sys
+from typing import Any
 
 LISTENING = "listening on "
 
@@ -36,17 +37,27 @@ def serve(*, port: int) -> None:
     monkey.patch_all()
 
     import gevent
-    from gevent.pywsgi import WSGIServer
+    from gevent.pywsgi import WSGIHandler, WSGIServer
 
     from faceapp.local import fast_moto
     from faceapp.local.calls import CountCalls
+
+    class Handler(WSGIHandler):  # type: ignore[misc] # gevent has no type hints
+        def get_environ(self) -> dict[str, Any]:
+            # The path before its escapes were decoded: without it moto decodes an object's key a second time.
+            environ: dict[str, Any] = super().get_environ()
+            return {**environ, "RAW_URI": self.path}
 
     listener = socket.create_server(("127.0.0.1", port), backlog=1024)
     # Connections inherit it. pywsgi sends an answer in two pieces, and the second would wait 40 ms for the client to
     # acknowledge the first.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     server = WSGIServer(
-        listener, CountCalls(fast_moto.make_app()), log=None, error_log=logging.getLogger("faceapp.local.aws")
+        listener,
+        CountCalls(fast_moto.make_app()),
+        handler_class=Handler,
+        log=None,
+        error_log=logging.getLogger("faceapp.local.aws"),
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         gevent.signal_handler(number, server.stop, 0)
