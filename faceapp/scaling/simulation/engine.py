@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from faceapp.scaling.policies.base import Counts, Instance, Observation, Policy
+from faceapp.scaling.policies.base import Instance, Observation, Policy
 from faceapp.scaling.simulation.gauges import Estimates, QueueGauge
 from faceapp.scaling.simulation.workloads import Workload
 from faceapp.scaling.simulation.world import Result, Trace, World
@@ -173,7 +173,6 @@ class Simulation:
         self._at(self._now_s + message.service_s, self._finish, server, message)
         if self._hears(server):
             server.seen_busy = True
-            self._estimates.received(self._now_s, self._now_s - message.sent_s)
 
     def _finish(self, server: Server, message: Message) -> None:
         if server.phase == "gone":
@@ -315,14 +314,13 @@ class Simulation:
     def _observe(self) -> Observation:
         estimates, now_s = self._estimates, self._now_s
         seen = self._gauge.read(now_s, len(self._visible), self._in_flight)
-        counts: Counts | None = estimates.counts(now_s, *seen) if seen else None
         return Observation(
             now_s=now_s,
-            counts=counts,
+            counts=estimates.counts(now_s, seen),
             service_s=estimates.service_s,
             boot_p50_s=estimates.boot_s(BOOT_QUANTILES[0]),
             boot_p90_s=estimates.boot_s(BOOT_QUANTILES[1]),
-            arrivals=estimates.arrivals(now_s, counts.outstanding if counts else None),
+            arrivals=estimates.arrivals(now_s),
             instances=tuple(self._instance(server) for server in self._servers.values()),
         )
 

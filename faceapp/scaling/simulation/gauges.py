@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import deque
 
 from faceapp.scaling.policies.base import BIN_S, BINS, Counts
 from faceapp.scaling.simulation.world import World
 
-EWMA_WEIGHT = 0.1
+SMOOTHING = 0.1
 BOOTS = 40
+AGREE = 3
 STALE_EVERY_S = 600.0
 STALE_S = (20.0, 60.0)
 LAG_S = 3.0
@@ -62,63 +64,57 @@ class QueueGauge:
 
 
 class Estimates:
-    """Service time, boot time, age and arrivals, from the workers' events and SQS's counts."""
+    """Service time, boot time, depth and arrivals out of the workers' events and SQS's counts.
+
+    By the rules of `faceapp.scaling.metrics` and `workers`, which ask AWS and so cannot be used here.
+    """
 
     def __init__(self, *, service_s: float, boot_s: float) -> None:
         self.service_s = service_s
-        self._boot_s = boot_s
         self._boots: deque[float] = deque(maxlen=BOOTS)
+        self._default_boot_s = boot_s
         self._done = 0
-        self._totals: deque[tuple[float, int]] = deque()
-        self._waiting_since_s: float | None = None
-        self._received: tuple[float, float] = (-1.0, 0.0)
+        self._recent: deque[tuple[int, int]] = deque(maxlen=AGREE)
+        self._total: int | None = None
+        self._bins: deque[float] = deque(maxlen=BINS)
+        self._open = self._debt = 0.0
+        self._bin_ends_s = BIN_S
 
     def booted(self, boot_s: float) -> None:
         self._boots.append(boot_s)
 
-    def received(self, now_s: float, waited_s: float) -> None:
-        self._received = (now_s, waited_s)
-
     def finished(self, service_s: float) -> None:
         self._done += 1
-        self.service_s += EWMA_WEIGHT * (service_s - self.service_s)
+        self.service_s += SMOOTHING * (service_s - self.service_s)
 
     def boot_s(self, share: float) -> float:
-        """That quantile of the last boots."""
-        if not self._boots:
-            return self._boot_s
-        boots = sorted(self._boots)
-        return boots[min(len(boots) - 1, int(share * len(boots)))]
+        """That quantile of the last boots, by nearest rank."""
+        boots = sorted(self._boots) or [self._default_boot_s]
+        return boots[max(0, math.ceil(share * len(boots)) - 1)]
 
-    def counts(self, now_s: float, visible: int, in_flight: int) -> Counts:
-        """The counts with the oldest message's age, which is known from what was received last."""
-        if visible == 0:
-            self._waiting_since_s = None
-            return Counts(visible=0, in_flight=in_flight)
-        if self._waiting_since_s is None:
-            self._waiting_since_s = now_s
-        age_s = now_s - self._waiting_since_s
-        at_s, waited_s = self._received
-        if at_s >= self._waiting_since_s:
-            age_s = waited_s + now_s - at_s
-        return Counts(visible=visible, in_flight=in_flight, oldest_age_s=age_s)
+    def counts(self, now_s: float, seen: tuple[int, int] | None) -> Counts | None:
+        """What to act on: a count that fell is believed when finished tasks explain it or the next ones agree."""
+        if seen is None:
+            self._recent.clear()
+            return None
+        visible, in_flight = seen
+        self._recent.append((visible + in_flight, self._done))
+        most = max(outstanding - (self._done - done) for outstanding, done in self._recent)
+        counts = Counts(visible=visible + max(0, most - visible - in_flight), in_flight=in_flight)
+        total = counts.outstanding + self._done
+        self._roll(now_s)
+        self._open += total - (total if self._total is None else self._total)
+        self._total = total
+        return counts
 
-    def arrivals(self, now_s: float, outstanding: int | None) -> tuple[float, ...]:
-        """Messages in each of the last bins: done plus outstanding is what ever arrived, as far as anybody knows."""
-        if outstanding is not None:
-            self._totals.append((now_s, self._done + outstanding))
-        window_s = BIN_S * BINS
-        while self._totals and self._totals[0][0] < now_s - 2 * window_s:
-            self._totals.popleft()
-        if not self._totals:
-            return ()
-        # Counts that fall and rise again are no arrivals: a bin has what lies above all of the minute before.
-        highs = [0] * (2 * BINS + 1)
-        for at_s, total in self._totals:
-            bin_ = 2 * BINS - int((now_s - at_s) / BIN_S)
-            highs[bin_] = max(highs[bin_], total)
-        first = self._totals[0][1]
-        return tuple(
-            float(max(0, highs[n] - max(first, *highs[n - BINS : n]))) if highs[n] else 0.0
-            for n in range(BINS + 1, 2 * BINS + 1)
-        )
+    def arrivals(self, now_s: float) -> tuple[float, ...]:
+        """Messages in each of the last bins that are over: what was done, and what the queue grew by."""
+        self._roll(now_s)
+        return tuple(self._bins)
+
+    def _roll(self, now_s: float) -> None:
+        while self._bin_ends_s <= now_s:
+            balance = self._open + self._debt
+            self._bins.append(max(0.0, balance))
+            self._debt, self._open = min(0.0, balance) / 2, 0.0
+            self._bin_ends_s += BIN_S

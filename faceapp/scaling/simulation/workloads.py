@@ -32,17 +32,17 @@ def step(rng: random.Random) -> list[float]:
 
 
 def bursts_10(rng: random.Random) -> list[float]:
-    """Ten messages at once, every three to ten minutes for an hour."""
+    """Ten messages at once, every five to fifteen minutes for an hour."""
     return _bursts(rng, 10)
 
 
 def bursts_50(rng: random.Random) -> list[float]:
-    """Fifty messages at once, every three to ten minutes for an hour."""
+    """Fifty messages at once, every five to fifteen minutes for an hour."""
     return _bursts(rng, 50)
 
 
 def bursts_100(rng: random.Random) -> list[float]:
-    """A hundred messages at once, every three to ten minutes for an hour."""
+    """A hundred messages at once, every five to fifteen minutes for an hour."""
     return _bursts(rng, 100)
 
 
@@ -78,7 +78,12 @@ def on_off(rng: random.Random) -> list[float]:
 
 
 def trickle(rng: random.Random) -> list[float]:
-    """One message every twenty seconds on average: too little for an instance, too much for none."""
+    """One message every two seconds on average: half of an instance."""
+    return _poisson(rng, lambda now: 0.5, peak=0.5)
+
+
+def sparse(rng: random.Random) -> list[float]:
+    """One message every twenty seconds on average: too little to keep an instance, and too much to stop it."""
     return _poisson(rng, lambda now: 0.05, peak=0.05)
 
 
@@ -92,6 +97,7 @@ SHAPES: dict[str, Callable[[random.Random], list[float]]] = {
     "flash-crowd": flash_crowd,
     "on-off": on_off,
     "trickle": trickle,
+    "sparse": sparse,
 }
 
 
@@ -170,7 +176,7 @@ def _bursts(rng: random.Random, count: int) -> list[float]:
     now = rng.uniform(10, 120)
     while now < 3600:
         arrivals += _burst(rng, now, count, 1.0)
-        now += rng.uniform(180, 600)
+        now += rng.uniform(300, 900)
     return arrivals
 
 
