@@ -9,6 +9,7 @@ from faceapp.scaling.policies.base import Instance, Observation
 
 DEAD_BOOT_S = 120.0
 LATE_BOOT_S = 5.0
+MIN_LATE_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,7 @@ class Crew:
     def of(cls, observation: Observation) -> Crew:
         b90_s = finite(observation.boot_p90_s)
         booting = observation.phase("booting")
-        late_s, dead_s = 1.2 * b90_s + LATE_BOOT_S, max(DEAD_BOOT_S, 2.5 * b90_s)
+        late_s, dead_s = max(MIN_LATE_S, 1.2 * b90_s + LATE_BOOT_S), max(DEAD_BOOT_S, 2.5 * b90_s)
         return cls(
             ready=observation.phase("ready"),
             booting=tuple(each for each in booting if each.billed_s <= min(late_s, dead_s)),
@@ -47,6 +48,11 @@ class Crew:
     def live(self) -> int:
         """Those that work or may yet."""
         return self.expected + len(self.late)
+
+    @property
+    def quiet_s(self) -> float:
+        """For how long no worker has had a task; 0 when one has or may have, or when there is none."""
+        return min((each.idle_s or 0.0 for each in self.ready), default=0.0)
 
     @property
     def dead_ids(self) -> tuple[str, ...]:

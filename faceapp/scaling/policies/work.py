@@ -23,6 +23,9 @@ MIN_TO_WORK_S = 10.0
 MIN_BOOT_LEFT_S = 3.0
 FORECAST_FROM = 0.15
 """Less than this many instances' worth of arrivals keeps none running."""
+QUIET_S = 9.0
+"""When every worker has had nothing to do for so long, nothing is there to do, whatever the counts say (three ticks:
+an event may be lost, three in a row are not)."""
 MOST = 1e9
 """Messages in a bin that are still a count; more is a bug somewhere."""
 MIN_BILLED_S = 60.0
@@ -103,6 +106,7 @@ class Work:
         self._clock = SteadyClock()
         self._kept = Highest(self.tunables.keep_s)
         self._empty = Since()
+        self._denied = Since()
         self._new = True
 
     def decide(self, observation: Observation) -> Decision:
@@ -115,10 +119,12 @@ class Work:
             # What ran before this object was made was needed as far as it knows: a restart in a burst drains nobody.
             self._new = False
             self._kept.add(now_s, crew.live)
-        need = self._need(observation, counts)
+        need = self._need(observation, self._believed(now_s, counts, crew), crew)
         empty_s = self._empty.update(now_s, counts.outstanding == 0)
         keep = self._keep(need, crew)
         kept = self._kept.add(now_s, keep)
+        if crew.quiet_s >= QUIET_S:
+            kept = keep
         start = min(self._missing(need, crew), crew.room(self.max_instances))
         drain = self._drain(crew, len(crew.ready) - kept, empty_s) if start == 0 else ()
         wanted = min(self.max_instances, crew.expected + start - len(drain))
@@ -126,7 +132,12 @@ class Work:
             wanted=wanted, start=start, drain=drain, replace=crew.dead_ids, reason=_reason(need, crew, kept)
         )
 
-    def _need(self, observation: Observation, counts: Counts) -> Need:
+    def _believed(self, now_s: float, counts: Counts, crew: Crew) -> Counts:
+        """The counts, unless every worker has said for a while that there is nothing to do: then they are stale."""
+        denied_s = self._denied.update(now_s, crew.quiet_s > 0 and counts.outstanding > 0)
+        return Counts(visible=0, in_flight=0) if denied_s >= QUIET_S else counts
+
+    def _need(self, observation: Observation, counts: Counts, crew: Crew) -> Need:
         tunables = self.tunables
         service_s = finite(observation.service_s)
         b50_s, b90_s = finite(observation.boot_p50_s), finite(observation.boot_p90_s)
@@ -138,11 +149,17 @@ class Work:
             visible=counts.visible + counts.delayed,
             in_flight=counts.in_flight,
             backlog_s=(counts.visible + counts.delayed + counts.in_flight / 2) * service_s,
-            load=tunables.forecast_share * rate_per_s(observation.arrivals) * service_s,
+            load=self._load(observation, counts, crew),
             deadline_s=deadline_s,
             boot_s=b50_s + (b90_s - b50_s) * (tunables.boot_quantile - 0.5) / 0.4,
             service_s=service_s,
         )
+
+    def _load(self, observation: Observation, counts: Counts, crew: Crew) -> float:
+        load = self.tunables.forecast_share * rate_per_s(observation.arrivals) * finite(observation.service_s)
+        if counts.visible == 0 and crew.ready:
+            load = min(load, float(sum((each.idle_s or 0.0) < QUIET_S for each in crew.ready)))
+        return load
 
     def _missing(self, need: Need, crew: Crew) -> int:
         """How many to start."""
@@ -153,7 +170,7 @@ class Work:
         gap_s = need.demand_s - _capacity_s(need, crew)
         if gap_s > 0:
             each_s = max(MIN_TO_WORK_S, need.deadline_s - need.boot_s)
-            missing = max(missing, math.ceil(gap_s / each_s - (0.25 if there else 0)))
+            missing = max(missing, math.ceil(gap_s / each_s - 0.25))
         if need.load > there:
             missing = max(missing, math.ceil(need.load / self.tunables.utilisation - there - 0.5))
         return missing
