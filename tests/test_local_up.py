@@ -51,7 +51,10 @@ class Running:
         """The process ids of what it has started, by a word of the command."""
         commands = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in children(self.process.pid)}
         return {
-            word: pid for word in ("celery", "web", "aws", "reaper") for pid, line in commands.items() if word in line
+            word: pid
+            for word in ("compute", "scaler", "web", "aws", "reaper")
+            for pid, line in commands.items()
+            if word in line
         }
 
     def ended(self) -> int:
@@ -80,14 +83,15 @@ def alive(pid: int) -> bool:
 @contextmanager
 def running(folder: Path, *options: str | Path) -> Iterator[Running]:
     """`faceapp up`, on free ports, with its state in `folder`; killed at the end if it still runs."""
-    web_port, aws_port = free_ports(2)
+    web_port, aws_port, scaler_port = free_ports(3)
     own = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "FACEAPP_"))}
     settings = {
         "FACEAPP_PREFIX": "test-up",
         "FACEAPP_WEB_PORT": str(web_port),
         "FACEAPP_AWS_PORT": str(aws_port),
-        "FACEAPP_WORKER_PROCESSES": "1",
-        "FACEAPP_QUEUE_WAIT_S": "2",
+        "FACEAPP_SCALER_PORT": str(scaler_port),
+        "FACEAPP_LOCAL_BOOT_MIN_S": "0",
+        "FACEAPP_LOCAL_BOOT_MAX_S": "0",
     }
     log = folder / "output"
     with log.open("wb") as output:
@@ -128,21 +132,19 @@ def test_from_a_folder_of_photos_to_names_and_back_after_a_restart(samples: dict
         assert "the people of the last time are back" in second.output
         assert second.client.people() == {"barack": 1, "eileen": 1}
         assert second.client.recognise(samples["obama3.jpg"]) == "obama3:barack"
-        os.kill(second.services()["celery"], signal.SIGKILL)
+        os.kill(second.services()["compute"], signal.SIGKILL)
         assert second.ended() == 1
-        assert "Error: The worker ended by signal 9. The end of " in second.output
+        assert "Error: The compute host ended by signal 9. The end of " in second.output
         assert "Traceback" not in second.output
 
 
 def check_record(system: Running) -> None:
     session: Any = boto3.session.Session("any", "any", region_name=up.REGION)
     ec2 = session.client("ec2", endpoint_url=up.endpoint(system.settings))
-    [reservation] = ec2.describe_instances()["Reservations"]
-    [instance] = reservation["Instances"]
-    assert {tag["Key"]: tag["Value"] for tag in instance["Tags"]} == {
-        "Name": "web-instance",
-        "faceapp:stack": "test-up",
-    }
+    filters = [{"Name": "tag:faceapp:stack", "Values": ["test-up"]}]
+    found = [each for group in ec2.describe_instances(Filters=filters)["Reservations"] for each in group["Instances"]]
+    names = sorted(tag["Value"] for each in found for tag in each["Tags"] if tag["Key"] == "Name")
+    assert names == ["app-tier-instance-1", "web-instance"]
 
 
 def check_commands(system: Running, samples: dict[str, Path]) -> None:

@@ -31,6 +31,7 @@ from faceapp.local.processes import GRACE_S, Reaper
 
 logger = logging.getLogger("faceapp.local.compute")
 
+APP_TIER = "app-tier-instance-"
 READY = "the compute host is ready"
 LOOK_EVERY_S = 0.5
 REAP_EVERY_S = 0.1
@@ -63,6 +64,8 @@ class Host:
 
     def __init__(self, settings: Settings, log_folder: Path) -> None:
         self._settings, self._log_folder = settings, log_folder
+        for log in log_folder.glob(f"{APP_TIER}*.log"):  # of the last time
+            log.unlink()
         self._machines: dict[str, Machine] = {}
         self._ec2: Any = boto3.client("ec2", config=Config(retries={"total_max_attempts": 1}, read_timeout=10))
         self._reaper = Reaper(grace_s=0)
@@ -94,7 +97,7 @@ class Host:
         """The names, by id, of the instances that run or are about to; None when EC2 does not answer."""
         filters = {
             "tag:faceapp:stack": self._settings.prefix,
-            "tag:Name": "app-tier-instance-*",
+            "tag:Name": f"{APP_TIER}*",
             "instance-state-name": ("pending", "running"),
         }
         try:

@@ -93,12 +93,12 @@ class Services:
     def __init__(
         self, log_folder: Path, environ: Mapping[str, str], *, follow: bool = False, grace_s: float = GRACE_S
     ) -> None:
-        self._log_folder, self._environ, self._follow, self._grace_s = log_folder, environ, follow, grace_s
+        self.log_folder, self._environ, self._follow, self._grace_s = log_folder, environ, follow, grace_s
         self.running: list[Service] = []
         self._starting = False
         self._interrupted = False
         self._hurried = False
-        self._log_folder.mkdir(parents=True, exist_ok=True)
+        self.log_folder.mkdir(parents=True, exist_ok=True)
         self._reaper = Reaper()
 
     def __enter__(self) -> Services:
@@ -123,7 +123,7 @@ class Services:
 
     def start(self, name: str, command: list[str]) -> Service:
         """Start `command`; its output goes to `<name>.log`, anew."""
-        path = self._log_folder / f"{name.replace(' ', '-')}.log"
+        path = self.log_folder / f"{name.replace(' ', '-')}.log"
         self._starting = True
         with path.open("wb") as log:
             process = subprocess.Popen(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +22,12 @@ from botocore.config import Config
 from faceapp import samples, stack
 from faceapp.client import Client
 from faceapp.config import Settings
-from faceapp.errors import LocalError
-from faceapp.folders import enrol_people, find_people, sample_people
-from faceapp.local import state
+from faceapp.errors import FaceappError, LocalError
+from faceapp.folders import Enrolled, enrol_people, find_people, sample_people
+from faceapp.http.scaler import ScalerStatus
+from faceapp.local import compute, state
 from faceapp.local.aws import LISTENING
-from faceapp.local.processes import Services
+from faceapp.local.processes import Service, Services
 from faceapp.local.progress import Progress
 
 REGION = "us-east-1"
@@ -31,6 +35,10 @@ START_TIMEOUT_S = 120
 SAVE_EVERY_S = 2.0
 LONGEST_POLL_S = 2
 """A worker that is told to stop waits for the long poll in flight; here, more of them cost nothing."""
+LONGEST_TICK_S = 1.0
+"""The scaler looks at least this often: here, looking costs nothing, and somebody waits for the first photo."""
+WORKER_START_S = 3.0
+"""From the end of an instance's boot to its worker's first sign of life."""
 # moto knows a few machine images; any of them will do, nothing boots from it.
 IMAGE = "ami-12c6146b"
 
@@ -52,7 +60,7 @@ def up(settings: Settings, options: Options) -> None:
 
     Raises LocalError, with nothing left running, when a part does not start or ends by itself.
     """
-    settings = replace(settings, queue_wait_s=min(settings.queue_wait_s, LONGEST_POLL_S))
+    settings = at_local_pace(settings)
     found = find_people(options.people) if options.people else {}
     check_ports(settings)
     folder = state.default_folder(settings.prefix)
@@ -88,10 +96,21 @@ class _Local:
             stack.apply(self.settings, client=self._aws("cloudformation"))
             self._record_instance()
         self.gallery = self._restore_gallery(folder)
-        self.services.start("worker", [sys.executable, "-m", "faceapp", "worker"])
+        host = self._start("compute host", "faceapp.local.compute", "--logs", str(self.services.log_folder))
+        self._start("scaler", "faceapp", "scaler")
         with self.progress.step(f"web tier on {self.client.url}"):
-            self.services.start("web tier", [sys.executable, "-m", "faceapp", "web"])
+            self._start("web tier", "faceapp", "web")
             self.services.wait_for(self.client.ready, timeout_s=START_TIMEOUT_S, what="The web tier is not ready")
+        with self.progress.step(f"compute host and scaler, 0 to {self.settings.scaler_max_instances} workers"):
+            self.services.wait_for(
+                lambda: compute.READY in host.log_tail(),
+                timeout_s=START_TIMEOUT_S,
+                what="The compute host is not ready",
+            )
+            scaler = ScalerStatus(self.settings)
+            self.services.wait_for(
+                lambda: scaler.get() is not None, timeout_s=START_TIMEOUT_S, what="The scaler does not answer"
+            )
         self._enrol(found)
         self._say_where()
         while True:
@@ -108,8 +127,11 @@ class _Local:
         if self.gallery:
             self.gallery.save()
 
+    def _start(self, name: str, module: str, *arguments: str) -> Service:
+        return self.services.start(name, [sys.executable, "-m", module, *arguments])
+
     def _start_aws(self) -> None:
-        aws = self.services.start("embedded AWS", _aws_command(self.settings))
+        aws = self._start("embedded AWS", "faceapp.local.aws", "--port", str(self.settings.aws_port))
         self.services.wait_for(
             lambda: LISTENING in aws.log_tail(), timeout_s=START_TIMEOUT_S, what="The embedded AWS does not listen"
         )
@@ -139,7 +161,7 @@ class _Local:
             return
         else:
             what, found = "a first gallery from sample photos", self._samples()
-        with self.progress.step(f"{what}, enrolled by the worker"):
+        with self.progress.step(f"{what}, enrolled by the first worker, which boots for it"):
             self._enrol_all(found)
 
     def _samples(self) -> dict[str, list[Path]]:
@@ -151,22 +173,46 @@ class _Local:
             return {}
 
     def _enrol_all(self, found: Mapping[str, list[Path]]) -> None:
-        for each in enrol_people(self.client, found):
+        """Enrol them in another thread, while this one watches the services: with no worker nobody would answer."""
+        done: Future[list[Enrolled]] = Future()
+
+        def enrol() -> None:
+            try:
+                done.set_result(list(enrol_people(self.client, found)))
+            except FaceappError as error:
+                done.set_exception(error)
+
+        threading.Thread(target=enrol, daemon=True).start()
+        self.services.wait_for(done.done, timeout_s=math.inf, what="The photos are not enrolled")
+        for each in done.result():
             if each.refusal:
                 self.progress.warn(f"{each.name}/{each.photo.name} was refused: {each.refusal}")
 
     def _say_where(self) -> None:
         probe = samples.default_folder() / "obama3.jpg"
         photo = probe if probe.exists() else "photo.jpg"
+        most = self.settings.scaler_max_instances
         self.progress.note(
             f"""
 faceapp is ready.
   page       {self.client.url}/
   API        {self.client.url}/docs
   AWS        {endpoint(self.settings)}
+  scaler     {scaler_url(self.settings)}/status ({self.settings.scaler_policy}: 0 to {most} workers)
   try it     curl -F inputFile=@{photo} {self.client.url}
 Ctrl-C stops everything."""
         )
+
+
+def at_local_pace(settings: Settings) -> Settings:
+    """The settings with the times that a stack on this machine needs, where they are longer, and an image of moto's."""
+    return replace(
+        settings,
+        queue_wait_s=min(settings.queue_wait_s, LONGEST_POLL_S),
+        scaler_tick_s=min(settings.scaler_tick_s, LONGEST_TICK_S),
+        worker_image=IMAGE,
+        scaler_boot_s=min(settings.scaler_boot_s, settings.local_boot_max_s + WORKER_START_S),
+    )
 
 
 def check_ports(settings: Settings) -> None:
@@ -174,6 +220,7 @@ def check_ports(settings: Settings) -> None:
     for host, port, variable in (
         (settings.web_host, settings.web_port, "FACEAPP_WEB_PORT"),
         ("127.0.0.1", settings.aws_port, "FACEAPP_AWS_PORT"),
+        (settings.scaler_host, settings.scaler_port, "FACEAPP_SCALER_PORT"),
     ):
         try:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -212,11 +259,12 @@ def endpoint(settings: Settings) -> str:
     return f"http://127.0.0.1:{settings.aws_port}"
 
 
+def scaler_url(settings: Settings) -> str:
+    """Where the scaler answers."""
+    return f"http://{reachable(settings.scaler_host)}:{settings.scaler_port}"
+
+
 def reachable(host: str) -> str:
     """The host to connect to for what listens on `host`, as it stands in a URL."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"[{host}]" if ":" in host else host
-
-
-def _aws_command(settings: Settings) -> list[str]:
-    return [sys.executable, "-m", "faceapp.local.aws", "--port", str(settings.aws_port)]

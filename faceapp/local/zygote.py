@@ -17,9 +17,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
 
-from celery import signals
-
-from faceapp import tasks
 from faceapp.errors import LocalError
 
 HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -39,6 +36,10 @@ PROGRAM = (
 
 def load() -> None:
     """Load the program, the model and the gallery, once for all the workers to come."""
+    from celery import signals
+
+    from faceapp import tasks
+
     for module in PROGRAM:
         import_module(module)
     tasks.app.finalize()
@@ -82,6 +83,8 @@ def _be_worker(options: list[str], log: Path, release: Callable[[], None]) -> No
         for stream in (1, 2):
             os.dup2(output, stream)
         os.close(output)
+        from faceapp import tasks
+
         tasks.app.worker_main(["worker", *options])
         status = 0
     except SystemExit as error:
