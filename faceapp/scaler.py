@@ -186,7 +186,8 @@ class Scaler:
     def _act(self, decision: Decision, machines: Sequence[Machine]) -> dict[str, int]:
         taken: dict[str, int] = {}
         self._fleet.tidy()
-        self._fleet.mark_ready(self._phases.newly_ready(machines))
+        for measured in (True, False):
+            self._fleet.mark_ready(self._phases.newly_ready(machines, measured=measured), measured=measured)
         by_id = {each.id: each for each in machines}
         silent = [each for each in decision.replace if each in by_id and by_id[each].ready]
         dead = [each for each in decision.replace if each not in silent]

@@ -72,8 +72,8 @@ class Fleet(Protocol):
         came up, as the so many in a row."""
         ...
 
-    def mark_ready(self, ids: Iterable[str]) -> None:
-        """Remember that these workers were heard from, just now."""
+    def mark_ready(self, ids: Iterable[str], *, measured: bool) -> None:
+        """Remember that these workers were heard from; `measured`: just now for the first time."""
         ...
 
     def tidy(self) -> None:
@@ -261,9 +261,9 @@ class EC2Fleet:
             self._expected.pop(each, None)
         return stopped
 
-    def mark_ready(self, ids: Iterable[str]) -> None:
+    def mark_ready(self, ids: Iterable[str], *, measured: bool) -> None:
         if wanted := list(ids):
-            self._tag(wanted, {READY: str(int(self.now_s))})
+            self._tag(wanted, {READY: f"{int(self.now_s)}{'' if measured else ' late'}"})
 
     def tidy(self) -> None:
         nameless = [each for each in self._machines if each.nameless]
@@ -322,7 +322,7 @@ class EC2Fleet:
         return found
 
     def _see_clock(self, answer: Any) -> None:
-        date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+        date = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
         ec2_s = parsedate_to_datetime(date).timestamp() if date else time.time()
         self._skew_s = ec2_s - self._clock()
 
@@ -382,7 +382,7 @@ class DryRunFleet:
             logger.info("dry run: would stop %s%s", ", ".join(names), " as dead" if dead_boots else "")
         return []
 
-    def mark_ready(self, ids: Iterable[str]) -> None:
+    def mark_ready(self, ids: Iterable[str], *, measured: bool) -> None:
         """Nothing: the scaler that acts remembers it."""
 
     def tidy(self) -> None:

@@ -95,9 +95,9 @@ class Lease:
         etag, document = self._read()
         if etag != self._etag:
             self._etag, self._seen_s = etag, self._clock()
-            self.holder = str(document.get("holder", ""))
+            self.holder = document.get("holder", "")
             # Never back, not even when somebody deleted the object.
-            self.token = max(self.token, int(document.get("token", 0)))
+            self.token = max(self.token, document.get("token", 0))
             self.memory = dict(document.get("memory", {}))
         # A holder of our own name can only be a write of ours whose answer was lost.
         if not self.holder or self._clock() - self._seen_s >= self._length_s:
@@ -148,7 +148,12 @@ class Lease:
             document = json.loads(body)
         except ValueError:
             document = None
-        if not isinstance(document, dict):
+        if not _is_lease(document):
             logger.warning("%s/%s is no lease: it counts as somebody's until it has run out", self._bucket, KEY)
             document = {"holder": "unknown"}
         return answer["ETag"], document
+
+
+def _is_lease(document: Any) -> bool:
+    shape = {"holder": str, "token": int, "memory": dict}
+    return isinstance(document, dict) and all(isinstance(document.get(key), kind) for key, kind in shape.items())

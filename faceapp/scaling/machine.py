@@ -18,7 +18,7 @@ TIER = "faceapp:tier"
 STARTED = "faceapp:started"
 """When the scaler started it. EC2's LaunchTime says the same, except in an emulator that keeps the first one."""
 READY = "faceapp:ready"
-"""When its worker was heard from."""
+"""When its worker was first heard from; with a second word when that was too late to say how long it booted."""
 DRAINING = "faceapp:draining"
 """When it was told to finish and stop."""
 FAILED = "faceapp:failed"
@@ -76,8 +76,9 @@ class Machine:
 
     @property
     def boot_s(self) -> float | None:
-        """Seconds from the start to the worker's first sign of life; None when it has given none."""
-        return float(self.mark_s(READY) - self.run_s) if self.ready else None
+        """Seconds from the start to the worker's first sign of life; None when nobody heard that."""
+        measured = " " not in self.tags.get(READY, " ")
+        return float(self.mark_s(READY) - self.run_s) if self.ready and measured else None
 
     @property
     def failed(self) -> bool:
@@ -124,7 +125,7 @@ def dead_boots(machines: Iterable[Machine]) -> int:
     """How many boots in a row have come to nothing, since the last that succeeded."""
     machines = list(machines)
     last_success_s = max((each.mark_s(READY) for each in machines), default=0)
-    streaks = [each.dead_boots for each in machines if each.mark_s(FAILED) > last_success_s]
+    streaks = [each.dead_boots for each in machines if each.mark_s(FAILED) >= last_success_s]
     return max(streaks, default=0)
 
 

@@ -48,12 +48,16 @@ class Phases:
             for each in billed
         )
 
-    def newly_ready(self, machines: Sequence[Machine]) -> list[str]:
-        """Those whose workers were heard from, and whose tags do not say so yet."""
+    def newly_ready(self, machines: Sequence[Machine], *, measured: bool) -> list[str]:
+        """Those whose workers were heard from and whose tags do not say so yet; `measured`: heard coming up."""
         return [
             each.id
             for each in machines
-            if each.ours and each.billed and not each.ready and self._workers.heard_s(each.name) is not None
+            if each.ours
+            and each.billed
+            and not each.ready
+            and self._workers.heard_s(each.name) is not None
+            and self._workers.online_heard(each.name) == measured
         ]
 
     def deserted(self, machines: Sequence[Machine]) -> list[str]:

@@ -41,6 +41,7 @@ class _Worker:
     pid: int | None = None
     heard_s: float = float("-inf")
     left_s: float | None = None
+    online_heard: bool = False
     since_s: float = 0.0
     idle_from_s: float = 0.0
     held: set[str] = field(default_factory=set)
@@ -72,6 +73,12 @@ class Workers:
         with self._lock:
             worker = self._workers.get(host)
             return None if worker is None or worker.left_s is not None else self._clock() - worker.heard_s
+
+    def online_heard(self, host: str) -> bool:
+        """Whether the host's worker was heard coming up."""
+        with self._lock:
+            worker = self._workers.get(host)
+            return worker is not None and worker.online_heard
 
     def left_s(self, host: str) -> float | None:
         """Seconds since the host's worker said goodbye; None if it did not, or is back."""
@@ -118,7 +125,9 @@ class Workers:
         now_s = self._clock()
         worker = self._workers.get(host)
         if worker is None or kind == "worker-online":
-            worker = self._workers[host] = _Worker(since_s=now_s, idle_from_s=now_s)
+            worker = self._workers[host] = _Worker(
+                since_s=now_s, idle_from_s=now_s, online_heard=kind == "worker-online"
+            )
         worker.pid, worker.heard_s = event.get("pid"), now_s
         worker.left_s = now_s if kind == "worker-offline" else None
         task = str(event.get("uuid", ""))

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 
 from faceapp.errors import ConfigError
 from faceapp.scaling.simulation.workloads import Workload
-from faceapp.scaling.simulation.world import World
+from faceapp.scaling.simulation.world import Bound, World
 
 MAX_STEPS = 720
 MIN_STEP_S = 5.0
@@ -37,22 +37,6 @@ TIME_LIMIT_S = 10.0
 RELATIVE_GAP = 0.002
 INFEASIBLE = 2
 """scipy.optimize.milp's status."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bound:
-    """No schedule that keeps the SLO is billed less than `billed_s`; the program's best one that was found is billed
-    `found_s` (infinite when the time limit came before any)."""
-
-    workload: str
-    seed: int
-    billed_s: float
-    found_s: float
-
-    @property
-    def gap(self) -> float:
-        """How far the bound may lie below the program's optimum, as a share of it."""
-        return (self.found_s - self.billed_s) / self.found_s if self.found_s < math.inf and self.found_s else 0.0
 
 
 def lower_bound(workload: Workload, world: World, *, time_limit_s: float = TIME_LIMIT_S) -> Bound:

@@ -148,3 +148,19 @@ class Result:
     @property
     def miss_share(self) -> float:
         return self.misses / max(1, self.messages)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bound:
+    """No schedule that keeps the SLO is billed less than `billed_s`; the program's best one that was found is billed
+    `found_s` (infinite when the time limit came before any)."""
+
+    workload: str
+    seed: int
+    billed_s: float
+    found_s: float
+
+    @property
+    def gap(self) -> float:
+        """How far the bound may lie below the program's optimum, as a share of it."""
+        return (self.found_s - self.billed_s) / self.found_s if self.found_s < math.inf and self.found_s else 0.0
