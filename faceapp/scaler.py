@@ -48,13 +48,16 @@ class Scaler:
         workers: Workers,
         lease: Lease | None,
         status: Status,
+        listen: Callable[[], Listener] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Without a `lease` nobody else is asked, without `listen` no events are taken: for a dry run."""
         self._settings, self._policy, self._fleet, self._depth = settings, policy, fleet, depth
         self._workers, self._lease, self._status, self._clock = workers, lease, status, clock
         self._believed, self._arrivals = Believed(), Arrivals(clock())
         self._boots = Boots(settings.scaler_boot_s)
         self._phases = Phases(workers, clock=clock)
+        self._new_listener = listen
         self._listener: Listener | None = None
         self._spent = Spent(settings.scaler_daily_instance_s)
         self._quarantined_s: float | None = None
@@ -102,8 +105,8 @@ class Scaler:
         return leader
 
     def _listen(self, wanted: bool) -> None:
-        if wanted and not self._listener:
-            self._listener = Listener(self._settings, self._workers)
+        if wanted and not self._listener and self._new_listener:
+            self._listener = self._new_listener()
             self._listener.start()
         elif self._listener and not wanted:
             self._listener.stop()
@@ -308,14 +311,16 @@ def run(settings: Settings, *, dry_run: bool = False, stop: threading.Event | No
     lease = None if dry_run else Lease(settings)
     real = EC2Fleet(settings, fence=lease.fence if lease else _never)
     real.check()
-    status = Status(settings)
+    status, workers = Status(settings), Workers(service_s=settings.scaler_service_s)
     scaler = Scaler(
         settings,
         policy=policy,
         fleet=DryRunFleet(settings, real) if dry_run else real,
         depth=depth,
-        workers=Workers(service_s=settings.scaler_service_s),
+        workers=workers,
         lease=lease,
+        # A dry run would take the events from the scaler that acts.
+        listen=None if dry_run else lambda: Listener(settings, workers),
         status=status,
     )
     server = StatusServer(settings, status)

@@ -453,7 +453,8 @@ def test_plan(machines: list[Machine], count: int, stopped: list[int], new: list
 
 def test_no_instance_starts_when_none_may() -> None:
     planned = plan([machine(1)], 5, max_instances=0, per_minute=60)
-    assert planned.stopped == planned.names == ()
+    assert not planned.stopped
+    assert not planned.names
 
 
 def test_orphans_are_found() -> None:
