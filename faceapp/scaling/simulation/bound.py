@@ -107,7 +107,7 @@ class _Program:
         change = one - before
         # A start within a step is at the earliest at its beginning: steps that end within the shortest boot from there
         # are all boot. And it is at the latest at its end: from there on, whole steps are boot or billed minimum.
-        booting = self._shifted(1, max(1, int(world.boot_min_s / dt + 1e-9)))
+        booting = self._shifted(1, int(world.boot_min_s / dt + 1e-9))
         return [
             self._rows({"s": -one, "e": one, "m": change}, 0, 0),
             self._rows({"s": dt * booting, "m": -dt * before, "W": change}, -inf, 0),
@@ -135,6 +135,8 @@ class _Program:
 
     def _shifted(self, first: int, end: int) -> sparse.csr_array:
         """Row t sums the columns t - first, t - first - 1, ... down to t - (end - 1)."""
+        if end <= first:
+            return sparse.csr_array((self._n, self._n))
         offsets = range(first, end)
         band: Any = [np.ones(self._n - abs(k)) for k in offsets]
         return sparse.csr_array(sparse.diags_array(band, offsets=[-k for k in offsets], shape=(self._n, self._n)))
