@@ -18,7 +18,7 @@ from botocore.stub import Stubber
 
 from faceapp import broker
 from faceapp import stack as deployment
-from faceapp.broker import HEARTBEAT_S
+from faceapp.broker import events
 from faceapp.config import Settings
 from faceapp.errors import BrokerUnavailable
 from faceapp.scaling.machine import READY, Machine
@@ -326,11 +326,18 @@ def test_without_events_zero_for_a_while_is_idle_and_nothing_else_is(workers: Wo
 
 def test_a_worker_that_went_silent_does_not_count(workers: Workers, clock: Clock) -> None:
     phases = Phases(workers, clock=clock)
+    marked = machine(400.0, **{READY: "5030"})
     say(workers, "worker-online")
     clock.now_s += SILENT_S + 1
-    assert phase(phases, machine(400.0, **{READY: "5030"})) == "ready", "nobody is heard: it may be the path"
-    say(workers, PING, host="scaler")
-    assert phase(phases, machine(400.0, **{READY: "5030"})) == "booting"
+    assert phase(phases, marked) == "ready", "nobody is heard: it may be the path"
+    for _ in range(int(SILENT_S / HEARTBEAT_S)):
+        say(workers, PING, host="scaler")
+        assert phase(phases, marked) == "ready", "it has had no chance to be heard"
+        clock.now_s += HEARTBEAT_S
+    clock.now_s += 1
+    assert phase(phases, marked) == "booting"
+    say(workers, "worker-heartbeat", active=0)
+    assert phase(phases, marked) == "ready"
 
 
 def test_a_worker_that_left_makes_its_instance_drain(workers: Workers, clock: Clock) -> None:
@@ -407,10 +414,10 @@ def test_workers_beat_slowly_and_send_events_without_an_option() -> None:
 
     worker = Worker()
     worker.options = {"heartbeat_interval": None}
-    broker._beat_slowly(worker)
-    assert worker.options == {"heartbeat_interval": HEARTBEAT_S}
+    events.beat_slowly(worker)
+    assert worker.options == {"heartbeat_interval": events.HEARTBEAT_S}
     worker.options = {"heartbeat_interval": 5}
-    broker._beat_slowly(worker)
+    events.beat_slowly(worker)
     assert worker.options == {"heartbeat_interval": 5}
     assert echo.app.conf.worker_send_task_events
 
@@ -424,6 +431,6 @@ def test_a_scaler_that_begins_is_told_of_workers_that_are_there(
         workers = Workers(service_s=1.0)
         listener = Listener(settings, workers)
         listener.start()
-        wait_until(lambda: workers.idle_s(HOST) is not None, timeout_s=HEARTBEAT_S - 5, what="an answer")
+        wait_until(lambda: workers.idle_s(HOST) is not None, timeout_s=events.HEARTBEAT_S - 5, what="an answer")
         assert not workers.online_heard(HOST)
         listener.stop()

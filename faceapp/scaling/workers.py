@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from faceapp import broker
-from faceapp.broker import HEARTBEAT_S
+from faceapp.broker.events import HEARTBEAT_S
 from faceapp.config import Settings
 
 logger = logging.getLogger(__name__)
@@ -61,12 +61,17 @@ class Workers:
         self._lock = threading.Lock()
         self._workers: dict[str, _Worker] = {}
         self._retired: dict[str, int] = {}
-        self._event_s = float("-inf")
+        self._event_s = self._alive_from_s = float("-inf")
 
     @property
     def path_alive(self) -> bool:
         """Whether events arrive."""
         return self._clock() - self._event_s < PATH_S
+
+    @property
+    def path_alive_s(self) -> float:
+        """For how long events have been arriving without a gap; 0 when they do not."""
+        return self._clock() - self._alive_from_s if self.path_alive else 0.0
 
     def heard_s(self, host: str) -> float | None:
         """Seconds since the host's worker was heard from; None if it was not, or said goodbye."""
@@ -109,7 +114,10 @@ class Workers:
         if not isinstance(kind, str) or not isinstance(node, str):
             return
         with self._lock:
-            self._event_s = self._clock()
+            now_s = self._clock()
+            if now_s - self._event_s >= PATH_S:
+                self._alive_from_s = now_s
+            self._event_s = now_s
             if not kind.startswith(("worker-", "task-")) or kind == "task-sent":
                 return
             host = node.rpartition("@")[2]

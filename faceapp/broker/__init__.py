@@ -1,0 +1,12 @@
+"""Celery on SQS: the transport, the message format, the events and the app's settings.
+
+kombu's SQS transport carries tasks. What it lacks for replies, events and remote control over SNS is added here by
+overriding a few methods; each override says why it is there, and tests/test_broker.py fails when upstream makes one
+needless.
+"""
+
+from faceapp.broker.app import FaceappCelery, create_app
+from faceapp.broker.clients import ready, sqs_client
+from faceapp.broker.transport import Channel, Transport
+
+__all__ = ["Channel", "FaceappCelery", "Transport", "create_app", "ready", "sqs_client"]

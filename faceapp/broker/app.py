@@ -1,0 +1,75 @@
+"""The Celery app and its settings."""
+
+from __future__ import annotations
+
+from celery import Celery
+from kombu import Queue
+
+import faceapp.broker.transport  # noqa: F401 - makes sqs:// ours
+from faceapp.broker.clients import CLIENT_CONFIG
+from faceapp.broker.events import Events
+from faceapp.broker.messages import AMQP
+from faceapp.config import Settings
+
+
+class FaceappCelery(Celery):
+    """Celery whose callers are answered on the response queue that their process reads."""
+
+    events_cls = Events
+    settings: Settings
+
+    @property
+    def thread_oid(self) -> str:
+        return str(self.backend.reply_queue)
+
+
+def create_app(settings: Settings) -> FaceappCelery:
+    """The Celery app for the queues that `settings` name. Opens no connection."""
+    app = FaceappCelery("faceapp", amqp=AMQP, backend="faceapp.responses:ResponseBackend", set_as_current=True)
+    app.settings = settings
+    app.conf.update(
+        broker_url="sqs://",
+        broker_transport_options={
+            "queue_name_prefix": f"{settings.prefix}-",
+            "request_queue": settings.request_queue,
+            "wait_time_seconds": settings.queue_wait_s,
+            # The pause after an empty poll, which has already waited.
+            "polling_interval": 0.1,
+            # Of queues that kombu makes itself (events, remote control); the request queue's is the template's.
+            "visibility_timeout": 60,
+            "fetch_message_attributes": ["ApproximateReceiveCount", "SentTimestamp"],
+            "supports_fanout": True,
+            # The messages are JSON: base64 inside base64 would be three quarters more bytes.
+            "sqs_base64_encoding": False,
+            "body_encoding": "utf-8",
+            "client-config": CLIENT_CONFIG,
+        },
+        broker_connection_retry_on_startup=True,
+        # Threads of the web tier wait here for one of the pool's connections, for as long as the longest back-off.
+        broker_pool_limit=16,
+        broker_pool_acquire_timeout=60,
+        task_default_queue="req-queue",
+        task_queues=[Queue("req-queue", routing_key="req-queue")],
+        task_create_missing_queues=False,
+        accept_content=["json"],
+        task_serializer="json",
+        result_serializer="json",
+        result_backend_thread_safe=True,
+        # A message is deleted when its task is done, so a killed worker's tasks are delivered again.
+        task_acks_late=True,
+        task_reject_on_worker_lost=True,
+        # A task that raised or ran out of time stays in the queue: SQS delivers it again, three times, then it is a
+        # dead letter. What went wrong with the photo itself is a result, not an exception.
+        task_acks_on_failure_or_timeout=False,
+        task_time_limit=settings.task_time_limit_s,
+        task_soft_time_limit=max(1, settings.task_time_limit_s - 5),
+        worker_prefetch_multiplier=4,
+        worker_concurrency=settings.worker_processes,
+        worker_hijack_root_logger=False,
+        # The scaler knows from them which workers are there, idle or busy, and how long a photo takes.
+        worker_send_task_events=True,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+    )
+    # Made now: Celery makes it at first use without a lock, and two of them would read one queue.
+    _ = app.backend
+    return app
