@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from faceapp.scaling.policies.base import Instance, Observation
 
 DEAD_BOOT_S = 120.0
-LATE_BOOT_S = 5.0
-MIN_LATE_S = 60.0
+SLOW_BOOT = 1.5
+LATE_BOOT_S = 3.0
+MIN_LATE_S = 50.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +29,9 @@ class Crew:
 
     @classmethod
     def of(cls, observation: Observation) -> Crew:
-        b90_s = finite(observation.boot_p90_s)
+        slow_s = slow_boot_s(observation)
         booting = observation.phase("booting")
-        late_s, dead_s = max(MIN_LATE_S, 1.2 * b90_s + LATE_BOOT_S), max(DEAD_BOOT_S, 2.5 * b90_s)
+        late_s, dead_s = max(MIN_LATE_S, 1.1 * slow_s + LATE_BOOT_S), max(DEAD_BOOT_S, 2.5 * slow_s)
         return cls(
             ready=observation.phase("ready"),
             booting=tuple(each for each in booting if each.billed_s <= min(late_s, dead_s)),
@@ -74,6 +75,11 @@ class Crew:
     def room(self, max_instances: int) -> int:
         """How many more there may be. One that is on its way out still counts until it is gone."""
         return max(0, max_instances - self.exist)
+
+
+def slow_boot_s(observation: Observation) -> float:
+    """How long nine boots in ten last at most, of those that go well: a few that hang for minutes are no measure."""
+    return min(finite(observation.boot_p90_s), SLOW_BOOT * finite(observation.boot_p50_s))
 
 
 def finite(value: float, high: float = 86_400.0) -> float:

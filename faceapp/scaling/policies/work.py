@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 
 from faceapp.scaling.policies.base import BIN_S, BINS, Counts, Decision, Instance, Observation
-from faceapp.scaling.policies.crew import Crew, finite
+from faceapp.scaling.policies.crew import Crew, finite, slow_boot_s
 from faceapp.scaling.policies.steady import Highest, Since, SteadyClock
 from faceapp.scaling.policies.tunables import Tunables, number, whole
 
@@ -26,6 +26,10 @@ FORECAST_FROM = 0.15
 QUIET_S = 9.0
 """When every worker has had nothing to do for so long, nothing is there to do, whatever the counts say (three ticks:
 an event may be lost, three in a row are not)."""
+STALE_S = 60.0
+"""How old SQS's counts can be. Source: the API reference on GetQueueAttributes."""
+STALE_SHARE = 0.15
+"""Counts that differ by less may be the same ones."""
 MOST = 1e9
 """Messages in a bin that are still a count; more is a bug somewhere."""
 MIN_BILLED_S = 60.0
@@ -40,16 +44,18 @@ class WorkTunables(Tunables):
     max_instances: int = whole(15, 0, 100_000)
     slo_s: float = number(120.0, 1, 86_400)
     tick_s: float = number(3.0, 0.1, 60)
-    deadline_s: float = number(75.0, 1, 86_400)
+    deadline_s: float = number(95.0, 1, 86_400)
     """D: a backlog is to be done within this time."""
     keep_s: float = number(15.0, 0, 86_400)
     """tau: an instance goes when none needed it for so long."""
-    keep_last_s: float = number(30.0, 0, 86_400)
+    keep_last_s: float = number(9.0, 0, 86_400)
     """tau_last: the last one goes after it had nothing to do for so long."""
     forecast_share: float = number(0.9, 0, 2)
     """phi: how much of the measured arrival rate is taken to go on."""
     utilisation: float = number(1.0, 0.1, 1)
     """rho: how busy the instances that the arrivals need may be."""
+    spare_share: float = number(0.25, 0, 0.9)
+    """An instance is not started for less than this share of what one can do before the deadline."""
     boot_quantile: float = number(0.5, 0.5, 0.9)
     """Which of the last boots a new one is taken to last: 0.5 or 0.9, and between them in proportion."""
     margin_s: float = number(10.0, 0, 3600)
@@ -68,8 +74,8 @@ class WorkTunables(Tunables):
 
 MODES = {
     "fast": WorkTunables(deadline_s=45, keep_s=30, keep_last_s=120, forecast_share=1.0, utilisation=0.9),
-    "balanced": WorkTunables(deadline_s=75, keep_s=15, keep_last_s=30, forecast_share=0.9, utilisation=1.0),
-    "eco": WorkTunables(deadline_s=95, keep_s=9, keep_last_s=5, forecast_share=0.9, utilisation=1.0, boot_quantile=0.9),
+    "balanced": WorkTunables(deadline_s=95, keep_s=15, keep_last_s=9, forecast_share=0.9, utilisation=1.0),
+    "eco": WorkTunables(deadline_s=105, keep_s=9, keep_last_s=5, forecast_share=0.9, utilisation=1.0, spare_share=0.5),
 }
 
 
@@ -85,8 +91,12 @@ class Need:
     """lambda * S: instances that the arrivals keep busy."""
     deadline_s: float
     """D': when the backlog is to be done, from now."""
+    left_s: float
+    """The same for the SLO, less its margin."""
     boot_s: float
     """b: how long a boot is taken to last."""
+    slow_boot_s: float
+    """How long nine in ten last at most."""
     service_s: float
 
     @property
@@ -107,6 +117,7 @@ class Work:
         self._kept = Highest(self.tunables.keep_s)
         self._empty = Since()
         self._denied = Since()
+        self._stale: tuple[float, int] | None = None
         self._new = True
 
     def decide(self, observation: Observation) -> Decision:
@@ -133,25 +144,33 @@ class Work:
         )
 
     def _believed(self, now_s: float, counts: Counts, crew: Crew) -> Counts:
-        """The counts, unless every worker has said for a while that there is nothing to do: then they are stale."""
-        denied_s = self._denied.update(now_s, crew.quiet_s > 0 and counts.outstanding > 0)
-        return Counts(visible=0, in_flight=0) if denied_s >= QUIET_S else counts
+        """The counts, unless every worker has said for a while that there is nothing to do: then they are stale, and
+        stay so while they tell the same, for as long as SQS's counts can be old."""
+        if any(not each.idle_s for each in crew.ready):
+            self._stale = None
+        if self._denied.update(now_s, crew.quiet_s > 0 and counts.outstanding > 0) >= QUIET_S:
+            self._stale = (now_s, counts.outstanding)
+        if self._stale is None:
+            return counts
+        since_s, told = self._stale
+        same = now_s - since_s < STALE_S and abs(counts.outstanding - told) <= STALE_SHARE * told
+        return Counts(visible=0, in_flight=0) if same else counts
 
     def _need(self, observation: Observation, counts: Counts, crew: Crew) -> Need:
         tunables = self.tunables
         service_s = finite(observation.service_s)
-        b50_s, b90_s = finite(observation.boot_p50_s), finite(observation.boot_p90_s)
-        deadline_s = tunables.deadline_s
-        if counts.visible > 0:
-            left_s = tunables.slo_s - tunables.margin_s - finite(counts.oldest_age_s)
-            deadline_s = max(MIN_DEADLINE_S, min(deadline_s, left_s))
+        usual_s, slow_s = finite(observation.boot_p50_s), slow_boot_s(observation)
+        waited_s = finite(counts.oldest_age_s) if counts.visible > 0 else 0.0
+        left_s = max(MIN_DEADLINE_S, tunables.slo_s - tunables.margin_s - waited_s)
         return Need(
             visible=counts.visible + counts.delayed,
             in_flight=counts.in_flight,
             backlog_s=(counts.visible + counts.delayed + counts.in_flight / 2) * service_s,
             load=self._load(observation, counts, crew),
-            deadline_s=deadline_s,
-            boot_s=b50_s + (b90_s - b50_s) * (tunables.boot_quantile - 0.5) / 0.4,
+            deadline_s=min(tunables.deadline_s, left_s),
+            left_s=left_s,
+            boot_s=usual_s + (slow_s - usual_s) * (tunables.boot_quantile - 0.5) / 0.4,
+            slow_boot_s=slow_s,
             service_s=service_s,
         )
 
@@ -167,10 +186,9 @@ class Work:
             return 0
         there = crew.expected
         missing = 1 if there == 0 else 0
-        gap_s = need.demand_s - _capacity_s(need, crew)
-        if gap_s > 0:
-            each_s = max(MIN_TO_WORK_S, need.deadline_s - need.boot_s)
-            missing = max(missing, math.ceil(gap_s / each_s - 0.25))
+        missing = max(missing, _short(need, crew, need.deadline_s, need.boot_s, spare=self.tunables.spare_share))
+        # The spare share and the shorter boot may cost time, but not the SLO.
+        missing = max(missing, _short(need, crew, need.left_s, need.slow_boot_s, spare=0.0))
         if need.load > there:
             missing = max(missing, math.ceil(need.load / self.tunables.utilisation - there - 0.5))
         return missing
@@ -209,11 +227,12 @@ def rate_per_s(arrivals: Sequence[float]) -> float:
     return min(mean, 1.5 * middle) if mean > 1 else min(mean, 3 * middle + 0.05)
 
 
-def _capacity_s(need: Need, crew: Crew) -> float:
-    """Seconds of an instance that those there will give before the deadline."""
-    boots_left_s = (max(MIN_BOOT_LEFT_S, need.boot_s - each.billed_s) for each in crew.booting)
-    coming_s = sum(max(0.0, need.deadline_s - left_s) for left_s in boots_left_s)
-    return len(crew.ready) * need.deadline_s + coming_s
+def _short(need: Need, crew: Crew, within_s: float, boot_s: float, *, spare: float) -> int:
+    """How many are missing to do all the work within that time, when a boot takes so long."""
+    boots_left_s = (max(MIN_BOOT_LEFT_S, boot_s - each.billed_s) for each in crew.booting)
+    coming_s = sum(max(0.0, within_s - left_s) for left_s in boots_left_s)
+    gap_s = need.backlog_s + need.load * within_s - len(crew.ready) * within_s - coming_s
+    return max(0, math.ceil(gap_s / max(MIN_TO_WORK_S, within_s - boot_s) - spare))
 
 
 def _reason(need: Need, crew: Crew, kept: int) -> str:
