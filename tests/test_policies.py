@@ -236,7 +236,8 @@ def test_work_does_not_drain_in_a_burst() -> None:
 
 
 def test_work_lets_the_last_one_wait_and_the_others_go() -> None:
-    decisions = watch(work(), 60, lambda now_s: see(instances=fleet(ready=8, idle_s=now_s + 1), now_s=now_s))
+    policy = Work(WorkTunables(keep_last_s=30.0))
+    decisions = watch(policy, 60, lambda now_s: see(instances=fleet(ready=8, idle_s=now_s + 1), now_s=now_s))
     first = next(each for each in decisions if each.drain)
     assert len(first.drain) == 7
     assert len(decisions[-1].drain) == 8
