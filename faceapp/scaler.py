@@ -195,6 +195,8 @@ class Scaler:
         silent = [each for each in decision.replace if each in by_id and by_id[each].ready]
         dead = [each for each in decision.replace if each not in silent]
         drain = [*decision.drain, *silent, *self._phases.deserted(machines)]
+        for each in silent:
+            logger.warning("%s (%s) went silent: it is stopped and replaced", by_id[each].name, each)
         if dead:
             self._say_dead([by_id[each] for each in dead if each in by_id])
             taken["replaced"] = len(self._fleet.drain(dead, dead_boots=dead_boots(machines) + len(dead)))
@@ -334,8 +336,10 @@ def run(settings: Settings, *, dry_run: bool = False, stop: threading.Event | No
                 scaler.tick()
             except FaceappError as error:
                 logger.warning("%s", error.detail)
-            except Exception:
+                status.failed(error.detail)
+            except Exception as error:
                 logger.exception("this tick failed; the next one tries again")
+                status.failed(f"unexpected: {error}")
             stop.wait(max(0.0, began_s + settings.scaler_tick_s - time.monotonic()))
     finally:
         server.stop()

@@ -179,11 +179,32 @@ def test_a_drained_instance_says_so_until_its_next_run(fleet: EC2Fleet, ec2: Any
 def test_a_stop_that_was_only_announced_is_done(fleet: EC2Fleet, ec2: Any, settings: Settings) -> None:
     """The scaler was killed between the tag and the call."""
     fleet.instances()
-    [instance] = fleet.start(1)
-    ec2.create_tags(Resources=[instance], Tags=[{"Key": DRAINING, "Value": "99999999999"}])
+    now_s = int(fleet.now_s)
+    marks = {STARTED: str(now_s - 100), DRAINING: str(now_s - 50)}
+    create(ec2, Name="app-tier-instance-1", **{STACK: settings.prefix}, **marks)
     fleet.instances()
     fleet.tidy()
     assert states(ec2, settings) == {"app-tier-instance-1": "stopped"}
+
+
+def test_a_pending_instance_is_stopped_when_it_runs(
+    refusals: tuple[EC2Fleet, Stubber, Clock], settings: Settings
+) -> None:
+    fleet, stub, clock = refusals
+    ours = {STACK: settings.prefix}
+    one, two = (described(f"i-{n}", "running", Name=f"app-tier-instance-{n}", **ours) for n in (1, 2))
+    pending = {**two, "State": {"Name": "pending"}}
+    stub.add_response("describe_instances", {"Reservations": [{"Instances": [one, pending]}]})
+    stub.add_response("create_tags", {}, {"Resources": ["i-1", "i-2"], "Tags": ANY})
+    stub.add_response("stop_instances", {}, {"InstanceIds": ["i-1"]})
+    assert list(fleet.drain(["i-1", "i-2"])) == ["i-1"]
+    marked = described("i-2", "running", Name="app-tier-instance-2", **ours, **{DRAINING: str(int(fleet.now_s))})
+    stub.add_response("describe_instances", {"Reservations": [{"Instances": [marked]}]})
+    stub.add_response("stop_instances", {}, {"InstanceIds": ["i-2"]})
+    fleet.instances()
+    fleet.tidy()
+    clock.now_s += 10
+    fleet.tidy()
 
 
 def test_an_instance_without_its_name_gets_it(fleet: EC2Fleet, ec2: Any, settings: Settings) -> None:

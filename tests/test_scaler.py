@@ -568,8 +568,14 @@ def test_the_command_scales_shows_it_and_ends_without_stopping_anything(
         assert 'faceapp_scaler_instances{phase="booting"} 2.0' in metrics
         with pytest.raises(urllib.error.HTTPError, match="404"):
             get(port, "/secrets")
+        sqs = plain_client("sqs", aws)
+        s3 = plain_client("s3", aws)
+        sqs.delete_queue(QueueUrl=sqs.get_queue_url(QueueName=settings.request_queue)["QueueUrl"])
+        wait_until(lambda: status_of(port)["counts"] is None, what="a tick without counts")
         child.send_signal(signal.SIGTERM)
         assert child.wait(20) == 0
+    [lease] = s3.list_objects_v2(Bucket=settings.out_bucket)["Contents"]
+    assert json.loads(s3.get_object(Bucket=settings.out_bucket, Key=lease["Key"])["Body"].read())["holder"] == ""
     assert running(aws, settings) == names(1, 2)
     assert "the instances stay as they are" in log.read_text()
 

@@ -330,10 +330,10 @@ def test_a_worker_that_went_silent_does_not_count(workers: Workers, clock: Clock
     say(workers, "worker-online")
     clock.now_s += SILENT_S + 1
     assert phase(phases, marked) == "ready", "nobody is heard: it may be the path"
-    for _ in range(int(SILENT_S / HEARTBEAT_S)):
+    for _ in range(int(SILENT_S / events.HEARTBEAT_S)):
         say(workers, PING, host="scaler")
         assert phase(phases, marked) == "ready", "it has had no chance to be heard"
-        clock.now_s += HEARTBEAT_S
+        clock.now_s += events.HEARTBEAT_S
     clock.now_s += 1
     assert phase(phases, marked) == "booting"
     say(workers, "worker-heartbeat", active=0)

@@ -42,6 +42,8 @@ logger = logging.getLogger(__name__)
 
 STARTING = ("start_instances", "run_instances", "create_tags")
 STATES = ["pending", "running", "stopping", "stopped"]
+STOP_SHOWS_S = 5
+"""EC2 may show a stop this much later."""
 BELIEVED_S = 15.0
 """EC2 may show a start this much later."""
 
@@ -247,7 +249,8 @@ class EC2Fleet:
             return []
         mark = {FAILED: f"{int(self.now_s)} {dead_boots}"} if dead_boots else {DRAINING: str(int(self.now_s))}
         self._tag([each.id for each in found], mark)
-        return self._stop(found)
+        # EC2 refuses to stop one that is pending, and all others in the same call with it: `tidy` does it later.
+        return [*self._stop([each for each in found if each.state == "running"])]
 
     def _stop(self, machines: Sequence[Machine]) -> Sequence[str]:
         stopped: list[str] = []
@@ -270,9 +273,14 @@ class EC2Fleet:
         for each, number in zip(nameless, free_numbers(self._machines, len(nameless)), strict=True):
             logger.warning("%s had no name yet: it becomes %s", each.id, name_of(number))
             self._name(each, name_of(number))
-        announced = [each for each in self._machines if each.ours and each.draining and each.state == "running"]
+        late_s = int(self.now_s) - STOP_SHOWS_S
+        announced = [
+            each
+            for each in self._machines
+            if each.ours and each.draining and each.state == "running" and each.last_mark_s <= late_s
+        ]
         if announced:
-            logger.warning("%s were to stop and still run: stopping them", ", ".join(each.name for each in announced))
+            logger.info("%s were to stop and still run: stopping them", ", ".join(each.name for each in announced))
             self._stop(announced)
 
     def _tag(self, ids: Sequence[str], tags: dict[str, str]) -> None:

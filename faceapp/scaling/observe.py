@@ -84,10 +84,8 @@ class Phases:
         return "ready" if blind and machine.state == "running" and machine.age_s > boot_s else "booting"
 
     def _silent(self, heard_s: float | None) -> bool:
-        """Whether a worker that was there should have been heard from since, as others were."""
-        if not self._workers.path_alive:
-            return False
-        return (self._clock() - self._began_s if heard_s is None else heard_s) > SILENT_S
+        """Whether a worker that was there should have been heard from since."""
+        return self._workers.path_alive_s > SILENT_S and (heard_s is None or heard_s > SILENT_S)
 
     def _note_zero(self, counts: Counts | None) -> None:
         if counts is None or counts.outstanding:

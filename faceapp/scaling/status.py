@@ -49,6 +49,7 @@ class Status:
         self._settings = settings
         self._lock = threading.Lock()
         self._last: Snapshot | None = None
+        self._trouble = ""
         self._history: deque[list[float | None]] = deque(maxlen=int(HISTORY_S / SAMPLE_S) + 1)
         self._decisions: deque[dict[str, Any]] = deque(maxlen=DECISIONS)
         self._registry = CollectorRegistry()
@@ -68,7 +69,7 @@ class Status:
         """Take in a tick."""
         counts, instances = snapshot.counts, snapshot.instances
         with self._lock:
-            self._last = snapshot
+            self._last, self._trouble = snapshot, ""
             if not self._history or abs(snapshot.time_s - (self._history[-1][0] or 0.0)) >= 0.9 * SAMPLE_S:
                 self._history.append(
                     [
@@ -89,6 +90,11 @@ class Status:
         self._boot.set(snapshot.boot_p50_s)
         self._spent.set(snapshot.spent_s)
 
+    def failed(self, sentence: str) -> None:
+        """Note why a tick came to nothing; the next one that does not takes it back."""
+        with self._lock:
+            self._trouble = sentence
+
     def decided(self, time_s: float, line: str, actions: Mapping[str, int]) -> None:
         """Note a decision that did something."""
         with self._lock:
@@ -99,7 +105,8 @@ class Status:
     def document(self) -> dict[str, Any]:
         """What `/status` answers."""
         with self._lock:
-            last, history, decisions = self._last, list(self._history), list(self._decisions)
+            last, trouble = self._last, self._trouble
+            history, decisions = list(self._history), list(self._decisions)
         document: dict[str, Any] = {
             "policy": self._settings.scaler_policy,
             "mode": self._settings.scaler_mode,
@@ -112,6 +119,7 @@ class Status:
             "service_s": self._settings.scaler_service_s,
             "boot_p50_s": self._settings.scaler_boot_s,
             "spent_s": 0,
+            "trouble": trouble,
             "history": history,
             "decisions": decisions,
         }
