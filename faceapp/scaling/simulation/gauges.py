@@ -12,25 +12,27 @@ from faceapp.scaling.simulation.world import World
 SMOOTHING = 0.1
 BOOTS = 40
 AGREE = 3
-STALE_EVERY_S = 600.0
-STALE_S = (20.0, 60.0)
 LAG_S = 3.0
+OLD_SHARE = 0.1
+OLD_S = 60.0
+FREEZE_EVERY_S = 600.0
+FREEZE_S = (20.0, 60.0)
 JITTER = 0.03
 
 
 class QueueGauge:
-    """GetQueueAttributes: a few seconds old and a few percent off, and now and then frozen for up to a minute.
+    """GetQueueAttributes: a few seconds old and a few percent off, and one answer in ten up to a minute old.
 
     Source: the SQS API reference on GetQueueAttributes ("approximate", consistent about a minute after the producers
-    stop) and the developer guide's "Available CloudWatch metrics for Amazon SQS".
+    stop) and the developer guide's "Available CloudWatch metrics for Amazon SQS". With lying counts, some answers have
+    nothing to do with the queue or fail, and now and then all of them stand still for up to a minute.
     """
 
     def __init__(self, world: World, rng: random.Random) -> None:
         self._world = world
         self._rng = rng
-        self._history: deque[tuple[float, int, int]] = deque([(0.0, 0, 0)], maxlen=64)
-        self._frozen_from_s = rng.expovariate(1 / STALE_EVERY_S)
-        self._frozen_to_s = self._frozen_from_s + rng.uniform(*STALE_S)
+        self._history: deque[tuple[float, int, int]] = deque([(0.0, 0, 0)], maxlen=128)
+        self._frozen_from_s = self._frozen_to_s = -math.inf
 
     def record(self, now_s: float, visible: int, in_flight: int) -> None:
         """The true counts, once a second."""
@@ -51,10 +53,14 @@ class QueueGauge:
         return max(0, visible), in_flight
 
     def _as_of_s(self, now_s: float) -> float:
+        rng = self._rng
+        then_s = now_s - rng.uniform(0, OLD_S if rng.random() < OLD_SHARE else LAG_S)
+        if not self._world.faults.lying_counts:
+            return then_s
         while now_s > self._frozen_to_s:
-            self._frozen_from_s = self._frozen_to_s + self._rng.expovariate(1 / STALE_EVERY_S)
-            self._frozen_to_s = self._frozen_from_s + self._rng.uniform(*STALE_S)
-        return min(now_s - self._rng.uniform(0, LAG_S), self._frozen_from_s if now_s > self._frozen_from_s else now_s)
+            self._frozen_from_s = max(0.0, self._frozen_to_s) + rng.expovariate(1 / FREEZE_EVERY_S)
+            self._frozen_to_s = self._frozen_from_s + rng.uniform(*FREEZE_S)
+        return min(then_s, self._frozen_from_s)
 
     def _at(self, then_s: float) -> tuple[int, int]:
         for at_s, visible, in_flight in reversed(self._history):

@@ -131,6 +131,10 @@ class Overall:
             mine.billed_s / theirs.billed_s for mine, theirs in zip(self.rows, other.rows, strict=True)
         )
 
+    def mean_over(self, other: Overall) -> float:
+        """The geometric mean over the workloads of this one's mean latency over the other's."""
+        return geometric_mean(mine.mean_s / theirs.mean_s for mine, theirs in zip(self.rows, other.rows, strict=True))
+
     def cells(self) -> tuple[str, ...]:
         """As `OVERALL_HEADER` names them."""
         return (

@@ -14,7 +14,8 @@ class Faults:
     """What goes wrong on top of ordinary SQS and EC2, each as a rate; all are off by default."""
 
     lying_counts: float = 0.0
-    """Share of answers about the queue's depth that are far off, or no answer at all (a quarter of them)."""
+    """Share of answers about the queue's depth that are far off, or no answer at all (a quarter of them); with any, all
+    answers stand still for up to a minute every ten minutes or so."""
     dead_starts: float = 0.0
     """Share of starts after which the worker is never heard from."""
     throttling: float = 0.0
