@@ -23,13 +23,21 @@ HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Signals that the parent handles and that mean to the worker what Celery makes of them."""
 
 PROGRAM = (
+    "billiard.heap",
+    "billiard.popen_fork",
+    "billiard.sharedctypes",
+    "celery.app.control",
     "celery.apps.worker",
     "celery.bin.celery",
     "celery.bin.worker",
     "celery.concurrency.prefork",
-    "celery.worker.consumer",
+    "celery.worker.autoscale",
     "celery.worker.components",
+    "celery.worker.consumer",
+    "celery.worker.consumer.delayed_delivery",
+    "celery.worker.strategy",
     "kombu.asynchronous.http.curl",
+    "kombu.pidbox",
 )
 """What the worker program imports while it starts."""
 
