@@ -117,6 +117,7 @@ class Work:
         self._kept = Highest(self.tunables.keep_s)
         self._empty = Since()
         self._denied = Since()
+        self._waiting = Since()
         self._stale: tuple[float, int] | None = None
         self._new = True
 
@@ -130,7 +131,9 @@ class Work:
             # What ran before this object was made was needed as far as it knows: a restart in a burst drains nobody.
             self._new = False
             self._kept.add(now_s, crew.live)
-        need = self._need(observation, self._believed(now_s, counts, crew), crew)
+        counts = self._believed(now_s, counts, crew)
+        waiting_s = self._waiting.update(now_s, counts.visible > 0)
+        need = self._need(observation, counts, crew, waited_s(observation.arrivals, counts, waiting_s))
         empty_s = self._empty.update(now_s, counts.outstanding == 0)
         keep = self._keep(need, crew)
         kept = self._kept.add(now_s, keep)
@@ -156,12 +159,11 @@ class Work:
         same = now_s - since_s < STALE_S and abs(counts.outstanding - told) <= STALE_SHARE * told
         return Counts(visible=0, in_flight=0) if same else counts
 
-    def _need(self, observation: Observation, counts: Counts, crew: Crew) -> Need:
+    def _need(self, observation: Observation, counts: Counts, crew: Crew, oldest_s: float) -> Need:
         tunables = self.tunables
         service_s = finite(observation.service_s)
         usual_s, slow_s = finite(observation.boot_p50_s), slow_boot_s(observation)
-        waited_s = finite(counts.oldest_age_s) if counts.visible > 0 else 0.0
-        left_s = max(MIN_DEADLINE_S, tunables.slo_s - tunables.margin_s - waited_s)
+        left_s = max(MIN_DEADLINE_S, tunables.slo_s - tunables.margin_s - oldest_s)
         return Need(
             visible=counts.visible + counts.delayed,
             in_flight=counts.in_flight,
@@ -225,6 +227,20 @@ def rate_per_s(arrivals: Sequence[float]) -> float:
     bins = [0.0] * (BINS - len(bins)) + bins
     mean, middle = sum(bins) / BINS, median(bins)
     return min(mean, 1.5 * middle) if mean > 1 else min(mean, 3 * middle + 0.05)
+
+
+def waited_s(arrivals: Sequence[float], counts: Counts, waiting_s: float) -> float:
+    """How long the oldest visible message has waited, when some have for `waiting_s`. SQS does not say, so it is what
+    was told, or the time within which as many arrived as are waiting."""
+    if counts.visible == 0:
+        return 0.0
+    arrived, age_s = 0.0, 0.0
+    for count in reversed(arrivals[-BINS:]):
+        arrived += finite(count, MOST)
+        age_s += BIN_S
+        if arrived >= counts.visible:
+            return max(finite(counts.oldest_age_s), min(waiting_s, age_s))
+    return max(finite(counts.oldest_age_s), waiting_s)
 
 
 def _short(need: Need, crew: Crew, within_s: float, boot_s: float, *, spare: float) -> int:
