@@ -7,7 +7,7 @@ RUNS := $(VENV)/.runs
 DEVELOPS := $(VENV)/.develops
 
 .DEFAULT_GOAL := help
-.PHONY: help up check test bench accuracy clean
+.PHONY: help up check test bench bench-scaler accuracy clean
 .DELETE_ON_ERROR:
 
 help: ## print this
@@ -15,6 +15,7 @@ help: ## print this
 	@echo "make check      format, lint, types, import directions, template"
 	@echo "make test       all tests (ARGS='-k name' for some)"
 	@echo "make bench      the benchmarks' tables"
+	@echo "make bench-scaler  the scaling policies beside others' and a lower bound (ARGS='--seed 1' for the same again)"
 	@echo "make accuracy   recognition rates on labelled photos (FACES=DIR)"
 	@echo "make clean      remove .venv and every cache"
 
@@ -33,6 +34,9 @@ test: $(DEVELOPS)
 
 bench: $(DEVELOPS)
 	$(BIN)/python -m benchmarks
+
+bench-scaler: $(DEVELOPS)
+	$(BIN)/python -m benchmarks.scaler $(ARGS)
 
 accuracy: $(DEVELOPS)
 	@test -n '$(FACES)' || { echo "Say where the labelled photos are: make accuracy FACES=DIR" >&2; exit 2; }

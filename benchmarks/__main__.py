@@ -9,6 +9,7 @@ BENCHMARKS = {
     "recognition": "Recognition beside dlib and facenet-pytorch",
     "path": "The whole path beside the bare pipeline",
     "gallery": "Search in the gallery",
+    "scaler": "Scaling policies beside others' and beside a lower bound",
     "web_classes": "A thousand open requests, by gunicorn's worker class",
 }
 
