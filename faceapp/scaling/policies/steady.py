@@ -9,6 +9,10 @@ JUMP_S = 60.0
 before it acts."""
 
 
+NEW_HIGH = 1.1
+"""A count this much above the ones before is news; less may be their noise."""
+
+
 class SteadyClock:
     """Seconds that only ever go forward, and never far at once."""
 
@@ -60,3 +64,21 @@ class Since:
             self._since_s = now_s
         self.times += 1
         return now_s - self._since_s
+
+
+class Rises:
+    """A count of which single answers may be old. It falls at once, and rises at once above all that was there lately;
+    to what was there before it rises when a few answers in a row agree."""
+
+    def __init__(self, *, old_s: float, agreeing: int) -> None:
+        self._lately = Highest(old_s)
+        self._last: deque[int] = deque(maxlen=agreeing)
+
+    def update(self, now_s: float, count: int) -> int:
+        """The count to act on."""
+        before = self._lately.add(now_s, 0)
+        self._lately.add(now_s, count)
+        if count > NEW_HIGH * before:
+            self._last.clear()
+        self._last.append(count)
+        return min(self._last)

@@ -13,7 +13,7 @@ from statistics import median
 
 from faceapp.scaling.policies.base import BIN_S, BINS, Counts, Decision, Instance, Observation
 from faceapp.scaling.policies.crew import Crew, finite, slow_boot_s
-from faceapp.scaling.policies.steady import Highest, Since, SteadyClock
+from faceapp.scaling.policies.steady import Highest, Rises, Since, SteadyClock
 from faceapp.scaling.policies.tunables import Tunables, number, whole
 
 MIN_DEADLINE_S = 15.0
@@ -28,6 +28,8 @@ QUIET_S = 9.0
 an event may be lost, three in a row are not)."""
 STALE_S = 60.0
 """How old SQS's counts can be. Source: the API reference on GetQueueAttributes."""
+AGREEING = 4
+"""So many counts in a row must tell of a backlog that an old answer could tell of."""
 STALE_SHARE = 0.15
 """Counts that differ by less may be the same ones."""
 MOST = 1e9
@@ -118,6 +120,7 @@ class Work:
         self._empty = Since()
         self._denied = Since()
         self._waiting = Since()
+        self._risen = Rises(old_s=STALE_S, agreeing=AGREEING)
         self._stale: tuple[float, int] | None = None
         self._new = True
 
@@ -131,8 +134,8 @@ class Work:
             # What ran before this object was made was needed as far as it knows: a restart in a burst drains nobody.
             self._new = False
             self._kept.add(now_s, crew.live)
-        counts = self._believed(now_s, counts, crew)
         waiting_s = self._waiting.update(now_s, counts.visible > 0)
+        counts = self._believed(now_s, counts, crew)
         need = self._need(observation, counts, crew, waited_s(observation.arrivals, counts, waiting_s))
         empty_s = self._empty.update(now_s, counts.outstanding == 0)
         keep = self._keep(need, crew)
@@ -153,11 +156,12 @@ class Work:
             self._stale = None
         if self._denied.update(now_s, crew.quiet_s > 0 and counts.outstanding > 0) >= QUIET_S:
             self._stale = (now_s, counts.outstanding)
-        if self._stale is None:
-            return counts
-        since_s, told = self._stale
-        same = now_s - since_s < STALE_S and abs(counts.outstanding - told) <= STALE_SHARE * told
-        return Counts(visible=0, in_flight=0) if same else counts
+        too_many = counts.outstanding - self._risen.update(now_s, counts.outstanding)
+        if self._stale is not None:
+            since_s, told = self._stale
+            if now_s - since_s < STALE_S and abs(counts.outstanding - told) <= STALE_SHARE * told:
+                return Counts(visible=0, in_flight=0)
+        return replace(counts, visible=max(0, counts.visible - too_many))
 
     def _need(self, observation: Observation, counts: Counts, crew: Crew, oldest_s: float) -> Need:
         tunables = self.tunables
