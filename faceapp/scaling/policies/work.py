@@ -92,9 +92,9 @@ class Need:
     load: float
     """lambda * S: instances that the arrivals keep busy."""
     deadline_s: float
-    """D': when the backlog is to be done, from now."""
+    """D: within what time this and what comes meanwhile is to be done."""
     left_s: float
-    """The same for the SLO, less its margin."""
+    """Until what waits longest is to be done to keep the SLO, with its margin."""
     boot_s: float
     """b: how long a boot is taken to last."""
     slow_boot_s: float
@@ -134,11 +134,12 @@ class Work:
             # What ran before this object was made was needed as far as it knows: a restart in a burst drains nobody.
             self._new = False
             self._kept.add(now_s, crew.live)
-        waiting_s = self._waiting.update(now_s, counts.visible > 0)
-        counts = self._believed(now_s, counts, crew)
+        told, counts = counts, self._believed(now_s, counts, crew)
+        waiting_s = self._waiting.update(now_s, told.visible > 0)
         need = self._need(observation, counts, crew, waited_s(observation.arrivals, counts, waiting_s))
         empty_s = self._empty.update(now_s, counts.outstanding == 0)
-        keep = self._keep(need, crew)
+        # A count that is not enough to start instances may be enough not to drain those who work.
+        keep = self._keep(need, crew, hold_for=counts.visible if crew.quiet_s else told.visible)
         kept = self._kept.add(now_s, keep)
         if crew.quiet_s >= QUIET_S:
             kept = keep
@@ -173,7 +174,7 @@ class Work:
             in_flight=counts.in_flight,
             backlog_s=(counts.visible + counts.delayed + counts.in_flight / 2) * service_s,
             load=self._load(observation, counts, crew),
-            deadline_s=min(tunables.deadline_s, left_s),
+            deadline_s=min(tunables.deadline_s, max(MIN_DEADLINE_S, tunables.slo_s - tunables.margin_s)),
             left_s=left_s,
             boot_s=usual_s + (slow_s - usual_s) * (tunables.boot_quantile - 0.5) / 0.4,
             slow_boot_s=slow_s,
@@ -192,21 +193,22 @@ class Work:
             return 0
         there = crew.expected
         missing = 1 if there == 0 else 0
-        missing = max(missing, _short(need, crew, need.deadline_s, need.boot_s, spare=self.tunables.spare_share))
-        # The spare share and the shorter boot may cost time, but not the SLO.
-        missing = max(missing, _short(need, crew, need.left_s, need.slow_boot_s, spare=0.0))
+        missing = max(missing, _short(need.demand_s, need.deadline_s, need.boot_s, crew, self.tunables.spare_share))
+        # The spare share and the shorter boot may cost time, but not the SLO of what waits. What is yet to come has an
+        # SLO of its own.
+        missing = max(missing, _short(need.backlog_s, need.left_s, need.slow_boot_s, crew))
         if need.load > there:
             missing = max(missing, math.ceil(need.load / self.tunables.utilisation - there - 0.5))
         return missing
 
-    def _keep(self, need: Need, crew: Crew) -> int:
+    def _keep(self, need: Need, crew: Crew, *, hold_for: int) -> int:
         """How many this moment needs, ready ones and booting ones."""
         keep = 1 if need.visible + need.in_flight > 0 else 0
         if need.load > FORECAST_FROM:
             keep = max(keep, math.ceil(need.load / self.tunables.utilisation))
         if need.visible > 0:
-            keep = max(keep, math.ceil(need.demand_s / need.deadline_s))
-        if need.visible * need.service_s > self.tunables.hold_s * max(1, len(crew.ready)):
+            keep = max(keep, math.ceil(need.demand_s / need.deadline_s), math.ceil(need.backlog_s / need.left_s))
+        if hold_for * need.service_s > self.tunables.hold_s * max(1, len(crew.ready)):
             keep = max(keep, crew.expected)
         return keep
 
@@ -247,11 +249,11 @@ def waited_s(arrivals: Sequence[float], counts: Counts, waiting_s: float) -> flo
     return max(finite(counts.oldest_age_s), waiting_s)
 
 
-def _short(need: Need, crew: Crew, within_s: float, boot_s: float, *, spare: float) -> int:
-    """How many are missing to do all the work within that time, when a boot takes so long."""
+def _short(work_s: float, within_s: float, boot_s: float, crew: Crew, spare: float = 0.0) -> int:
+    """How many are missing to do that work within that time, when a boot takes so long."""
     boots_left_s = (max(MIN_BOOT_LEFT_S, boot_s - each.billed_s) for each in crew.booting)
     coming_s = sum(max(0.0, within_s - left_s) for left_s in boots_left_s)
-    gap_s = need.backlog_s + need.load * within_s - len(crew.ready) * within_s - coming_s
+    gap_s = work_s - len(crew.ready) * within_s - coming_s
     return max(0, math.ceil(gap_s / max(MIN_TO_WORK_S, within_s - boot_s) - spare))
 
 
@@ -259,6 +261,6 @@ def _reason(need: Need, crew: Crew, kept: int) -> str:
     dead = f", {len(crew.dead)} never came up" if crew.dead else ""
     return (
         f"{need.visible} waiting and {need.in_flight} in flight are {need.backlog_s:.0f} s of work,"
-        f" arrivals keep {need.load:.1f} busy, due in {need.deadline_s:.0f} s:"
+        f" arrivals keep {need.load:.1f} busy, due in {need.left_s:.0f} s:"
         f" {len(crew.ready)} ready, {len(crew.booting)} booting, {kept} kept{dead}"
     )
