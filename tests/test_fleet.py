@@ -18,7 +18,8 @@ from faceapp import stack as deployment
 from faceapp.config import Settings
 from faceapp.errors import ConfigError, FleetError, LeaseLost
 from faceapp.scaling.backoff import Backoff, Trouble
-from faceapp.scaling.fleet import DryRunFleet, EC2Fleet, plan
+from faceapp.scaling.dry_run import DryRunFleet
+from faceapp.scaling.fleet import EC2Fleet
 from faceapp.scaling.machine import (
     DRAINING,
     FAILED,
@@ -31,6 +32,7 @@ from faceapp.scaling.machine import (
     from_description,
     orphans,
 )
+from faceapp.scaling.plan import plan
 from tests.aws import plain_client
 
 IMAGE = "ami-12c6146b"

@@ -13,7 +13,6 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any, Protocol
 
@@ -37,6 +36,7 @@ from faceapp.scaling.machine import (
     from_description,
     name_of,
 )
+from faceapp.scaling.plan import plan
 
 logger = logging.getLogger(__name__)
 
@@ -81,37 +81,6 @@ class Fleet(Protocol):
     def tidy(self) -> None:
         """Finish what a scaler that ended in the middle began: names, and stops that were announced."""
         ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """How `count` instances are to be started."""
-
-    stopped: tuple[Machine, ...]
-    names: tuple[str, ...]
-    """Of new ones."""
-
-
-def plan(
-    machines: Sequence[Machine], count: int, *, max_instances: int, per_minute: int, pool_is_dry: bool = False
-) -> Plan:
-    """Stopped instances first, then new ones under the lowest free numbers, then those whose last boot failed.
-
-    Never more than `max_instances` run, and never more than `per_minute` starts lie within a minute. There are more
-    than `max_instances` in all only when the stopped ones cannot start (`pool_is_dry`: no capacity where they are).
-    """
-    ours = [each for each in machines if each.ours or each.nameless]
-    room = max_instances - sum(each.billed for each in ours)
-    rate = per_minute - sum(each.age_s < 60 for each in ours)
-    count = max(0, min(count, room, rate))
-    pool = sorted((each for each in ours if each.state == "stopped" and each.ours), key=lambda each: each.number or 0)
-    if pool_is_dry:
-        pool = []
-    good = [each for each in pool if not each.failed][:count]
-    free = (2 if pool_is_dry else 1) * max_instances - len(ours)
-    new = max(0, min(count - len(good), free))
-    again = [each for each in pool if each.failed][: count - len(good) - new]
-    return Plan(stopped=(*good, *again), names=tuple(map(name_of, free_numbers(machines, new))))
 
 
 class EC2Fleet:
@@ -350,51 +319,6 @@ class EC2Fleet:
             elif not seen.name:
                 found[id] = dataclasses.replace(seen, name=expected.name)
         return sorted(found.values(), key=lambda each: (each.number or 0, each.id))
-
-
-class DryRunFleet:
-    """Looks at EC2 and says what it would do there; changes nothing."""
-
-    def __init__(self, settings: Settings, inner: EC2Fleet) -> None:
-        self._settings, self._inner = settings, inner
-        self._machines: Sequence[Machine] = ()
-
-    @property
-    def now_s(self) -> float:
-        return self._inner.now_s
-
-    @property
-    def trouble(self) -> str:
-        return ""
-
-    def instances(self) -> Sequence[Machine]:
-        self._machines = self._inner.instances()
-        return self._machines
-
-    def start(self, count: int) -> Sequence[str]:
-        planned = plan(
-            self._machines,
-            count,
-            max_instances=self._settings.scaler_max_instances,
-            per_minute=self._settings.scaler_starts_per_minute,
-        )
-        for names, how in (([each.name for each in planned.stopped], "start"), (planned.names, "create")):
-            if names:
-                logger.info("dry run: would %s %s", how, ", ".join(names))
-        return []
-
-    def drain(self, ids: Iterable[str], *, dead_boots: int = 0) -> Sequence[str]:
-        wanted = set(ids)
-        names = [each.name for each in self._machines if each.id in wanted and each.ours]
-        if names:
-            logger.info("dry run: would stop %s%s", ", ".join(names), " as dead" if dead_boots else "")
-        return []
-
-    def mark_ready(self, ids: Iterable[str], *, measured: bool) -> None:
-        """Nothing: the scaler that acts remembers it."""
-
-    def tidy(self) -> None:
-        """Nothing: the scaler that acts does it."""
 
 
 def _new_client() -> Any:
