@@ -136,7 +136,8 @@ class Work:
             self._kept.add(now_s, crew.live)
         told, counts = counts, self._believed(now_s, counts, crew)
         waiting_s = self._waiting.update(now_s, told.visible > 0)
-        need = self._need(observation, counts, crew, waited_s(observation.arrivals, counts, waiting_s))
+        oldest_s = waited_s(observation.arrivals, counts, waiting_s) if crew.ready else waiting_s
+        need = self._need(observation, counts, crew, oldest_s)
         empty_s = self._empty.update(now_s, counts.outstanding == 0)
         # A count that is not enough to start instances may be enough not to drain those who work.
         keep = self._keep(need, crew, hold_for=counts.visible if crew.quiet_s else told.visible)
