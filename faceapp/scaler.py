@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import signal
 import threading
 import time
@@ -98,7 +99,7 @@ class Scaler:
         try:
             leader = self._lease.hold()
         except FaceappError as error:
-            self._warn("lease", error.detail)
+            self.warn("lease", error.detail)
             leader = self._lease.held
         if leader and not led:
             self._recall()
@@ -128,7 +129,7 @@ class Scaler:
         try:
             counts = self._depth.ask()
         except BrokerUnavailable as error:
-            self._warn("counts", f"{error.detail} Nothing is started or stopped meanwhile.")
+            self.warn("counts", f"{error.detail} Nothing is started or stopped meanwhile.")
             self._believed.clear()
             return None
         done = self._workers.done
@@ -157,7 +158,7 @@ class Scaler:
         if self._lease:
             self._remember()
         if self._spent.over:
-            self._warn("budget", f"today's {self._settings.scaler_daily_instance_s} instance-seconds are used up")
+            self.warn("budget", f"today's {self._settings.scaler_daily_instance_s} instance-seconds are used up")
             running = tuple(each.id for each in observation.instances if each.phase != "draining")
             return Decision(wanted=0, drain=running, reason="today's instance-seconds are used up")
         dead = dead_boots(machines)
@@ -176,7 +177,7 @@ class Scaler:
         if self._quarantined_s is None:
             self._quarantined_s = self._clock()
         left_s = self._quarantined_s + QUARANTINE_S - self._clock()
-        self._warn(
+        self.warn(
             "quarantine",
             f"ALARM: {dead} instances in a row never reported. Look at their image and network; one more is tried in "
             f"{max(0.0, left_s):.0f} s",
@@ -240,7 +241,7 @@ class Scaler:
             )
         )
         for id, why in orphans(machines).items():
-            self._warn(f"orphan {id}", f"the instance {id} {why}: nobody looks after it")
+            self.warn(f"orphan {id}", f"the instance {id} {why}: nobody looks after it")
         if not taken and decision.wanted == self._wanted and now_s - self._quiet_from_s < QUIET_S:
             return
         self._wanted, self._quiet_from_s = decision.wanted, now_s
@@ -249,7 +250,7 @@ class Scaler:
         if taken:
             self._status.decided(time.time(), line, taken)
 
-    def _warn(self, key: str, sentence: str, *, level: int = logging.WARNING) -> None:
+    def warn(self, key: str, sentence: str, *, level: int = logging.WARNING) -> None:
         """Say it, and again each minute while it lasts."""
         if self._clock() - self._said.get(key, float("-inf")) >= QUIET_S:
             self._said[key] = self._clock()
@@ -302,7 +303,7 @@ def run(settings: Settings, *, dry_run: bool = False, stop: threading.Event | No
             try:
                 scaler.tick()
             except FaceappError as error:
-                logger.warning("%s", error.detail)
+                scaler.warn(re.sub(r"\d+", "", error.detail), error.detail)
                 status.failed(error.detail)
             except Exception as error:
                 logger.exception("this tick failed; the next one tries again")

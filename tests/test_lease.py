@@ -9,7 +9,7 @@ import pytest
 
 from faceapp.config import Settings
 from faceapp.errors import LeaseLost, StorageUnavailable
-from faceapp.scaling.lease import KEY, LEASE_S, RENEW_S, Lease
+from faceapp.scaling.lease import ACT_S, KEY, LEASE_S, RENEW_S, Lease
 from tests.aws import plain_client
 
 
@@ -72,6 +72,25 @@ def test_a_holder_that_slept_too_long_may_not_act(pair: tuple[Lease, Lease, Cloc
         first.fence()
     assert not first.hold()
     assert second.fence() == 2
+
+
+def test_a_holder_whose_write_took_long_may_not_act(
+    pair: tuple[Lease, Lease, Clock], s3: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _, clock = pair
+    first.hold()
+    write = first._write
+
+    def slow(*, holder: str) -> bool:
+        done = write(holder=holder)
+        clock.now_s += LEASE_S - ACT_S + 1
+        return done
+
+    monkeypatch.setattr(first, "_write", slow)
+    with pytest.raises(LeaseLost):
+        first.fence()
+    monkeypatch.undo()
+    assert first.fence() == 1
 
 
 def test_a_holder_that_slept_and_was_not_missed_goes_on(pair: tuple[Lease, Lease, Clock]) -> None:

@@ -322,9 +322,9 @@ class EC2Fleet:
 
 
 def _new_client() -> Any:
-    # One attempt more: the client token makes it safe. The scaler's own back-off does the rest.
-    retries: Any = {"mode": "standard", "total_max_attempts": 2}
-    return boto3.session.Session().client("ec2", config=Config(connect_timeout=3, read_timeout=15, retries=retries))
+    # One attempt: the fence holds for no longer (see lease.ACT_S), and the scaler backs off by itself.
+    retries: Any = {"mode": "standard", "total_max_attempts": 1}
+    return boto3.session.Session().client("ec2", config=Config(connect_timeout=2, read_timeout=10, retries=retries))
 
 
 def _placements(settings: Settings) -> list[tuple[bool, dict[str, str]]]:

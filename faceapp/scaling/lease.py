@@ -5,8 +5,8 @@ nobody else wrote in between. Nobody compares clocks: a scaler that stands by wa
 not changed for the lease's length, by its own monotonic clock, it takes the lease with the next fencing token. The
 holder writes once more right before it acts; a write that fails means that somebody else holds the lease now.
 
-EC2 checks no fencing tokens, so a process that is halted between that write and its call could still act late. The
-call's time limits are shorter than the lease, which leaves the halt of a whole machine for longer than a lease.
+EC2 checks no fencing tokens, so that write leaves room for one call's time limits before the lease could end. What is
+left is a process that is halted for most of a lease between its write and its call.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 KEY = "scaler/lease.json"
 LEASE_S = 20.0
 RENEW_S = 6.0
+ACT_S = 13.0
+"""The longest that one call takes that acts (see the time limits in fleet.py)."""
 
 
 class Lease:
@@ -76,8 +78,8 @@ class Lease:
 
     def fence(self) -> int:
         """Right before acting: the token, if nobody else has the lease. Raises LeaseLost."""
-        if self.holder != self.owner or not self._renew():
-            raise LeaseLost(f"{self.holder or 'nobody'} has the scaler's lease: nothing is done here")
+        if self.holder != self.owner or not self._renew() or self._clock() - self._renewed_s > self._length_s - ACT_S:
+            raise LeaseLost(f"{self.holder or 'nobody'} has the scaler's lease: this one does nothing now")
         return self.token
 
     def release(self) -> None:
