@@ -11,7 +11,8 @@ billed and W seconds of work done so far, b and w those of the step:
   m' = m + s - e, 0 <= m <= N       work due by T <= W <= work arrived by T
   w <= dt (m before, less those started so late that they boot all through the step)
   m before + starts that can be ready before the deadline >= what the arrivals of one step need until then
-  b <= dt (m before + s)            b >= dt (m before - e)
+  b <= dt (m before + s)            b >= dt (m before - e), 0
+  m >= the starts within the last billed minimum, since stopping earlier saves nothing; so e <= m before
   B >= W + boot seconds that all starts must have had by T
   B >= billed minimum that all starts must have had by T
 """
@@ -31,7 +32,7 @@ from faceapp.errors import ConfigError
 from faceapp.scaling.simulation.workloads import Workload
 from faceapp.scaling.simulation.world import Bound, World
 
-MAX_STEPS = 720
+MAX_STEPS = 300
 MIN_STEP_S = 5.0
 TIME_LIMIT_S = 10.0
 RELATIVE_GAP = 0.002
@@ -113,6 +114,10 @@ class _Program:
             self._rows({"s": dt * booting, "m": -dt * before, "W": change}, -inf, 0),
             self._rows({"s": -dt * one, "m": -dt * before, "B": change}, -inf, 0),
             self._rows({"e": dt * one, "m": -dt * before, "B": change}, 0, inf),
+            self._rows({"B": change}, 0, inf),
+            self._rows({"W": change}, 0, inf),
+            self._rows({"m": one, "s": -self._shifted(0, int(world.min_billed_s / dt + 1e-9))}, 0, inf),
+            self._rows({"e": -one, "m": before}, 0, inf),
             self._rows({"boot": change, "s": -self._spent(world.boot_min_s)}, 0, 0),
             self._rows({"least": change, "s": -self._spent(world.min_billed_s)}, 0, 0),
             self._rows({"B": one, "W": -one, "boot": -one}, 0, inf),

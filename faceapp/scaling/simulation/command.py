@@ -95,7 +95,8 @@ def gather(tasks: Sequence[Task | BoundTask]) -> tuple[list[Result], list[Bound]
     results: list[Result] = []
     bounds: list[Bound] = []
     columns = (TextColumn("simulating"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task("simulating", total=len(tasks))
         for each in contest.run_all(tasks):
             if isinstance(each, Bound):

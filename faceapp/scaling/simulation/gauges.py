@@ -13,7 +13,7 @@ SMOOTHING = 0.1
 BOOTS = 40
 AGREE = 3
 LAG_S = 3.0
-OLD_SHARE = 0.1
+OLD_SHARE = 0.02
 OLD_S = 60.0
 FREEZE_EVERY_S = 600.0
 FREEZE_S = (20.0, 60.0)
@@ -21,7 +21,7 @@ JITTER = 0.03
 
 
 class QueueGauge:
-    """GetQueueAttributes: a few seconds old and a few percent off, and one answer in ten up to a minute old.
+    """GetQueueAttributes: a few seconds old and a few percent off, and one answer in fifty up to a minute old.
 
     Source: the SQS API reference on GetQueueAttributes ("approximate", consistent about a minute after the producers
     stop) and the developer guide's "Available CloudWatch metrics for Amazon SQS". With lying counts, some answers have

@@ -164,4 +164,4 @@ class Bound:
     @property
     def gap(self) -> float:
         """How far the bound may lie below the program's optimum, as a share of it."""
-        return (self.found_s - self.billed_s) / self.found_s if self.found_s < math.inf and self.found_s else 0.0
+        return max(0.0, 1 - self.billed_s / self.found_s) if 0 < self.found_s < math.inf else 0.0
