@@ -266,6 +266,29 @@ def test_work_drains_idle_ones_before_busy_ones() -> None:
     assert last.drain == ("idle-long", "idle-short", "busy-old")
 
 
+def test_work_measures_the_wait_itself_when_nobody_tells() -> None:
+    booting = fleet(booting=1, boot_age_s=20.0)
+    decisions = watch(work(), 60, lambda now_s: see(40, 0, booting, now_s=now_s))
+    assert decisions[0].start == 0
+    assert decisions[-1].start > 0
+
+
+def test_work_waits_for_more_answers_when_one_may_be_old() -> None:
+    policy, here = work(), fleet(ready=2)
+    told = [400, 20, 20, 20, 20, 20, 390, 390, 390, 390]
+    starts = [policy.decide(see(visible, 2, here, now_s=n * TICK_S)).start for n, visible in enumerate(told)]
+    assert starts[0] > 0
+    assert starts[1:9] == [0] * 8
+    assert starts[9] > 0
+
+
+def test_work_starts_at_once_for_more_than_ever() -> None:
+    policy, here = work(), fleet(ready=1)
+    starts = [policy.decide(see(visible, 1, here, now_s=n * TICK_S)).start for n, visible in enumerate([5, 400])]
+    assert starts[0] == 0
+    assert starts[1] > 2
+
+
 def test_work_believes_idle_workers_rather_than_frozen_counts() -> None:
     decisions = watch(
         work(), 30, lambda now_s: see(700, 60, fleet(ready=20, idle_s=now_s + 1), now_s=now_s, arrivals=(50.0,) * 12)
@@ -399,6 +422,11 @@ def test_a_clock_that_jumps_moves_nothing(make: Callable[[int], Policy], jump_s:
 def test_no_instances_allowed(make: Callable[[int], Policy]) -> None:
     decisions = watch(make(0), 60, lambda now_s: see(100, 0, now_s=now_s))
     assert {(each.start, each.wanted) for each in decisions} == {(0, 0)}
+
+
+@every_policy
+def test_a_lowered_most_starts_nothing(make: Callable[[int], Policy]) -> None:
+    assert make(4).decide(see(1000, 8, fleet(ready=8))).start == 0
 
 
 @every_policy

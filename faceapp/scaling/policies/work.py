@@ -34,6 +34,7 @@ STALE_SHARE = 0.15
 """Counts that differ by less may be the same ones."""
 MOST = 1e9
 """Messages in a bin that are still a count; more is a bug somewhere."""
+KEEP_FOR_A_RATE = 3.0
 MIN_BILLED_S = 60.0
 """AWS bills each start for a minute at least, so an idle instance is free until then.
 Source: EC2 user guide, "Billing of On-Demand Instances"."""
@@ -91,6 +92,8 @@ class Need:
     """W: seconds of one instance in the messages that are there."""
     load: float
     """lambda * S: instances that the arrivals keep busy."""
+    rate: float
+    """The same by the arrivals alone, however idle the workers are."""
     deadline_s: float
     """D: within what time this and what comes meanwhile is to be done."""
     left_s: float
@@ -136,7 +139,8 @@ class Work:
             self._kept.add(now_s, crew.live)
         told, counts = counts, self._believed(now_s, counts, crew)
         waiting_s = self._waiting.update(now_s, told.visible > 0)
-        oldest_s = waited_s(observation.arrivals, counts, waiting_s) if crew.ready else waiting_s
+        # While nobody works, the first that came is still there.
+        oldest_s = waited_s(observation.arrivals if crew.ready else (), counts, waiting_s)
         need = self._need(observation, counts, crew, oldest_s)
         empty_s = self._empty.update(now_s, counts.outstanding == 0)
         # A count that is not enough to start instances may be enough not to drain those who work.
@@ -145,7 +149,7 @@ class Work:
         if crew.quiet_s >= QUIET_S:
             kept = keep
         start = min(self._missing(need, crew), crew.room(self.max_instances))
-        drain = self._drain(crew, len(crew.ready) - kept, empty_s) if start == 0 else ()
+        drain = self._drain(crew, len(crew.ready) - kept, empty_s, need.rate) if start == 0 else ()
         wanted = min(self.max_instances, crew.expected + start - len(drain))
         return Decision(
             wanted=wanted, start=start, drain=drain, replace=crew.dead_ids, reason=_reason(need, crew, kept)
@@ -175,6 +179,7 @@ class Work:
             in_flight=counts.in_flight,
             backlog_s=(counts.visible + counts.delayed + counts.in_flight / 2) * service_s,
             load=self._load(observation, counts, crew),
+            rate=tunables.forecast_share * rate_per_s(observation.arrivals) * service_s,
             deadline_s=min(tunables.deadline_s, max(MIN_DEADLINE_S, tunables.slo_s - tunables.margin_s)),
             left_s=left_s,
             boot_s=usual_s + (slow_s - usual_s) * (tunables.boot_quantile - 0.5) / 0.4,
@@ -213,19 +218,20 @@ class Work:
             keep = max(keep, crew.expected)
         return keep
 
-    def _drain(self, crew: Crew, surplus: int, empty_s: float) -> tuple[str, ...]:
+    def _drain(self, crew: Crew, surplus: int, empty_s: float, load: float) -> tuple[str, ...]:
         """The `surplus` that can best be missed. One that works finishes first, and what it has paid for is used up."""
         paid = [each for each in crew.by_idleness() if each.billed_s >= MIN_BILLED_S - self.tunables.tick_s]
         going = paid[: max(0, surplus)]
-        if going and len(going) == len(crew.ready) and not self._may_be_last(going[-1], empty_s):
+        if going and len(going) == len(crew.ready) and not self._may_be_last(going[-1], empty_s, load):
             going.pop()
         return tuple(each.id for each in going)
 
-    def _may_be_last(self, last: Instance, empty_s: float) -> bool:
+    def _may_be_last(self, last: Instance, empty_s: float, load: float) -> bool:
         """Whether even this one may go. What its worker says counts: an empty queue may be a stale count."""
         if last.idle_s is None:
             return empty_s >= max(self.tunables.blind_s, self.tunables.keep_last_s)
-        return last.idle_s > 0 and last.idle_s >= self.tunables.keep_last_s
+        keep_s = self.tunables.keep_last_s * (KEEP_FOR_A_RATE if load > FORECAST_FROM else 1)
+        return last.idle_s > 0 and last.idle_s >= keep_s
 
 
 def rate_per_s(arrivals: Sequence[float]) -> float:
