@@ -11,14 +11,16 @@ import argparse
 import random
 import time
 from collections.abc import Iterator, Mapping
+from math import inf
 from pathlib import Path
+from statistics import fmean
 
 from benchmarks.table import print_table
 from faceapp.scaling.simulation import plots, report, workloads
 from faceapp.scaling.simulation.command import gather
 from faceapp.scaling.simulation.contest import CONTESTANTS, BoundTask, Task, simulate
 from faceapp.scaling.simulation.report import Overall, Row, percent
-from faceapp.scaling.simulation.world import Faults, World
+from faceapp.scaling.simulation.world import Bound, Faults, World
 
 OURS = "work/balanced"
 BEYOND = "sparse"
@@ -32,7 +34,7 @@ PLOTTED = {"burst": "bursts-100", "day": "diurnal", "flash-crowd": "flash-crowd"
 def goals(overall: Mapping[str, Overall], faulty: Overall) -> Iterator[tuple[str, str, bool]]:
     """Each goal of the project for its scaler, what was seen, and whether that meets it.
 
-    Costs and latencies over another's are geometric means over the workloads, so that each counts the same.
+    Costs over another's are geometric means over the workloads, so that each counts the same.
     """
     ours = overall[OURS]
     worst = max(ours.rows, key=lambda row: row.ratio)
@@ -44,8 +46,9 @@ def goals(overall: Mapping[str, Overall], faulty: Overall) -> Iterator[tuple[str
         seen = ours.cost_over(overall[name])
         yield f"cost over {name}'s at most {most:g}", f"{seen:.2f}", seen <= most
     tuned = overall["keda-tuned"]
-    seen, plain = ours.mean_over(tuned), ours.mean_s / tuned.mean_s
-    yield "mean latency over keda-tuned's at most 0.4", f"{seen:.2f} ({plain:.2f} of the plain means)", seen <= 0.4
+    seen, by_workload = ours.message_mean_s / tuned.message_mean_s, ours.mean_over(tuned)
+    latency = f"{seen:.2f} ({by_workload:.2f} where each workload counts the same)"
+    yield "mean latency of all messages over keda-tuned's at most 0.4", latency, seen <= 0.4
     missed = f"{percent(faulty.miss_share)} (worst {percent(faulty.worst_miss_share)})"
     yield "with all faults at most 1 % later than 120 s", missed, faulty.miss_share <= 0.01
 
@@ -60,6 +63,20 @@ def print_goals(overall: Mapping[str, Overall], faulty: Overall) -> bool:
 
 def print_rows(rows: list[Row]) -> None:
     print_table(report.HEADER, [row.cells(PRICE_USD_PER_H) for row in rows])
+
+
+def print_bounds(bounds: list[Bound]) -> None:
+    """The dual bounds of the programs, and how far below the optimum they may be (its best schedule found in time)."""
+    by_shape = {shape: [bound for bound in bounds if bound.workload == shape] for shape in workloads.SHAPES}
+    rows = [
+        (
+            shape,
+            f"{fmean(each.billed_s for each in found):.0f}",
+            f"{max(each.gap for each in found):.1%}" if all(each.found_s < inf for each in found) else "none found",
+        )
+        for shape, found in by_shape.items()
+    ]
+    print_table(("lower bound", "billed s", "largest gap"), rows)
 
 
 def draw(folder: Path, seed: int) -> None:
@@ -114,6 +131,7 @@ def main() -> int:
     overall = report.overall([row for row in rows if row.workload in SHAPES])
     print_table(report.OVERALL_HEADER, [each.cells() for each in overall.values()])
     print_rows([row for row in rows if row.policy == OURS])
+    print_bounds(bounds)
     print(f"{OURS} with all faults on:\n")
     faulty = report.overall(report.rows(faults))[OURS]
     print_rows(list(faulty.rows))

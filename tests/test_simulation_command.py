@@ -157,6 +157,7 @@ def test_the_report_adds_up() -> None:
     assert ours.ratio == pytest.approx((1.2 * 4.0) ** 0.5)
     assert ours.cost_over(theirs) == pytest.approx(1.0)
     assert ours.mean_over(theirs) == pytest.approx((4.75 * 0.5) ** 0.5)
+    assert ours.message_mean_s == pytest.approx((10 + 20 + 30 + 130 + 50) / 5)
     assert ours.kills == 2
     cells = dict(zip(report.HEADER, first.cells(price_usd_per_h=3.6), strict=True))
     assert cells["$ / 1,000"] == "30.0000"
