@@ -324,7 +324,7 @@ def _report(live: Live, watched: System, policy: str) -> int:
         ["dead letters", str(watched.dead_letters())],
         ["first answer after, s", f"{latencies_s[0]:.1f}"],
         ["answers after, median and last, s", f"{statistics.median(latencies_s):.1f}, {latencies_s[-1]:.1f}"],
-        [f"all {most} workers' processes there after, s", f"{all_up_s:.1f}"],
+        [f"as many workers' processes ({most}) there after, s", f"{all_up_s:.1f}"],
         [
             "memory of host and workers at the end, GB",
             f"{live.memory_bytes / 1e9:.2f} (goal: at most {MEMORY_GOAL_GB:g})",
