@@ -252,7 +252,7 @@ def test_work_keeps_what_the_arrivals_need() -> None:
     here = fleet(ready=10, idle_s=0.0)
     steady = (20.0,) * 12
     last = watch(work(), 90, lambda now_s: see(0, 4, here, now_s=now_s, arrivals=steady))[-1]
-    assert 10 - len(last.drain) == 4
+    assert 10 - len(last.drain) == 5
 
 
 def test_work_drains_idle_ones_before_busy_ones() -> None:
@@ -320,6 +320,7 @@ def test_work_is_not_moved_by_counts_that_lie() -> None:
         (500, fleet(ready=1), 4, "four in a period"),
         (500, fleet(ready=6), 6, "or as many as there are"),
         (500, fleet(ready=6, booting=4, boot_age_s=3.0), 2, "what was added in this period counts"),
+        (500, fleet(booting=6, boot_age_s=3.0), 0, "more than that were added in this period"),
         (21, fleet(ready=4), 0, "within the tolerance"),
         (23, fleet(ready=4), 1, "out of it"),
         (500, fleet(ready=10, draining=4), 1, "no room"),

@@ -95,7 +95,8 @@ class Target:
     def _most(self, crew: Crew) -> int:
         """What may be there after this period's additions; what was added in it is known by its age."""
         before = crew.live - crew.younger_than(self.tunables.out_period_s)
-        return max(before + self.tunables.out_instances, math.ceil(before * (1 + self.tunables.out_percent / 100)))
+        by_percent = math.ceil(before * (1 + self.tunables.out_percent / 100))
+        return max(crew.live, before + self.tunables.out_instances, by_percent)
 
     def _drain(self, crew: Crew, surplus: int) -> tuple[str, ...]:
         """Those that do not work yet first, as ReplicaSets do, and the last one only when it has no task."""

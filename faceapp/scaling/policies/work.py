@@ -34,6 +34,7 @@ STALE_SHARE = 0.15
 """Counts that differ by less may be the same ones."""
 MOST = 1e9
 """Messages in a bin that are still a count; more is a bug somewhere."""
+RECENT_BINS = 4
 KEEP_FOR_A_RATE = 3.0
 MIN_BILLED_S = 60.0
 """AWS bills each start for a minute at least, so an idle instance is free until then.
@@ -53,9 +54,9 @@ class WorkTunables(Tunables):
     """tau: an instance goes when none needed it for so long."""
     keep_last_s: float = number(9.0, 0, 86_400)
     """tau_last: the last one goes after it had nothing to do for so long."""
-    forecast_share: float = number(0.9, 0, 2)
+    forecast_share: float = number(1.0, 0, 2)
     """phi: how much of the measured arrival rate is taken to go on."""
-    utilisation: float = number(1.0, 0.1, 1)
+    utilisation: float = number(0.9, 0.1, 1)
     """rho: how busy the instances that the arrivals need may be."""
     spare_share: float = number(0.25, 0, 0.9)
     """An instance is not started for less than this share of what one can do before the deadline."""
@@ -76,9 +77,9 @@ class WorkTunables(Tunables):
 
 
 MODES = {
-    "fast": WorkTunables(deadline_s=45, keep_s=30, keep_last_s=120, forecast_share=1.0, utilisation=0.9),
-    "balanced": WorkTunables(deadline_s=95, keep_s=15, keep_last_s=9, forecast_share=0.9, utilisation=1.0),
-    "eco": WorkTunables(deadline_s=105, keep_s=9, keep_last_s=5, forecast_share=0.9, utilisation=1.0, spare_share=0.5),
+    "fast": WorkTunables(deadline_s=45, keep_s=30, keep_last_s=120),
+    "balanced": WorkTunables(),
+    "eco": WorkTunables(deadline_s=105, keep_s=15, keep_last_s=5, forecast_share=0.9, utilisation=1.0, spare_share=0.5),
 }
 
 
@@ -239,7 +240,8 @@ def rate_per_s(arrivals: Sequence[float]) -> float:
     bins = [finite(each, MOST) / BIN_S for each in arrivals[-BINS:]]
     bins = [0.0] * (BINS - len(bins)) + bins
     mean, middle = sum(bins) / BINS, median(bins)
-    return min(mean, 1.5 * middle) if mean > 1 else min(mean, 3 * middle + 0.05)
+    minute = min(mean, 1.5 * middle) if mean > 1 else min(mean, 3 * middle + 0.05)
+    return max(minute, sorted(bins[-RECENT_BINS:])[1])
 
 
 def waited_s(arrivals: Sequence[float], counts: Counts, waiting_s: float) -> float:
