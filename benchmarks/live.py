@@ -201,6 +201,7 @@ class Watch:
     def __exit__(self, *_: object) -> None:
         self._done.set()
         self._thread.join()
+        self.samples.append(self._look())
 
     @property
     def peak(self) -> int:
