@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from faceapp.scaling.policies.base import Instance, Observation
 
 DEAD_BOOT_S = 120.0
-SLOW_BOOT = 1.5
+SLOW_BOOT = 1.3
 LATE_BOOT_S = 3.0
 MIN_LATE_S = 50.0
 
