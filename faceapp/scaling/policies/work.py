@@ -1,7 +1,8 @@
 """Instances by the work that waits and the work that comes, against the time it may take and the money it costs.
 
-The design, with what each choice was worth in simulation, is in docs; `decide` reads in its order: what is there, what
-the backlog and the arrivals need within the deadline, how many to start, how many have been too many for long enough.
+`decide` reads in this order: what is there and how far it is believed, what the backlog and the arrivals need, how many
+to start, how many were too many for long enough. What the parts that are not obvious are worth is in their comments:
+billed seconds over the lower bound's, geometric mean over nine workloads of `benchmarks.scaler`, 1.42 with all of them.
 """
 
 from __future__ import annotations
@@ -21,21 +22,27 @@ MIN_DEADLINE_S = 15.0
 MIN_TO_WORK_S = 10.0
 """What a new instance is taken to work at least before the deadline, however late it comes."""
 MIN_BOOT_LEFT_S = 3.0
+"""A boot that takes longer than expected is expected at the next tick."""
 FORECAST_FROM = 0.15
 """Less than this many instances' worth of arrivals keeps none running."""
 QUIET_S = 9.0
 """When every worker has had nothing to do for so long, nothing is there to do, whatever the counts say (three ticks:
-an event may be lost, three in a row are not)."""
+an event may be lost, three in a row are not). Without it stale counts keep idle fleets: 1.48."""
 STALE_S = 60.0
 """How old SQS's counts can be. Source: the API reference on GetQueueAttributes."""
 AGREEING = 4
-"""So many counts in a row must tell of a backlog that an old answer could tell of."""
+"""So many counts in a row must tell of a backlog that an old answer could tell of. With 1, each old answer starts
+instances for work that is done: 1.54. Less than 4 is no better where a count that fell is believed after 3."""
 STALE_SHARE = 0.15
 """Counts that differ by less may be the same ones."""
 MOST = 1e9
 """Messages in a bin that are still a count; more is a bug somewhere."""
 RECENT_BINS = 4
+"""Bins that show whether a rate has just begun: all but one must reach it, so that a burst that falls into two is none.
+Without them the minute's median comes too late: 1.39, and the mean latency of on-off traffic x1.5."""
 KEEP_FOR_A_RATE = 3.0
+"""The last instance stays so many times longer while messages come one by one: costs 0.2 %, and halves the mean latency
+of half an instance's load."""
 MIN_BILLED_S = 60.0
 """AWS bills each start for a minute at least, so an idle instance is free until then.
 Source: EC2 user guide, "Billing of On-Demand Instances"."""
@@ -49,11 +56,13 @@ class WorkTunables(Tunables):
     slo_s: float = number(120.0, 1, 86_400)
     tick_s: float = number(3.0, 0.1, 60)
     deadline_s: float = number(95.0, 1, 86_400)
-    """D: a backlog is to be done within this time."""
+    """D: a backlog is to be done within this time. It was 75 s in the design: 50 messages at once then started two
+    instances where one keeps the SLO, and 100 four instead of two (1.51; the SLO has a check of its own here)."""
     keep_s: float = number(15.0, 0, 86_400)
     """tau: an instance goes when none needed it for so long."""
     keep_last_s: float = number(9.0, 0, 86_400)
-    """tau_last: the last one goes after it had nothing to do for so long."""
+    """tau_last: the last one goes after it had nothing to do for so long. With the design's 30 s, 6 % dearer, and
+    nothing waits less."""
     forecast_share: float = number(1.0, 0, 2)
     """phi: how much of the measured arrival rate is taken to go on."""
     utilisation: float = number(0.9, 0.1, 1)
@@ -189,6 +198,8 @@ class Work:
         )
 
     def _load(self, observation: Observation, counts: Counts, crew: Crew) -> float:
+        """Instances that the arrivals keep busy. Old counts look like arrivals when tasks get done meanwhile, but keep
+        nobody busy."""
         load = self.tunables.forecast_share * rate_per_s(observation.arrivals) * finite(observation.service_s)
         if counts.visible == 0 and crew.ready:
             load = min(load, float(sum((each.idle_s or 0.0) < QUIET_S for each in crew.ready)))
@@ -202,7 +213,7 @@ class Work:
         missing = 1 if there == 0 else 0
         missing = max(missing, _short(need.demand_s, need.deadline_s, need.boot_s, crew, self.tunables.spare_share))
         # The spare share and the shorter boot may cost time, but not the SLO of what waits. What is yet to come has an
-        # SLO of its own.
+        # SLO of its own: with both in one sum, as in the design, starts came twice (6 % dearer).
         missing = max(missing, _short(need.backlog_s, need.left_s, need.slow_boot_s, crew))
         if need.load > there:
             missing = max(missing, math.ceil(need.load / self.tunables.utilisation - there - 0.5))
@@ -236,7 +247,7 @@ class Work:
 
 
 def rate_per_s(arrivals: Sequence[float]) -> float:
-    """Arrivals a second that may go on: their mean, but one burst is not a rate."""
+    """Arrivals a second that may go on: their mean, but one burst is not a rate. A rate of the last bins is one."""
     bins = [finite(each, MOST) / BIN_S for each in arrivals[-BINS:]]
     bins = [0.0] * (BINS - len(bins)) + bins
     mean, middle = sum(bins) / BINS, median(bins)
@@ -246,7 +257,8 @@ def rate_per_s(arrivals: Sequence[float]) -> float:
 
 def waited_s(arrivals: Sequence[float], counts: Counts, waiting_s: float) -> float:
     """How long the oldest visible message has waited, when some have for `waiting_s`. SQS does not say, so it is what
-    was told, or the time within which as many arrived as are waiting."""
+    was told, or the time within which as many arrived as are waiting. Without it one dead boot in a small burst is one
+    missed SLO: 3.5 % of the messages of such bursts with all faults on, 0.3 % with it."""
     if counts.visible == 0:
         return 0.0
     arrived, age_s = 0.0, 0.0
