@@ -69,6 +69,10 @@ class Crew:
         """How many of the live ones were started within the last `age_s`."""
         return sum(each.billed_s < age_s for each in (*self.ready, *self.booting, *self.late))
 
+    def active(self, within_s: float) -> int:
+        """How many workers have, or may have, had a task within that time."""
+        return sum((each.idle_s or 0.0) < within_s for each in self.ready)
+
     def by_idleness(self) -> list[Instance]:
         """The ready ones in the order in which they may go: the longest idle first, then those that work or of which
         nobody knows, the oldest first."""

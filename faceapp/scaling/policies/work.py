@@ -101,7 +101,8 @@ class Need:
     backlog_s: float
     """W: seconds of one instance in the messages that are there."""
     load: float
-    """lambda * S: instances that the arrivals keep busy."""
+    """lambda * S: instances that the arrivals keep busy; no more than are, when nothing waits. Old counts look like
+    arrivals when tasks get done meanwhile, but keep nobody busy."""
     rate: float
     """The same by the arrivals alone, however idle the workers are."""
     deadline_s: float
@@ -183,27 +184,20 @@ class Work:
         tunables = self.tunables
         service_s = finite(observation.service_s)
         usual_s, slow_s = finite(observation.boot_p50_s), slow_boot_s(observation)
+        rate = tunables.forecast_share * rate_per_s(observation.arrivals) * service_s
         left_s = max(MIN_DEADLINE_S, tunables.slo_s - tunables.margin_s - oldest_s)
         return Need(
             visible=counts.visible + counts.delayed,
             in_flight=counts.in_flight,
             backlog_s=(counts.visible + counts.delayed + counts.in_flight / 2) * service_s,
-            load=self._load(observation, counts, crew),
-            rate=tunables.forecast_share * rate_per_s(observation.arrivals) * service_s,
+            load=rate if counts.visible or not crew.ready else min(rate, crew.active(QUIET_S)),
+            rate=rate,
             deadline_s=min(tunables.deadline_s, max(MIN_DEADLINE_S, tunables.slo_s - tunables.margin_s)),
             left_s=left_s,
             boot_s=usual_s + (slow_s - usual_s) * (tunables.boot_quantile - 0.5) / 0.4,
             slow_boot_s=slow_s,
             service_s=service_s,
         )
-
-    def _load(self, observation: Observation, counts: Counts, crew: Crew) -> float:
-        """Instances that the arrivals keep busy. Old counts look like arrivals when tasks get done meanwhile, but keep
-        nobody busy."""
-        load = self.tunables.forecast_share * rate_per_s(observation.arrivals) * finite(observation.service_s)
-        if counts.visible == 0 and crew.ready:
-            load = min(load, float(sum((each.idle_s or 0.0) < QUIET_S for each in crew.ready)))
-        return load
 
     def _missing(self, need: Need, crew: Crew) -> int:
         """How many to start."""
