@@ -142,7 +142,7 @@ def test_depth_starts_one_instance_a_message(
 
 
 def test_depth_drains_everybody_two_observations_after_the_last_message() -> None:
-    decisions = watch(Depth(), 6, lambda now_s: see(instances=fleet(ready=15, idle_s=now_s + 1), now_s=now_s))
+    decisions = watch(Depth(), 6, lambda now_s: see(instances=fleet(ready=15, idle_s=now_s + 5), now_s=now_s))
     assert [len(each.drain) for each in decisions] == [0, 15, 15]
     assert decisions[-1].wanted == 0
 
@@ -252,7 +252,7 @@ def test_work_keeps_what_the_arrivals_need() -> None:
     here = fleet(ready=10, idle_s=0.0)
     steady = (20.0,) * 12
     last = watch(work(), 90, lambda now_s: see(0, 4, here, now_s=now_s, arrivals=steady))[-1]
-    assert 10 - len(last.drain) == 5
+    assert 10 - len(last.drain) == 4
 
 
 def test_work_drains_idle_ones_before_busy_ones() -> None:
@@ -297,6 +297,14 @@ def test_work_believes_idle_workers_rather_than_frozen_counts() -> None:
     assert len(decisions[-1].drain) >= 19
 
 
+def test_work_waits_no_longer_when_every_worker_is_idle() -> None:
+    policy = work("fast")
+    busy = watch(policy, 30, lambda now_s: see(300, 20, fleet(ready=20), now_s=now_s))
+    assert not any(each.drain for each in busy)
+    decision = policy.decide(see(instances=fleet(ready=20, idle_s=10.0), now_s=33.0))
+    assert len(decision.drain) == 19
+
+
 def test_work_does_not_take_the_last_one_for_idle_while_nobody_knows() -> None:
     decisions = watch(work(), 150, lambda now_s: see(instances=fleet(ready=1, idle_s=None), now_s=now_s))
     drained = [n * TICK_S for n, each in enumerate(decisions) if each.drain]
@@ -330,7 +338,8 @@ def test_work_is_not_moved_by_counts_that_lie() -> None:
 def test_target_adds_as_keda_and_the_hpa_do(
     outstanding: int, instances: tuple[Instance, ...], start: int, why: str
 ) -> None:
-    assert Target().decide(see(outstanding, 0, instances)).start == start, why
+    decision = Target().decide(see(outstanding, 0, instances))
+    assert (decision.start, decision.drain) == (start, ()), why
 
 
 def test_target_scales_in_to_the_highest_of_its_window() -> None:
