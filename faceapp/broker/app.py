@@ -63,7 +63,9 @@ def create_app(settings: Settings) -> FaceappCelery:
         task_acks_on_failure_or_timeout=False,
         task_time_limit=settings.task_time_limit_s,
         task_soft_time_limit=max(1, settings.task_time_limit_s - 5),
-        worker_prefetch_multiplier=4,
+        # One message waits for each process at work: more would be handed back by a draining instance, and each time
+        # counts as a try towards the dead letters.
+        worker_prefetch_multiplier=2,
         worker_concurrency=settings.worker_processes,
         worker_hijack_root_logger=False,
         # The scaler knows from them which workers are there, idle or busy, and how long a photo takes.
