@@ -6,8 +6,10 @@ the model is loaded only where the work is done.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from celery import signals
@@ -19,6 +21,8 @@ from faceapp.errors import NotFound, StorageUnavailable
 
 if TYPE_CHECKING:
     from faceapp.worker import Worker
+
+logger = logging.getLogger(__name__)
 
 app = broker.create_app(settings())
 
@@ -34,10 +38,8 @@ def _worker() -> Worker:
 @app.task(bind=True, name="faceapp.recognize")
 def recognize(self: Any, request_id: str) -> dict[str, Any]:
     """Recognise the photo stored under `request_id`; the answer is a `schema.Recognition` document."""
-    try:
-        return _worker().recognise(request_id, queued_s=_queued_s(self.request)).to_dict()
-    except StorageUnavailable as error:
-        raise Reject(error, requeue=True) from error
+    queued_s = _queued_s(self.request)
+    return _patiently(lambda: _worker().recognise(request_id, queued_s=queued_s).to_dict())
 
 
 @app.task(name="faceapp.enrol")
@@ -47,11 +49,27 @@ def enrol(request_id: str) -> dict[str, Any] | None:
     None when nothing waits there: a second delivery of a message whose work is done.
     """
     try:
-        return _worker().enrol(request_id).to_dict()
+        return _patiently(lambda: _worker().enrol(request_id).to_dict())
     except NotFound:
         return None
-    except StorageUnavailable as error:
-        raise Reject(error, requeue=True) from error
+
+
+def _patiently(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Do the work, and wait for an S3 that does not answer: each message handed back has used up one of its tries."""
+    give_up_s = time.monotonic() + settings().task_time_limit_s / 2
+    pause_s = 0.5
+    while True:
+        try:
+            return work()
+        except StorageUnavailable as error:
+            if time.monotonic() + pause_s > give_up_s:
+                raise Reject(error, requeue=True) from error
+            logger.warning("trying again in %.1f s: %s", pause_s, error)
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, 8.0)
+        except MemoryError as error:
+            # Celery ends the whole worker on a MemoryError, its other tasks included.
+            raise RuntimeError("there is not enough memory for this photo") from error
 
 
 def _queued_s(request: Any) -> float:

@@ -20,6 +20,7 @@ from kombu.transport import SQS
 
 from faceapp import broker
 from faceapp import stack as deployment
+from faceapp.broker.transport import AsyncConnection
 from faceapp.config import Settings
 from faceapp.errors import BrokerUnavailable
 from tests import echo as echo_app
@@ -31,7 +32,10 @@ TaskMaker = Callable[[Settings, str], Any]
 
 @pytest.fixture(scope="module")
 def echo_stack(system: Settings) -> None:
+    """The echo app's queues; what was not finished is delivered again after two seconds."""
     deployment.apply(echo_app.SETTINGS)
+    url = queue_url(echo_app.SETTINGS.request_queue)
+    broker.sqs_client().set_queue_attributes(QueueUrl=url, Attributes={"VisibilityTimeout": "2"})
 
 
 @pytest.fixture(scope="module")
@@ -127,9 +131,12 @@ def test_a_task_goes_to_a_worker_and_its_answer_comes_back(echo_worker: object, 
     assert echo_app.echo.delay({"né": [1, 2.5, None]}).get(timeout=30) == {"né": [1, 2.5, None]}
 
 
-def test_a_failed_task_raises_where_it_was_called(echo_worker: object, aws: str) -> None:
+def test_a_failed_task_raises_where_it_was_called_after_its_last_try(echo_worker: object, aws: str) -> None:
+    answer = echo_app.fail.delay("as it must")
+
     with pytest.raises(ValueError, match="as it must"):
-        echo_app.fail.delay("as it must").get(timeout=30)
+        answer.get(timeout=60)
+    assert echo_app.app.backend.collector.counts["late"] == 0  # one answer, not one a try
 
 
 def test_remote_control_answers_over_sns_and_sqs(echo_worker: object, aws: str) -> None:
@@ -270,6 +277,64 @@ def test_a_deletion_that_fails_stops_no_worker(
     hub.later[-1]()
 
     assert "could not delete" in caplog.text
+    assert channel.qos.can_consume()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "no json",
+        "[]",
+        "{}",
+        '{"properties": 5}',
+        '{"properties": {"delivery_info": 7}}',
+        '{"body": 5, "properties": {"body_encoding": "base64"}, "headers": []}',
+        '{"body": "[]", "content-type": "application/x-python-serialize", "headers": {"task": "tests.echo"}}',
+    ],
+)
+def test_a_message_that_makes_no_sense_ends_no_worker(
+    echo_worker: subprocess.Popen[bytes], aws: str, body: str
+) -> None:
+    broker.sqs_client().send_message(QueueUrl=queue_url(echo_app.SETTINGS.request_queue), MessageBody=body)
+
+    assert [echo_app.echo.delay(n).get(timeout=30) for n in range(3)] == [0, 1, 2]
+    assert echo_worker.poll() is None
+
+
+def test_remote_control_can_be_asked_again_and_again(echo_worker: object, aws: str) -> None:
+    for _ in range(3):
+        assert echo_app.app.control.inspect(timeout=15, limit=1).active_queues()
+
+
+class Answer:
+    """An HTTP answer as kombu's asynchronous client hands it on."""
+
+    reason = "for a test"
+
+    def __init__(self, status: int) -> None:
+        self.status = status
+
+    def read(self) -> bytes:
+        return b"{}"
+
+
+@pytest.mark.parametrize("status", [400, 403, 500, 503])
+def test_a_refused_poll_is_an_empty_one(stack: Settings, status: int) -> None:
+    """Raised into the event loop, it would be the queue's last: nobody would poll again."""
+    asks = AsyncConnection(sqs_connection=broker.sqs_client(), http_client=object())
+    with broker.create_app(stack).connection_for_read() as connection:
+        received = asks._on_list_ready(None, [], "ReceiveMessage", Answer(status))
+        assert connection.default_channel._on_messages_ready("url", "req-queue", received) == 0
+
+
+def test_a_message_that_cannot_be_handed_back_keeps_no_place(
+    stack: Settings, consuming: Callable[..., tuple[Any, Hub, list[Any]]]
+) -> None:
+    channel, _, got = consuming(1, prefetch=1)
+    broker.sqs_client().delete_queue(QueueUrl=queue_url(stack.request_queue))
+
+    channel.basic_reject(got[0].delivery_tag, requeue=True)
+
     assert channel.qos.can_consume()
 
 

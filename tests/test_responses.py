@@ -15,9 +15,11 @@ import pytest
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 
 from faceapp import broker, responses
+from faceapp import stack as deployment
 from faceapp.broker import FaceappCelery
 from faceapp.config import Settings
 from faceapp.responses import MAX_REPLY_BYTES, Collector, backend
+from faceapp.responses.backend import TRIES
 from tests.services import wait_until
 
 
@@ -153,6 +155,24 @@ def test_an_unfinished_task_answers_nothing(app: FaceappCelery) -> None:
     answer(app, task_id, "done")
     assert app.AsyncResult(task_id).get(timeout=30) == "done"
     assert app.backend.collector.counts == {"delivered": 1}
+
+
+@pytest.mark.parametrize(("delivery", "answered"), [(1, False), (2, False), (3, True)])
+def test_a_failure_is_answered_when_it_is_the_last_try(app: FaceappCelery, delivery: int, answered: bool) -> None:
+    task_id = expected(app)
+    message = {"Attributes": {"ApproximateReceiveCount": str(delivery)}}
+    request = SimpleNamespace(reply_to=app.backend.reply_queue, properties={"delivery_info": {"sqs_message": message}})
+    app.backend.store_result(task_id, ValueError("broken"), "FAILURE", request=request)
+    if answered:
+        with pytest.raises(ValueError, match="broken"):
+            app.AsyncResult(task_id).get(timeout=30)
+    else:
+        answer(app, task_id, "the next try worked")
+        assert app.AsyncResult(task_id).get(timeout=30) == "the next try worked"
+
+
+def test_the_last_try_is_the_one_that_the_stack_says() -> None:
+    assert f"maxReceiveCount: {TRIES}" in deployment.template()
 
 
 def test_an_answer_nobody_fetches_is_forgotten(app: FaceappCelery) -> None:

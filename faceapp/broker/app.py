@@ -33,8 +33,8 @@ def create_app(settings: Settings) -> FaceappCelery:
             "queue_name_prefix": f"{settings.prefix}-",
             "request_queue": settings.request_queue,
             "wait_time_seconds": settings.queue_wait_s,
-            # The pause after an empty poll, which has already waited.
-            "polling_interval": 0.1,
+            # The pause after a poll that brought nothing: it has waited already, or SQS has refused it.
+            "polling_interval": 0.5,
             # Of queues that kombu makes itself (events, remote control); the request queue's is the template's.
             "visibility_timeout": 60,
             "fetch_message_attributes": ["ApproximateReceiveCount", "SentTimestamp"],

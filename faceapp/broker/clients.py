@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from typing import Any
 
@@ -26,12 +27,25 @@ CLIENT_CONFIG: dict[str, Any] = {
 }
 """botocore's settings for SQS; reading waits longer than the longest long poll (20 s)."""
 
+QUICK_CONFIG = Config(read_timeout=5, retries={"mode": "standard", "total_max_attempts": 1})
+"""For calls that an event loop waits for, and that may fail: events, and deleting what would only be done again."""
+
 
 def sqs_client(**config: Any) -> Any:
     """A boto3 SQS client with this service's time limits; `config` overrides single botocore settings."""
     session = boto3.Session()
     region = session.region_name or DEFAULT_REGION
     return session.client("sqs", region_name=region, config=Config(**{**CLIENT_CONFIG, **config}))
+
+
+def quick_sqs_client() -> Any:
+    """This process's client for calls that may fail but must not take long."""
+    return _quick_sqs_client(os.getpid(), os.environ.get("AWS_ENDPOINT_URL"))
+
+
+@cache
+def _quick_sqs_client(_pid: int, _endpoint: str | None) -> Any:
+    return sqs_client(read_timeout=5, retries={"mode": "standard", "total_max_attempts": 1})
 
 
 @cache

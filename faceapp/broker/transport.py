@@ -13,7 +13,7 @@ from kombu.asynchronous.aws.sqs.connection import AsyncSQSConnection
 from kombu.transport import SQS, TRANSPORT_ALIASES, virtual
 from kombu.transport.SQS.exceptions import DoesNotExistQueueException
 
-from faceapp.broker.clients import CLIENT_CONFIG
+from faceapp.broker.clients import CLIENT_CONFIG, QUICK_CONFIG, quick_sqs_client
 from faceapp.errors import BrokerUnavailable
 
 logger = logging.getLogger(__name__)
@@ -22,10 +22,21 @@ DELETE_WITHIN_S = 0.5
 """A done task's message is deleted with nine others, or after this long."""
 
 
-class _AsyncSQSConnection(AsyncSQSConnection):
+class AsyncConnection(AsyncSQSConnection):
+    """kombu's asynchronous SQS calls, with time for the longest long poll and no way out for a refusal."""
+
     def get_http_connection(self) -> AsyncHTTPSConnection:
         # kombu gives up on every request after 20 s, just when the longest long poll answers.
         return AsyncHTTPSConnection(timeout=CLIENT_CONFIG["read_timeout"], http_client=self._httpclient)
+
+    def _on_list_ready(self, parent: Any, markers: Any, operation: str, response: Any) -> Any:
+        # kombu raises on 4xx, which throttling and a token that has just run out are, into the event loop: that logs
+        # it, or ends by it, and the queue is never polled again.
+        try:
+            return super()._on_list_ready(parent, markers, operation, response)
+        except Exception as error:
+            logger.warning("SQS refused %s: %s", operation, error)
+            return []
 
 
 class Channel(SQS.Channel):
@@ -42,7 +53,11 @@ class Channel(SQS.Channel):
 
     def _new_boto_client(self, service: Any, region: Any, *credentials: Any, config: Any = None, **named: Any) -> Any:
         # boto3 clients are safe to share between threads and cost 30 ms and megabytes each; kombu makes one a channel.
-        key = (os.getpid(), service, region, bool(config), self.endpoint_url)
+        if config is not None:  # made for one use, with credentials that will have run out at the next
+            return super()._new_boto_client(service, region, *credentials, config=config, **named)
+        key = (os.getpid(), service, region, self.endpoint_url)
+        # Events: the loop that acknowledges tasks must not wait long for them.
+        config = QUICK_CONFIG if service == "sns" else None
         with self._clients_lock:
             if key not in self._clients:
                 self._clients[key] = super()._new_boto_client(service, region, *credentials, config=config, **named)
@@ -71,6 +86,11 @@ class Channel(SQS.Channel):
         url: str = self._queue_cache[name]
         return url
 
+    def _delete(self, queue: str, *args: Any, **named: Any) -> None:
+        super()._delete(queue, *args, **named)
+        # kombu forgets the queue by another name than it remembers it by.
+        self._queue_cache.pop(self.canonical_queue_name(queue), None)
+
     def _create_queue(self, queue_name: str, attributes: dict[str, str]) -> Any:
         # The request queue has limits and a redrive policy that only the stack's template knows.
         if queue_name == self.transport_options["request_queue"]:
@@ -79,7 +99,7 @@ class Channel(SQS.Channel):
 
     def asynsqs(self, queue: str | None = None) -> AsyncSQSConnection:
         if self._asynsqs is None:
-            self._asynsqs = _AsyncSQSConnection(
+            self._asynsqs = AsyncConnection(
                 sqs_connection=self.sqs(queue=queue),
                 region=self.region,
                 message_system_attribute_names=self.get_message_attributes["MessageSystemAttributeNames"],
@@ -137,7 +157,7 @@ class Channel(SQS.Channel):
         for url in {url for url, _ in todo}:
             entries = [{"Id": str(n), "ReceiptHandle": receipt} for n, (of, receipt) in enumerate(todo) if of == url]
             try:
-                failed = self.sqs().delete_message_batch(QueueUrl=url, Entries=entries).get("Failed", ())
+                failed = quick_sqs_client().delete_message_batch(QueueUrl=url, Entries=entries).get("Failed", ())
             except (BotoCoreError, ClientError) as error:
                 failed = [str(error)]
             if failed:
@@ -154,6 +174,11 @@ class Channel(SQS.Channel):
     def basic_reject(self, delivery_tag: str, requeue: bool = False) -> None:
         try:
             super().basic_reject(delivery_tag, requeue)
+        except (BotoCoreError, ClientError) as error:
+            # It comes again when its visibility timeout is over. Raising would end the worker, and keep the place in
+            # the prefetch for ever.
+            logger.warning("a message stays out of sight for its whole visibility timeout: %s", error)
+            self.qos.reject(delivery_tag)
         finally:
             self._feed()
 
@@ -163,7 +188,15 @@ class Channel(SQS.Channel):
 
     def _on_messages_ready(self, queue: str, qname: str, messages: Any) -> int:
         # kombu hands on an empty list, not a response, when SQS answered 5xx or not in time.
-        return super()._on_messages_ready(queue, qname, messages) if messages else 0
+        received = messages.get("Messages", ()) if messages else ()
+        for each in received:
+            # One by one: what is raised here ends the worker, or its polling.
+            try:
+                super()._on_messages_ready(queue, qname, {"Messages": [each]})
+            except Exception:
+                logger.exception("a message that cannot be taken in stays in %s", qname)
+                self.qos.reject(each["ReceiptHandle"])
+        return len(received)
 
     def _delete_message(self, queue_name: str, message: Any) -> None:
         # kombu deletes a no-ack consumer's messages through the asynchronous client, which needs an event loop:

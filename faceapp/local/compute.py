@@ -153,7 +153,8 @@ class Host:
                 self._bury(machine, f"{how} {ended.si_status}", now_s)
             elif machine.kill_at_s is not None and now_s >= machine.kill_at_s:
                 logger.warning("%s (%s): killed, its worker did not end in time", machine.name, machine.id)
-                os.killpg(machine.pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # not yet a group of its own: at the next look
+                    os.killpg(machine.pid, signal.SIGKILL)
         elif now_s >= machine.start_at_s and not self._is_taken(machine.name):
             self._start(machine, now_s)
 

@@ -71,11 +71,13 @@ def fork_worker(options: list[str], *, log: Path, release: Callable[[], None]) -
     sys.stderr.flush()
     # A SIGTERM to the child must not end in the parent's handler.
     signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
-    pid = os.fork()
-    if pid == 0:
-        _be_worker(options, log, release)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
-    return pid
+    try:
+        pid = os.fork()
+        if pid == 0:
+            _be_worker(options, log, release)
+        return pid
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
 
 
 def _be_worker(options: list[str], log: Path, release: Callable[[], None]) -> NoReturn:

@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 MAX_REPLY_BYTES = 240 * 1024
 """A longer answer is sent without its result: SQS takes 256 KiB, and the result is in S3 anyway."""
 
+TRIES = 3
+"""How often a message is delivered before it is a dead letter: the request queue's maxReceiveCount."""
+
 _slot: int | None = None
 
 
@@ -37,6 +40,17 @@ def _queue_name(settings: Settings) -> str:
     if _slot is None:
         return f"{name}-{uuid.uuid4().hex[:12]}"
     return name if _slot == 0 else f"{name}-{_slot}"
+
+
+def _is_tried_again(state: str, request: Any) -> bool:
+    """Whether SQS will deliver the message of a task that failed once more: then this is not the answer yet."""
+    if state not in states.EXCEPTION_STATES:
+        return False
+    try:
+        message = request.properties["delivery_info"]["sqs_message"]
+        return int(message["Attributes"]["ApproximateReceiveCount"]) < TRIES
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return False
 
 
 class ResponseBackend(SyncBackendMixin, Backend):
@@ -106,7 +120,7 @@ class ResponseBackend(SyncBackendMixin, Backend):
         self, task_id: str, result: Any, state: str, traceback: str | None = None, request: Any = None, **_: Any
     ) -> None:
         reply_to = getattr(request, "reply_to", None)
-        if not reply_to or state not in states.READY_STATES:
+        if not reply_to or state not in states.READY_STATES or _is_tried_again(state, request):
             return
         meta = {"task_id": task_id, "status": state, "result": result, "traceback": traceback, "children": []}
         body = self.encode(meta)
@@ -131,5 +145,7 @@ class ResponseBackend(SyncBackendMixin, Backend):
         """This process's client and the URLs it knows; a forked child makes its own."""
         with self._lock:
             if self._sender_pid != os.getpid():
-                self._sender_pid, self._sending = os.getpid(), (broker.sqs_client(), {})
+                # Short: the result is in S3, and a task must not be kept from ending by its answer.
+                client = broker.sqs_client(read_timeout=5, retries={"mode": "standard", "total_max_attempts": 2})
+                self._sender_pid, self._sending = os.getpid(), (client, {})
             return self._sending
