@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
+from faceapp.broker.janitor import Janitor
 from faceapp.config import Settings
 from faceapp.errors import BrokerUnavailable, ConfigError, FaceappError
 from faceapp.scaling.budget import Spent
@@ -294,8 +295,10 @@ def run(settings: Settings, *, dry_run: bool = False, stop: threading.Event | No
         status=status,
     )
     server = StatusServer(settings, status)
+    janitor = Janitor(settings, leads=lambda: lease is not None and lease.held)
     stop = stop or _stop_on_signals()
     server.start()
+    janitor.start()
     _say_start(settings, server, dry_run=dry_run)
     try:
         while not stop.is_set():
@@ -311,6 +314,7 @@ def run(settings: Settings, *, dry_run: bool = False, stop: threading.Event | No
             stop.wait(max(0.0, began_s + settings.scaler_tick_s - time.monotonic()))
     finally:
         server.stop()
+        janitor.stop()
         scaler.close()
     logger.info("the scaler ends; the instances stay as they are")
 

@@ -7,6 +7,7 @@ from kombu import Queue
 
 import faceapp.broker.transport  # noqa: F401 - makes sqs:// ours
 from faceapp.broker.clients import CLIENT_CONFIG
+from faceapp.broker.control import Control
 from faceapp.broker.events import Events
 from faceapp.broker.messages import AMQP
 from faceapp.config import Settings
@@ -25,7 +26,9 @@ class FaceappCelery(Celery):
 
 def create_app(settings: Settings) -> FaceappCelery:
     """The Celery app for the queues that `settings` name. Opens no connection."""
-    app = FaceappCelery("faceapp", amqp=AMQP, backend="faceapp.responses:ResponseBackend", set_as_current=True)
+    app = FaceappCelery(
+        "faceapp", amqp=AMQP, backend="faceapp.responses:ResponseBackend", control=Control, set_as_current=True
+    )
     app.settings = settings
     app.conf.update(
         broker_url="sqs://",

@@ -1,4 +1,4 @@
-"""boto3 clients for SQS."""
+"""boto3 clients for SQS and SNS."""
 
 from __future__ import annotations
 
@@ -46,6 +46,23 @@ def quick_sqs_client() -> Any:
 @cache
 def _quick_sqs_client(_pid: int, _endpoint: str | None) -> Any:
     return sqs_client(read_timeout=5, retries={"mode": "standard", "total_max_attempts": 1})
+
+
+def sns_client(**config: Any) -> Any:
+    """A boto3 SNS client with this service's time limits; `config` overrides single botocore settings."""
+    session = boto3.Session()
+    region = session.region_name or DEFAULT_REGION
+    return session.client("sns", region_name=region, config=Config(**{**CLIENT_CONFIG, **config}))
+
+
+def quick_sns_client() -> Any:
+    """This process's SNS client for calls that may fail but must not take long."""
+    return _quick_sns_client(os.getpid(), os.environ.get("AWS_ENDPOINT_URL"))
+
+
+@cache
+def _quick_sns_client(_pid: int, _endpoint: str | None) -> Any:
+    return sns_client(read_timeout=5, retries={"mode": "standard", "total_max_attempts": 1})
 
 
 @cache

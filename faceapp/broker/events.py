@@ -14,7 +14,7 @@ EVENTS_WITHIN_S = 1.0
 """A worker's task events go out together, after this long."""
 EVENTS_TOGETHER = 100
 """Or when so many wait: about 50 KB, where SNS takes 256 and bills each 64 as a message."""
-HEARTBEAT_S = 30.0
+HEARTBEAT_S = 60.0
 """Between two heartbeats of a worker; Celery's own 2 s would be 43,000 messages a day and worker."""
 
 # Events go to everybody who listens. A topic exchange would need bindings that the processes share; SQS has none.

@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import threading
+import time
 from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 from kombu.asynchronous.aws.connection import AsyncHTTPSConnection
 from kombu.asynchronous.aws.sqs.connection import AsyncSQSConnection
+from kombu.exceptions import InconsistencyError
 from kombu.transport import SQS, TRANSPORT_ALIASES, virtual
 from kombu.transport.SQS.exceptions import DoesNotExistQueueException
 
 from faceapp.broker.clients import CLIENT_CONFIG, QUICK_CONFIG, quick_sqs_client
+from faceapp.broker.control import REPLY_EXCHANGE
+from faceapp.broker.fanout import FANOUT_EXCHANGES, Fanout, arn, listener_attributes, topic_name
+from faceapp.broker.temporary import temporary_queues
 from faceapp.errors import BrokerUnavailable
 
 logger = logging.getLogger(__name__)
 
 DELETE_WITHIN_S = 0.5
 """A done task's message is deleted with nine others, or after this long."""
+LISTENER_DELETES_WITHIN_S = 20.0
+"""The same for events taken outside a worker: they are not seen again for a minute, and twice would do no harm."""
+GATHER_S = 0.25
+"""Between two receives outside a worker."""
+CLOCKS_AGREE_S = 2.0
+LONGEST_NAME = 80
+"""Of a queue."""
+REPLIES = REPLY_EXCHANGE.replace(".", "-")
 
 
 class AsyncConnection(AsyncSQSConnection):
@@ -43,6 +57,7 @@ class Channel(SQS.Channel):
     """kombu's SQS channel, asking SQS less and repaired for fanout, replies and no-ack consumers."""
 
     _asynsqs: AsyncSQSConnection | None
+    _fanout: Fanout | None
     _clients: dict[tuple[Any, ...], Any] = {}  # noqa: RUF012 - one per process on purpose
     _clients_lock = threading.Lock()
 
@@ -50,6 +65,14 @@ class Channel(SQS.Channel):
         super().__init__(*args, **kwargs)
         self._starved: set[str] = set()
         self._done: list[tuple[str, str]] = []
+        self._done_from_s = 0.0
+        self._received_s = float("-inf")
+
+    @property
+    def fanout(self) -> Fanout:
+        if not self._fanout:
+            self._fanout = Fanout(self)
+        return self._fanout
 
     def _new_boto_client(self, service: Any, region: Any, *credentials: Any, config: Any = None, **named: Any) -> Any:
         # boto3 clients are safe to share between threads and cost 30 ms and megabytes each; kombu makes one a channel.
@@ -70,10 +93,10 @@ class Channel(SQS.Channel):
         self._resolve_request_queue()
 
     def _resolve_request_queue(self) -> None:
-        name = self.transport_options["request_queue"]
         try:
-            self._resolve_queue_url(name.removeprefix(self.queue_name_prefix))
+            self._resolve_queue_url(self._request_queue)
         except DoesNotExistQueueException:
+            name = self.transport_options["request_queue"]
             raise BrokerUnavailable(f"the queue {name} does not exist: deploy the stack first") from None
 
     def _resolve_queue_url(self, queue: str) -> str:
@@ -86,16 +109,53 @@ class Channel(SQS.Channel):
         url: str = self._queue_cache[name]
         return url
 
+    def canonical_queue_name(self, queue_name: str) -> str:
+        # A host's name can be 63 characters long, and the prefix 32.
+        name: str = super().canonical_queue_name(queue_name)
+        if len(name) <= LONGEST_NAME:
+            return name
+        return f"{name[: LONGEST_NAME - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+    def queue_of(self, queue: str) -> tuple[str, str]:
+        """The URL and the ARN of a queue."""
+        url = self._new_queue(queue)
+        return url, arn(self.sqs(), "sqs", url, url.rpartition("/")[2])
+
+    def topic_of(self, exchange: str) -> str:
+        """The ARN of an exchange's topic."""
+        url = self._resolve_queue_url(self._request_queue)
+        return arn(self.sqs(), "sns", url, topic_name(self.queue_name_prefix.removesuffix("-"), exchange))
+
+    @property
+    def _request_queue(self) -> str:
+        name: str = self.transport_options["request_queue"]
+        return name.removeprefix(self.queue_name_prefix)
+
     def _delete(self, queue: str, *args: Any, **named: Any) -> None:
         super()._delete(queue, *args, **named)
         # kombu forgets the queue by another name than it remembers it by.
         self._queue_cache.pop(self.canonical_queue_name(queue), None)
 
-    def _create_queue(self, queue_name: str, attributes: dict[str, str]) -> Any:
+    def _create_queue(self, queue_name: str, attributes: dict[str, str]) -> dict[str, str]:
         # The request queue has limits and a redrive policy that only the stack's template knows.
         if queue_name == self.transport_options["request_queue"]:
             raise BrokerUnavailable(f"the queue {queue_name} does not exist: deploy the stack first")
-        return super()._create_queue(queue_name, attributes)
+        if queue_name.endswith(REPLIES):
+            raise InconsistencyError(f"nobody waits at {queue_name} any more")
+        url = self._resolve_queue_url(self._request_queue)
+        topics = [self.topic_of(exchange) for exchange in FANOUT_EXCHANGES]
+        attributes |= listener_attributes(arn(self.sqs(), "sqs", url, queue_name), topics)
+        return {"QueueUrl": temporary_queues.make(self.sqs(), queue_name, attributes)}
+
+    def _put(self, queue: str, message: Any, **kwargs: Any) -> None:
+        try:
+            super()._put(queue, message, **kwargs)
+        except self.sqs().exceptions.QueueDoesNotExist:
+            # Its URL was known, and whoever asked has gone since.
+            self._queue_cache.pop(self.canonical_queue_name(queue), None)
+            if not queue.endswith(REPLY_EXCHANGE):
+                raise
+            raise InconsistencyError(f"nobody waits at {queue} any more") from None
 
     def asynsqs(self, queue: str | None = None) -> AsyncSQSConnection:
         if self._asynsqs is None:
@@ -107,6 +167,7 @@ class Channel(SQS.Channel):
         return self._asynsqs
 
     def _schedule_queue(self, queue: str) -> None:
+        self._use(queue)
         # While the prefetch is full kombu looks every polling_interval whether it still is, which caps a process at
         # prefetch / interval tasks a second. The ack or reject that makes room says so at once.
         if queue in self._active_queues and not self._has_room():
@@ -125,7 +186,41 @@ class Channel(SQS.Channel):
 
     def basic_consume(self, queue: str, *args: Any, **kwargs: Any) -> Any:
         self._starved.discard(queue)  # consuming starts polling anew
+        if queue != self._request_queue:
+            temporary_queues.adopt(self.sqs(), self._new_queue(queue))
         return super().basic_consume(queue, *args, **kwargs)
+
+    def _use(self, queue: str) -> None:
+        """Note that a temporary queue is in use; if it was deleted as abandoned, make and subscribe it anew."""
+        if queue in self._noack_queues and not temporary_queues.use(self._new_queue(queue)):
+            self._queue_cache.pop(self.canonical_queue_name(queue), None)
+            self._fanout = None
+            self._subscribe_queue_to_fanout_exchange_if_required(queue)
+
+    def _news(self, queue: str, messages: list[Any]) -> list[Any]:
+        """The messages without those that were for whoever had this queue before; those are deleted.
+
+        A worker must not obey the command to shut down that its predecessor did not live to see.
+        """
+        if queue not in self._noack_queues:
+            return messages
+        from_ms = (temporary_queues.began_s(self._new_queue(queue)) - CLOCKS_AGREE_S) * 1000
+        news = [each for each in messages if float(each.get("Attributes", {}).get("SentTimestamp", from_ms)) >= from_ms]
+        for each in messages:
+            if each not in news:
+                self._delete_message(queue, each)
+        return news
+
+    def _receive_message(self, queue: str, *args: Any, **kwargs: Any) -> Any:
+        # Outside an event loop: Flower, the scaler. Events come from many workers in the same second; one billed call
+        # takes several of them.
+        self._use(queue)
+        time.sleep(max(0.0, self._received_s + GATHER_S - time.monotonic()))
+        if self._done and time.monotonic() - self._done_from_s > LISTENER_DELETES_WITHIN_S:
+            self._delete_done()
+        answer = super()._receive_message(queue, *args, **kwargs)
+        self._received_s = time.monotonic()
+        return {**answer, "Messages": self._news(queue, answer.get("Messages", []))}
 
     def basic_ack(self, delivery_tag: str, multiple: bool = False) -> None:
         # kombu deletes each message with a call of its own; ten go into one. Only while an event loop runs and the
@@ -149,7 +244,9 @@ class Channel(SQS.Channel):
         if len(self._done) >= SQS.SQS_MAX_MESSAGES:
             self._delete_done()
         elif len(self._done) == 1:
-            self.hub.call_later(DELETE_WITHIN_S, self._delete_done)
+            self._done_from_s = time.monotonic()
+            if self.hub:
+                self.hub.call_later(DELETE_WITHIN_S, self._delete_done)
 
     def _delete_done(self) -> None:
         """Delete the messages whose tasks are done. One that stays is delivered again, and done again."""
@@ -188,8 +285,8 @@ class Channel(SQS.Channel):
 
     def _on_messages_ready(self, queue: str, qname: str, messages: Any) -> int:
         # kombu hands on an empty list, not a response, when SQS answered 5xx or not in time.
-        received = messages.get("Messages", ()) if messages else ()
-        for each in received:
+        received = messages.get("Messages", []) if messages else []
+        for each in self._news(qname, received):
             # One by one: what is raised here ends the worker, or its polling.
             try:
                 super()._on_messages_ready(queue, qname, {"Messages": [each]})
@@ -200,13 +297,13 @@ class Channel(SQS.Channel):
 
     def _delete_message(self, queue_name: str, message: Any) -> None:
         # kombu deletes a no-ack consumer's messages through the asynchronous client, which needs an event loop:
-        # outside a worker (inspect, Flower) there is none and it fails.
-        self.sqs().delete_message(QueueUrl=self._new_queue(queue_name), ReceiptHandle=message["ReceiptHandle"])
+        # outside a worker (inspect, Flower) there is none and it fails. And one by one.
+        self._delete_soon((self._new_queue(queue_name), message["ReceiptHandle"]))
 
     def _lookup(self, exchange: str, routing_key: str, default: str | None = None) -> list[str]:
         # A remote-control reply goes to the queue of the process that asked. kombu looks for it in bindings that only
         # that process has; the name says it as well.
-        if exchange.startswith("reply."):
+        if exchange == REPLY_EXCHANGE:
             return [f"{routing_key}.{exchange}"]
         found: list[str] = super()._lookup(exchange, routing_key, default)
         return found

@@ -73,10 +73,8 @@ class ResponseBackend(SyncBackendMixin, Backend):
         """This process's reader; a forked child gets its own."""
         with self._lock:
             if self._mine is None or self._pid != os.getpid():
-                self._pid, self._mine = (
-                    os.getpid(),
-                    Collector(_queue_name(self._settings), wait_s=self._settings.queue_wait_s),
-                )
+                name, wait_s = _queue_name(self._settings), self._settings.queue_wait_s
+                self._pid, self._mine = os.getpid(), Collector(name, wait_s=wait_s, owned=_slot is None)
                 atexit.register(self._mine.close, delete_queue=_slot is None)
             return self._mine
 

@@ -1,13 +1,14 @@
 """What the workers say of themselves: Celery's events, over the app's own transport.
 
 `Workers` makes a picture out of events and knows no Celery. `Listener` brings them. Events get lost, late and twice, so
-nothing here is counted on: a worker's heartbeat (every 30 s) puts its part of the picture right, and `path_alive` says
-whether events arrive at all, which the listener finds out by sending one to itself.
+nothing here is counted on: a worker's heartbeat (every minute) puts its part of the picture right, and `path_alive`
+says whether events arrive at all, which the listener finds out by sending one to itself.
 """
 
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -25,12 +26,9 @@ SMOOTHING = 0.1
 PING = "scaler-ping"
 PING_S = 30.0
 PATH_S = 3 * PING_S
-SILENT_S = 5 * HEARTBEAT_S
+SILENT_S = 3 * HEARTBEAT_S
 """A worker that was not heard from for so long, while events arrive, has gone silent."""
 ENDS = {"task-succeeded", "task-failed", "task-rejected", "task-retried", "task-revoked"}
-NODE = "scaler"
-"""The listener's queue is <prefix>-celeryev.scaler, one for every scaler after another: none is left behind."""
-RETENTION_S = 300
 SLACK_S = 2.0
 """EC2 tells times in whole seconds."""
 RETRY_S = 5.0
@@ -169,7 +167,8 @@ class Listener:
 
     def __init__(self, settings: Settings, workers: Workers) -> None:
         self._app = broker.create_app(settings)
-        self._queue = f"{settings.prefix}-celeryev-{NODE}"
+        # One place, one scaler: another that waits to lead elsewhere has a queue of its own.
+        self._node = f"scaler-{socket.gethostname()}-{settings.scaler_port}"
         self._workers = workers
         self._stop = threading.Event()
         # A daemon: it may be in the middle of a long poll, and nothing waits for it.
@@ -193,27 +192,16 @@ class Listener:
 
     def _listen(self) -> None:
         with self._app.connection_for_read() as connection:
-            receiver = self._app.events.Receiver(connection, handlers={"*": self._workers.on_event}, node_id=NODE)
+            receiver = self._app.events.Receiver(connection, handlers={"*": self._workers.on_event}, node_id=self._node)
             with receiver.consumer_context(wakeup=False) as (listening, channel, _):
-                self._forget_old(channel, receiver.queue.name)
                 # Each worker answers with a heartbeat, which says whether it has work.
                 receiver.wakeup_workers(channel=channel)
                 self._pump(listening)
 
-    def _forget_old(self, channel: Any, queue: str) -> None:
-        """What was sent while nobody listened would be taken for news."""
-        url = channel._new_queue(queue)
-        try:
-            channel.sqs().purge_queue(QueueUrl=url)
-        except channel.sqs().exceptions.PurgeQueueInProgress:
-            logger.debug("the event queue was purged a moment ago")
-        attributes = {"MessageRetentionPeriod": str(RETENTION_S)}
-        channel.sqs().set_queue_attributes(QueueUrl=url, Attributes=attributes)
-
     def _pump(self, connection: Any) -> None:
         ping_s = float("-inf")
         with self._app.connection_for_write() as writing:
-            dispatcher = self._app.events.Dispatcher(writing, hostname=NODE, buffer_while_offline=False)
+            dispatcher = self._app.events.Dispatcher(writing, hostname=self._node, buffer_while_offline=False)
             while not self._stop.is_set():
                 if time.monotonic() - ping_s >= PING_S:
                     dispatcher.send(PING)

@@ -20,7 +20,7 @@ from faceapp.scaling.simulation.world import Result, Trace, World
 
 PRIOR_BOOT_S = 45.0
 PRIOR_SERVICE_S = 1.0
-HEARTBEAT_S = 30.0
+HEARTBEAT_S = 60.0
 SPOT_NOTICE_SHARE = 0.9
 SLOW_BOOT = 3.0
 BOOT_QUANTILES = (0.5, 0.9)

@@ -1,0 +1,149 @@
+"""One thread that reads a queue for a whole process, while somebody expects something from it."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from abc import ABC, abstractmethod
+from functools import cached_property
+from typing import Any
+
+from faceapp.broker.clients import sqs_client
+from faceapp.broker.temporary import temporary_queues
+
+logger = logging.getLogger(__name__)
+
+BATCH = 10
+"""SQS hands out and deletes at most this many messages a call."""
+
+GATHER_S = 0.0025
+GATHER_MAX_S = 0.25
+"""While more than a batch of messages is expected, pause this long for each (and no longer than that) after a receive
+that was not full: several messages come with one billed call, and 1 % is added to a wait that is long anyway."""
+
+DELETE_WITHIN_S = 1.0
+"""Received messages are deleted in tens, or after this long."""
+
+
+class QueueReader(ABC):
+    """Reads `queue_name`, which it makes if it is not there. Any thread may call any method.
+
+    A subclass keeps what is expected, under the lock of `_changed`, and takes the messages in. With `owned` the queue
+    goes with this process.
+    """
+
+    def __init__(self, queue_name: str, *, wait_s: int, owned: bool) -> None:
+        self.queue_name = queue_name
+        self._wait_s, self._owned = wait_s, owned
+        self._changed = threading.Condition()
+        self._reader: threading.Thread | None = None
+        self._closed = False
+
+    @abstractmethod
+    def _missing(self) -> int:
+        """How many messages are expected. Called with the lock held."""
+
+    @abstractmethod
+    def _deliver(self, body: str) -> None:
+        """Take a message in; it is deleted afterwards. Called without the lock."""
+
+    def _tidy(self) -> None:  # noqa: B027 - not every subclass has something to tidy
+        """Forget what is not expected any more. Called with the lock held, now and then."""
+
+    def close(self, *, delete_queue: bool) -> None:
+        """Stop reading. With `delete_queue` the queue goes too."""
+        with self._changed:
+            if self._closed:
+                return
+            self._closed = True
+            self._changed.notify()
+        if delete_queue and "_queue_url" in self.__dict__:
+            temporary_queues.delete(self._queue_url)
+
+    @cached_property
+    def _sqs(self) -> Any:
+        return sqs_client()
+
+    @cached_property
+    def _queue_url(self) -> str:
+        if self._owned:
+            return temporary_queues.make(self._sqs, self.queue_name)
+        try:
+            return str(self._sqs.get_queue_url(QueueName=self.queue_name)["QueueUrl"])
+        except self._sqs.exceptions.QueueDoesNotExist:
+            logger.info("creating the queue %s", self.queue_name)
+            return str(self._sqs.create_queue(QueueName=self.queue_name)["QueueUrl"])
+
+    def _ensure_queue(self) -> None:
+        """Raises botocore's errors when there is no queue to read, and none can be made."""
+        if not temporary_queues.use(self._queue_url):
+            # Nobody used it for so long that it was taken for a dead process's.
+            self.__dict__.pop("_queue_url", None)
+            _ = self._queue_url
+
+    def _wake(self) -> None:
+        """Something is expected now. Called with the lock held."""
+        if self._reader is None:
+            self._reader = threading.Thread(target=self._read, name=f"reads {self.queue_name}", daemon=True)
+            self._reader.start()
+        self._changed.notify()
+
+    def _read(self) -> None:
+        """The reader thread: receive while messages are expected, delete what was received, else sleep."""
+        received: list[str] = []
+        deleted_s = time.monotonic()
+        failures = 0
+        while not self._closed:
+            expecting = self._sleep_until_needed(wake=bool(received))
+            try:
+                fresh = self._receive() if expecting else []
+                received += fresh
+                overdue = not expecting or time.monotonic() - deleted_s > DELETE_WITHIN_S
+                if len(received) >= BATCH or (received and overdue):
+                    received, deleted_s = self._delete(received), time.monotonic()
+                failures = 0
+            except Exception as error:  # this thread must not end: everybody waits for it
+                failures += 1
+                # Messages that are not deleted come again and are dropped as late.
+                received = received if expecting else []
+                self._back_off(error, failures)
+                continue
+            if expecting > BATCH and len(fresh) < BATCH:
+                time.sleep(min(GATHER_MAX_S, expecting * GATHER_S))
+
+    def _sleep_until_needed(self, *, wake: bool) -> int:
+        """Sleep until a message is expected (not at all with `wake`); returns how many are."""
+        with self._changed:
+            self._tidy()
+            while not (wake or self._closed or self._missing()):
+                self._changed.wait()
+                self._tidy()
+            return self._missing()
+
+    def _receive(self) -> list[str]:
+        """One long poll: hand out what came, return the receipts."""
+        temporary_queues.use(self._queue_url)
+        answer = self._sqs.receive_message(
+            QueueUrl=self._queue_url, MaxNumberOfMessages=BATCH, WaitTimeSeconds=self._wait_s
+        )
+        receipts = []
+        for message in answer.get("Messages", ()):
+            self._deliver(message["Body"])
+            receipts.append(message["ReceiptHandle"])
+        return receipts
+
+    def _delete(self, receipts: list[str]) -> list[str]:
+        """Delete one batch; returns what is left to delete."""
+        batch, rest = receipts[:BATCH], receipts[BATCH:]
+        entries = [{"Id": str(n), "ReceiptHandle": receipt} for n, receipt in enumerate(batch)]
+        self._sqs.delete_message_batch(QueueUrl=self._queue_url, Entries=entries)
+        return rest
+
+    def _back_off(self, error: Exception, failures: int) -> None:
+        """Pause before the next try, longer each time; look the queue up again in case it was made anew."""
+        self.__dict__.pop("_queue_url", None)
+        pause_s = min(10.0, 0.2 * 2 ** min(failures, 6)) * random.uniform(0.5, 1.0)
+        logger.warning("reading the queue %s failed, again in %.1f s: %s", self.queue_name, pause_s, error)
+        time.sleep(pause_s)

@@ -1,0 +1,158 @@
+"""Queues that a process makes for itself: its events, its remote control, the replies to it.
+
+They are deleted when the process ends. One that is killed leaves its queues behind, so each carries a tag with the time
+of its last use, and `faceapp.broker.janitor` deletes those that nobody has used for `ABANDONED_S`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from botocore.exceptions import BotoCoreError, ClientError
+from celery import signals
+
+from faceapp.broker.clients import quick_sns_client, quick_sqs_client
+
+logger = logging.getLogger(__name__)
+
+TAG = "faceapp:used"
+"""The tag of a temporary queue; its value is the Unix time of the last use, in seconds."""
+NOTE_EVERY_S = 600.0
+"""A queue in use says so this often: each time is a request."""
+ABANDONED_S = 1800.0
+"""A queue that has not said so for this long belongs to nobody any more."""
+
+GONE = ("AWS.SimpleQueueService.NonExistentQueue", "QueueDoesNotExist", "NonExistentQueue")
+DELETED_JUST_NOW = ("AWS.SimpleQueueService.QueueDeletedRecently", "QueueDeletedRecently")
+SECOND = "-2"
+"""Ends the name to which a process falls back when its queue's name was given up less than a minute ago."""
+
+
+def code_of(error: ClientError) -> str:
+    """The AWS error code."""
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+@dataclass
+class _Queue:
+    began_s: float = field(default_factory=time.time)
+    noted_s: float = field(default_factory=time.monotonic)
+    subscriptions: set[str] = field(default_factory=set)
+
+
+class TemporaryQueues:
+    """This process's temporary queues, by URL; a forked child starts with none. Any thread may call any method."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+        self._all: dict[str, _Queue] = {}
+
+    @property
+    def _queues(self) -> dict[str, _Queue]:
+        if self._pid != os.getpid():
+            self._pid, self._all, self._lock = os.getpid(), {}, threading.Lock()
+        return self._all
+
+    def make(self, sqs: Any, name: str, attributes: dict[str, str] | None = None) -> str:
+        """Create the queue (or find it, if it is there with these attributes); returns its URL.
+
+        SQS gives a name again only a minute after its queue was deleted. A worker that is started anew does not wait
+        for that: it takes the name with `SECOND` behind it. Raises ClientError.
+        """
+        tags = {TAG: str(int(time.time()))}
+        try:
+            answer = sqs.create_queue(QueueName=name, Attributes=attributes or {}, tags=tags)
+        except ClientError as error:
+            if code_of(error) not in DELETED_JUST_NOW:
+                raise
+            answer = sqs.create_queue(QueueName=name + SECOND, Attributes=attributes or {}, tags=tags)
+        url = str(answer["QueueUrl"])
+        self._add(url)
+        return url
+
+    def adopt(self, sqs: Any, url: str) -> None:
+        """Take over a queue that is already there, if it is a temporary one: a killed predecessor's."""
+        if url in self._queues:
+            return
+        try:
+            if TAG not in sqs.list_queue_tags(QueueUrl=url).get("Tags", {}):
+                return
+        except ClientError as error:
+            if not code_of(error).startswith("AccessDenied"):
+                raise
+            # A role that may not look at tags has no queues of its own: the stack's template made this one.
+            return
+        self._add(url)
+        self._note(url)
+
+    def _add(self, url: str) -> None:
+        with self._lock:
+            if not self._queues:
+                atexit.register(self.delete_all)
+            self._queues.setdefault(url, _Queue())
+
+    def began_s(self, url: str) -> float:
+        """Since when (Unix time) this process has the queue; 0 for one that is not its own."""
+        queue = self._queues.get(url)
+        return queue.began_s if queue else 0.0
+
+    def subscribed(self, url: str, subscription: str) -> None:
+        """Note a subscription (its ARN) that is to go with the queue."""
+        if queue := self._queues.get(url):
+            queue.subscriptions.add(subscription)
+
+    def use(self, url: str) -> bool:
+        """Note now and then that the queue is in use; False if it is this process's and does not exist any more."""
+        queue = self._queues.get(url)
+        if queue is None or time.monotonic() - queue.noted_s < NOTE_EVERY_S:
+            return True
+        return self._note(url)
+
+    def _note(self, url: str) -> bool:
+        if queue := self._queues.get(url):
+            queue.noted_s = time.monotonic()
+        try:
+            quick_sqs_client().tag_queue(QueueUrl=url, Tags={TAG: str(int(time.time()))})
+        except ClientError as error:
+            if code_of(error) in GONE:
+                self._queues.pop(url, None)
+                return False
+            logger.warning("could not note that %s is in use: %s", url, error)
+        except BotoCoreError as error:
+            logger.warning("could not note that %s is in use: %s", url, error)
+        return True
+
+    def delete(self, url: str) -> None:
+        """Delete a queue and its subscriptions. One that stays is the janitor's."""
+        queue = self._queues.pop(url, None)
+        try:
+            for subscription in queue.subscriptions if queue else ():
+                quick_sns_client().unsubscribe(SubscriptionArn=subscription)
+        except (BotoCoreError, ClientError) as error:
+            logger.debug("the subscription of %s stays behind: %s", url, error)
+        try:
+            quick_sqs_client().delete_queue(QueueUrl=url)
+        except (BotoCoreError, ClientError) as error:
+            logger.debug("the queue %s stays behind: %s", url, error)
+
+    def delete_all(self) -> None:
+        """Delete all of this process's."""
+        for url in list(self._queues):
+            self.delete(url)
+
+
+temporary_queues = TemporaryQueues()
+"""This process's."""
+
+
+@signals.worker_shutdown.connect
+def _delete_at_shutdown(**_: Any) -> None:
+    # A worker that was forked from a loaded process ends without its exit handlers.
+    temporary_queues.delete_all()
