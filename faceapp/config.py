@@ -153,6 +153,7 @@ class Settings:
     aws_port: int = _whole(4566, 1, 65535, "the embedded AWS's port (make up)")
     flower_port: int = _whole(5555, 1, 65535, "Flower's port")
     log_level: str = _choice("INFO", "DEBUG", "INFO", "WARNING", "ERROR", doc="how much is logged")
+    log_format: str = _choice("human", "human", "json", doc="what a log line looks like: for people, or a JSON object")
 
     @property
     def in_bucket(self) -> str:
