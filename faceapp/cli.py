@@ -74,6 +74,14 @@ def worker(celery_options: tuple[str, ...]) -> None:
     os.execv(sys.executable, [sys.executable, "-m", "celery", "-A", "faceapp.tasks", "worker", *celery_options])
 
 
+@main.command(context_settings={"ignore_unknown_options": True})
+@click.argument("flower_options", nargs=-1, type=click.UNPROCESSED)
+def flower(flower_options: tuple[str, ...]) -> None:
+    """Run Flower; FLOWER_OPTIONS are those of 'celery -A faceapp.tasks flower'."""
+    settings()
+    os.execv(sys.executable, [sys.executable, "-m", "celery", "-A", "faceapp.tasks", "flower", *flower_options])
+
+
 @main.command()
 @click.option("--dry-run", is_flag=True, help="Change nothing: say what would be started and stopped.")
 def scaler(dry_run: bool) -> None:

@@ -151,6 +151,7 @@ class Settings:
     local_stop_grace_s: float = _real(90.0, 0, 3600, "a stopped embedded instance's worker is killed after this long")
     local_instance_processes: int = _whole(1, 1, 64, "worker processes of an embedded instance")
     aws_port: int = _whole(4566, 1, 65535, "the embedded AWS's port (make up)")
+    flower_host: str = _text("127.0.0.1", "the address that Flower listens on", pattern=r"[\w.:-]+", takes="a host")
     flower_port: int = _whole(5555, 1, 65535, "Flower's port")
     log_level: str = _choice("INFO", "DEBUG", "INFO", "WARNING", "ERROR", doc="how much is logged")
     log_format: str = _choice("human", "human", "json", doc="what a log line looks like: for people, or a JSON object")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from celery import signals
 from celery.exceptions import Reject
 
-from faceapp import broker, logs
+from faceapp import broker, flower, logs
 from faceapp.config import settings
 from faceapp.errors import NotFound, StorageUnavailable
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 app = broker.create_app(settings())
+flower.take_over(settings())
 
 
 def _worker() -> Worker:

@@ -1,0 +1,148 @@
+"""Flower's web application, at home on SQS."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+import time
+import zlib
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, NoReturn
+
+import click
+import flower.app
+import flower.events
+from celery.events import EventReceiver
+from tornado.httpserver import HTTPServer
+from tornado.httputil import HTTPServerRequest
+from tornado.ioloop import IOLoop
+from tornado.netutil import bind_unix_socket
+
+from faceapp import logs, queues
+from faceapp.errors import ConfigError
+from faceapp.flower import guard
+from faceapp.flower.pages import HANDLERS
+
+logger = logging.getLogger(__name__)
+
+UNANSWERED = "Inspect method %s failed"
+"""What Flower logs when no worker answers."""
+LONGEST_PAUSE_S = 30.0
+"""Between two tries to listen to a broker that does not answer."""
+FORGET_S = 60.0
+"""A worker whose events are missing counts as gone when it has not answered for so long, either."""
+
+
+class Events(flower.events.Events):
+    """Flower's, over a queue that is named after its place: the same one again after a restart."""
+
+    place = ""
+
+    def run(self) -> None:
+        pause_s = 1.0
+        while True:
+            try:
+                with self.capp.connection() as connection:
+                    receiver = EventReceiver(
+                        connection, handlers={"*": self.on_event}, app=self.capp, node_id=f"flower-{self.place}"
+                    )
+                    pause_s = 1.0
+                    receiver.capture(limit=None, timeout=None, wakeup=True)
+            except Exception as error:  # this thread must not end: the pages would stand still
+                logger.warning("no events, again in %g s: %s", pause_s, error)
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+
+class Flower(flower.app.Flower):
+    """Flower with our guard, our queues' page, and no memory of workers that left.
+
+    Raises ConfigError when it would stand open beyond this machine.
+    """
+
+    def __init__(self, *, options: Any, capp: Any, **settings: Any) -> None:
+        guard.check_address(options)
+        events = Events(
+            capp,
+            io_loop=IOLoop.current(),
+            db=options.db,
+            persistent=options.persistent,
+            enable_events=options.enable_events,
+            state_save_interval=options.state_save_interval,
+            max_workers_in_memory=options.max_workers,
+            max_tasks_in_memory=options.max_tasks,
+        )
+        super().__init__(options=options, capp=capp, events=events, **settings)
+        handlers = HANDLERS
+        if options.url_prefix:
+            handlers = [flower.app.rewrite_handler(each, options.url_prefix) for each in handlers]
+        self.add_handlers(".*", handlers)
+        if not guard.is_protected(options):
+            os.environ.setdefault("FLOWER_UNAUTHENTICATED_API", "true")
+            self.add_transform(guard.OwnPagesOnly)
+
+    @cached_property
+    def sqs(self) -> Any:
+        """The client that the queues' page asks with."""
+        return queues.client()
+
+    def start_http_server(self) -> int | None:
+        """Listen; returns the port, None for a socket file. Ends the process with a sentence where it cannot."""
+        try:
+            port = self._listen()
+        except OSError as error:
+            where = self.options.unix_socket or f"port {self.options.port} of {self.options.address}"
+            leave(f"Flower cannot listen on {where}: {error.strerror or error}.", status=1)
+        # Two Flowers on one machine each get every event.
+        place = port or zlib.crc32(os.path.abspath(self.options.unix_socket).encode())
+        self.events.place = f"{socket.gethostname().partition('.')[0][:20]}-{place}"
+        return port
+
+    def _listen(self) -> int | None:
+        if self.options.unix_socket and not guard.is_protected(self.options):
+            # Flower opens its socket file to every user of the machine.
+            HTTPServer(self).add_socket(bind_unix_socket(self.options.unix_socket, mode=0o600))
+            return None
+        port: int | None = super().start_http_server()
+        return port
+
+    def find_handler(self, request: HTTPServerRequest, **named: Any) -> Any:
+        """The handler for `request`; one that refuses when it comes from elsewhere and nobody asks for a password."""
+        sentence = "" if guard.is_protected(self.options) else guard.refusal(request)
+        if sentence:
+            return self.get_handler_delegate(request, guard.Refuse, {"sentence": sentence})
+        return super().find_handler(request, **named)
+
+    @property
+    def workers(self) -> Any:
+        """What the workers answered, by name: all that are there, also those that have not been asked yet."""
+        # Flower knows a worker when it has answered, and for ever: one that came later could not be told anything
+        # before its page was opened.
+        known = self.inspector.workers
+        for name, worker in self.events.state.workers.items():
+            if worker.alive:
+                _ = known[name]  # a defaultdict
+            elif time.time() - known.get(name, {}).get("timestamp", 0.0) > FORGET_S:
+                known.pop(name, None)
+        return known
+
+
+def make(*, options: Any, capp: Any, **settings: Any) -> Flower:
+    """What Flower's command makes instead of its own; ends the process with a sentence when it may not."""
+    own = capp.settings
+    logs.configure(replace(own, log_level="DEBUG") if options.debug else own, service="faceapp-flower")
+    # With no worker there is nobody to answer, which is no trouble here.
+    logging.getLogger("flower.inspector").addFilter(lambda record: record.msg != UNANSWERED)
+    try:
+        return Flower(options=options, capp=capp, **settings)
+    except ConfigError as error:
+        leave(error.detail, status=2)
+
+
+def leave(sentence: str, *, status: int) -> NoReturn:
+    """End the process with a sentence."""
+    click.echo(f"Error: {sentence}", err=True)
+    sys.exit(status)
