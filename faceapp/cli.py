@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import fields
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from faceapp.errors import ConfigError, FaceappError
 
 FOLDER = click.Path(path_type=Path)
 URL = "http://127.0.0.1:8000"
+WATCH_S = 2.0
 
 
 class Commands(click.Group):
@@ -59,10 +63,11 @@ def up(people: Path | None, fresh: bool, verbose: bool) -> None:
 @main.command()
 def web() -> None:
     """Run the web tier."""
-    from faceapp import logs
+    from faceapp import logs, tracing
     from faceapp.http.server import serve
 
-    logs.configure(settings())
+    logs.configure(settings(), service="faceapp-web")
+    tracing.enabled()
     serve(settings())
 
 
@@ -86,10 +91,11 @@ def flower(flower_options: tuple[str, ...]) -> None:
 @click.option("--dry-run", is_flag=True, help="Change nothing: say what would be started and stopped.")
 def scaler(dry_run: bool) -> None:
     """Start and stop workers by the queue's depth."""
-    from faceapp import logs
+    from faceapp import logs, tracing
     from faceapp.scaler import run
 
-    logs.configure(settings())
+    logs.configure(settings(), service="faceapp-scaler")
+    tracing.load("faceapp-scaler")
     run(settings(), dry_run=dry_run)
 
 
@@ -200,6 +206,160 @@ def simulate(**options: Any) -> None:
     from faceapp.scaling.simulation.command import options_of, simulate
 
     simulate(options_of(**options))
+
+
+def which_aws(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of a command that asks AWS itself; it gets the AWS it is to ask, in words, as `aws`."""
+
+    @click.option("--local", "wanted", flag_value="local", help="Ask the embedded AWS of 'faceapp up' on this machine.")
+    @click.option("--aws", "wanted", flag_value="aws", help="Ask the AWS account of the credentials that boto3 finds.")
+    @wraps(command)
+    def chosen(*arguments: Any, wanted: Any, **options: Any) -> None:
+        from faceapp.local.target import choose
+
+        command(*arguments, aws=choose(settings(), wanted), **options)
+
+    return chosen
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
+@click.option("--watch", is_flag=True, help="Ask again every two seconds, until Ctrl-C.")
+@which_aws
+def status(aws: str, as_json: bool, watch: bool) -> None:
+    """Show queues, instances, workers and the scaler.
+
+    A part that does not answer is a line that says so; the others are shown all the same.
+
+    The exit status is 0 when all is well. It is 1 when SQS, EC2, S3 or a ready instance's worker does not answer, when
+    the scaler is in trouble, when dead letters wait, or when requests wait and there is neither a worker nor a scaler.
+    No worker at all is well, and so is a scaler that cannot be reached from here.
+    """
+    from faceapp import tables, tasks
+    from faceapp.status import ask
+
+    def show() -> bool:
+        found = ask(settings(), tasks.app, aws=aws)
+        if as_json:
+            click.echo(tables.to_json(found.to_dict()))
+        else:
+            if watch:
+                click.clear()
+            tables.console().print(tables.status(found))
+        return found.healthy
+
+    healthy = show()
+    while watch:
+        time.sleep(WATCH_S)
+        healthy = show()
+    if not healthy:
+        sys.exit(1)
+
+
+@main.group("dead-letters")
+def dead_letters() -> None:
+    """Look at requests that failed too often, send them again or drop them.
+
+    An ID is that of the message or of the request; its first characters will do, six at least. Looking changes nothing,
+    but holds the letters for a moment, and SQS counts how often each was seen.
+    """
+
+
+@dead_letters.command("list")
+@click.option(
+    "--limit", type=click.IntRange(1, 20_000), default=1000, show_default=True, help="Show no more than these."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
+@which_aws
+def list_dead_letters(aws: str, limit: int, as_json: bool) -> None:
+    """List them, oldest first: what, since when, and why as far as it is known."""
+    from faceapp import tables
+    from faceapp.dead_letters import DeadLetters
+
+    found = DeadLetters(settings()).listing(limit)
+    if as_json:
+        click.echo(tables.to_json({"aws": aws, **tables.as_document(found), "complete": found.complete}))
+    else:
+        tables.console().print(tables.dead_letters(found, aws=aws))
+
+
+@dead_letters.command("show")
+@click.argument("id")
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
+@which_aws
+def show_dead_letter(aws: str, id: str, as_json: bool) -> None:
+    """Show everything about one, its decoded message included."""
+    from faceapp import tables
+    from faceapp.dead_letters import DeadLetters
+
+    found = DeadLetters(settings()).show(id)
+    if as_json:
+        click.echo(tables.to_json({"aws": aws, **tables.as_document(found)}))
+    else:
+        tables.console().print(tables.dead_letter(found))
+
+
+@dead_letters.command()
+@click.argument("ids", nargs=-1, metavar="[ID]...")
+@click.option("--all", "everything", is_flag=True, help="All of them.")
+@click.option("--force", is_flag=True, help="Also those that would only fail again: no task, or the photo is gone.")
+@click.option("--json", "as_json", is_flag=True, help="Print a line of JSON for each.")
+@which_aws
+def redrive(aws: str, ids: tuple[str, ...], everything: bool, force: bool, as_json: bool) -> None:
+    """Send these to the request queue again, with all their tries.
+
+    The exit status is 1 when one of them stays.
+    """
+    from faceapp.dead_letters import DeadLetters
+
+    _check_ids(ids, everything)
+    _say_outcomes(DeadLetters(settings()).redrive(ids or None, force=force), "sent again", aws, as_json)
+
+
+@dead_letters.command()
+@click.argument("ids", nargs=-1, metavar="[ID]...")
+@click.option("--all", "everything", is_flag=True, help="All of them.")
+@click.option("--yes", is_flag=True, help="Do not ask first.")
+@click.option("--json", "as_json", is_flag=True, help="Print a line of JSON for each (with --yes).")
+@which_aws
+def purge(aws: str, ids: tuple[str, ...], everything: bool, yes: bool, as_json: bool) -> None:
+    """Delete these for good. Says what is lost, and asks first."""
+    from faceapp import tables
+    from faceapp.dead_letters import DeadLetters
+
+    _check_ids(ids, everything)
+    if not yes and (as_json or not sys.stdin.isatty()):
+        raise click.UsageError("purge asks first, and nobody can answer here: give --yes.")
+    letters = DeadLetters(settings())
+    if not yes:
+        found = letters.listing()
+        chosen = [letters.show(each) for each in ids] or found.letters
+        if not chosen:
+            raise click.ClickException(f"There are no dead letters ({aws}).")
+        click.echo(f"On {aws}: {tables.loss(chosen, len(chosen) if ids else found.total)}")
+        click.confirm("Purge them?", abort=True)
+    _say_outcomes(letters.purge(ids or None), "purged", aws, as_json)
+
+
+def _check_ids(ids: tuple[str, ...], everything: bool) -> None:
+    if bool(ids) == everything:
+        raise click.UsageError("Say which: give IDs ('faceapp dead-letters list' shows them), or --all.")
+
+
+def _say_outcomes(outcomes: Iterable[Any], done: str, aws: str, as_json: bool) -> None:
+    from faceapp import tables
+
+    counts = {True: 0, False: 0}
+    for each in outcomes:
+        counts[each.done] += 1
+        if as_json:
+            click.echo(tables.to_json(tables.as_document(each)))
+        else:
+            click.echo(tables.outcome(each), err=not each.done)
+    if not as_json:
+        click.echo(f"{tables.counted(counts[True], 'dead letter')} {done} ({aws}).")
+    if counts[False]:
+        raise click.ClickException(f"{tables.counted(counts[False], 'dead letter')} not {done}.")
 
 
 @main.command("settings")

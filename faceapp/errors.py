@@ -132,6 +132,12 @@ class PersonNotFound(NotFound):
     code = "person_not_found"
 
 
+class DeadLetterNotFound(NotFound):
+    """There is no such dead letter."""
+
+    code = "dead_letter_not_found"
+
+
 class RecognitionTimeout(FaceappError):
     """The photo was accepted but no answer came in time: it is kept, ask for it by its id."""
 

@@ -1,0 +1,298 @@
+"""The whole system at a glance: queues, instances, workers, the scaler and the people.
+
+Each part is asked at the same time as the others, and one that does not answer says so in a sentence.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from email.utils import parsedate_to_datetime
+from typing import Any, Generic, Literal, TypeVar
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+from kombu.exceptions import KombuError, OperationalError
+
+from faceapp import broker
+from faceapp.broker.clients import DEFAULT_REGION
+from faceapp.config import Settings
+from faceapp.errors import BrokerUnavailable, FaceappError, FleetError
+from faceapp.gallery import People
+from faceapp.http.scaler import ScalerStatus
+from faceapp.scaling.machine import NAME, STACK, Machine, from_description
+from faceapp.storage import Storage
+
+WORKERS_ANSWER_S = 2.5
+"""Workers that have not answered by then count as silent."""
+AWS_ANSWERS_S = 3.0
+STATES = ["pending", "running", "stopping", "stopped"]
+FRESH_S = 60.0
+"""A worker of an instance that has run for less may still be on its way."""
+
+T = TypeVar("T")
+
+Kind = Literal["requests", "responses", "dead letters"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part(Generic[T]):
+    """What one part of the system answered, or the sentence that says why it did not."""
+
+    value: T | None = None
+    trouble: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Queue:
+    """A queue's messages, by SQS's approximate counts."""
+
+    name: str
+    kind: Kind
+    visible: int
+    in_flight: int
+    delayed: int
+
+    @property
+    def messages(self) -> int:
+        return self.visible + self.in_flight + self.delayed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Instance:
+    """An EC2 instance that carries the stack's tag."""
+
+    id: str
+    name: str
+    state: str
+    """EC2's word."""
+    phase: str
+    """booting, ready, draining or failed while it runs (for the app tier, by the scaler's tags); else EC2's state."""
+    type: str
+    age_s: float
+    """Since its present or last run began."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worker:
+    """A worker that answered Celery's remote control."""
+
+    name: str
+    processes: int
+    active: int | None
+    """Tasks at work; None when it did not answer that in time."""
+    uptime_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scaler:
+    """What the scaler says of itself."""
+
+    leader: bool
+    wanted: int
+    reason: str
+    trouble: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """All of it, at `time_s` (Unix time)."""
+
+    time_s: float
+    prefix: str
+    aws: str
+    """Which AWS it was, in words."""
+    queues: Part[tuple[Queue, ...]]
+    instances: Part[tuple[Instance, ...]]
+    workers: Part[tuple[Worker, ...]]
+    scaler: Part[Scaler]
+    people: Part[int]
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What somebody should look at, a sentence each; empty when all is well."""
+        parts: tuple[Part[Any], ...] = (self.queues, self.instances, self.workers, self.people)
+        found = list(dict.fromkeys(each.trouble for each in parts if each.trouble))
+        for queue in self.queues.value or ():
+            if queue.kind == "dead letters" and queue.messages:
+                found.append(f"{queue.messages} dead letters wait: 'faceapp dead-letters list' says why.")
+            if queue.kind == "requests" and queue.messages and self._nobody_works:
+                found.append(f"{queue.messages} requests wait, and there is neither a worker nor a scaler.")
+        if self.scaler.value and self.scaler.value.trouble:
+            found.append(f"The scaler is in trouble: {self.scaler.value.trouble}")
+        return (*found, *self._silent)
+
+    @property
+    def healthy(self) -> bool:
+        return not self.problems
+
+    @property
+    def _nobody_works(self) -> bool:
+        return self.workers.value == () and self.scaler.value is None
+
+    @property
+    def _silent(self) -> list[str]:
+        if self.workers.value is None:
+            return []
+        hosts = {each.name.rpartition("@")[2] for each in self.workers.value}
+        return [
+            f"{each.name} is ready, but its worker does not answer."
+            for each in self.instances.value or ()
+            if each.phase == "ready" and each.age_s > FRESH_S and each.name not in hosts and NAME.fullmatch(each.name)
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON: each part is `value` (null when it did not answer) and `trouble`."""
+        return {**asdict(self), "problems": list(self.problems), "healthy": self.healthy}
+
+
+def ask(settings: Settings, app: Any, *, aws: str) -> Status:
+    """Ask every part, all at once: takes a few seconds at most. `app` is the Celery app whose workers are asked."""
+    scaler = ScalerStatus(settings)
+    with ThreadPoolExecutor(5) as threads:
+        queues = threads.submit(_part, lambda: _queues(settings))
+        instances = threads.submit(_part, lambda: _instances(settings))
+        workers = threads.submit(_part, lambda: _workers(settings, app))
+        people = threads.submit(_part, lambda: len(People(Storage(settings)).list_people()))
+        word: Future[Part[Scaler]] = threads.submit(lambda: _scaler(settings, scaler))
+    return Status(
+        time_s=time.time(),
+        prefix=settings.prefix,
+        aws=aws,
+        queues=queues.result(),
+        instances=instances.result(),
+        workers=workers.result(),
+        scaler=word.result(),
+        people=people.result(),
+    )
+
+
+def _part(ask: Callable[[], T]) -> Part[T]:
+    try:
+        return Part(value=ask())
+    except FaceappError as error:
+        return Part(trouble=error.detail)
+
+
+def _queues(settings: Settings) -> tuple[Queue, ...]:
+    sqs = broker.sqs_client(read_timeout=AWS_ANSWERS_S, retries={"mode": "standard", "total_max_attempts": 1})
+    found = []
+    try:
+        found.append(_count(sqs, settings.request_queue, "requests"))
+        found += [_count(sqs, name, "responses") for name in _response_queues(sqs, settings)]
+        found.append(_count(sqs, settings.dead_letter_queue, "dead letters"))
+    except (BotoCoreError, ClientError) as error:
+        raise BrokerUnavailable(f"SQS does not answer: {error}") from error
+    # A process that has just ended takes its response queue with it.
+    return tuple(each for each in found if each)
+
+
+def _response_queues(sqs: Any, settings: Settings) -> list[str]:
+    try:
+        pages = sqs.get_paginator("list_queues").paginate(QueueNamePrefix=settings.response_queue)
+        urls = [url for page in pages for url in page.get("QueueUrls", ())]
+        return sorted(str(url).rpartition("/")[2] for url in urls)
+    except ClientError:  # a least-privilege role may not list
+        return [settings.response_queue]
+
+
+def _count(sqs: Any, name: str, kind: Kind) -> Queue | None:
+    try:
+        url = sqs.get_queue_url(QueueName=name)["QueueUrl"]
+        counts = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["All"])["Attributes"]
+    except sqs.exceptions.QueueDoesNotExist:
+        if kind == "responses":
+            return None
+        raise BrokerUnavailable(
+            f"The queue {name} does not exist: deploy the stack first, or set FACEAPP_PREFIX to the stack's name."
+        ) from None
+    return Queue(
+        name=name,
+        kind=kind,
+        visible=int(counts["ApproximateNumberOfMessages"]),
+        in_flight=int(counts["ApproximateNumberOfMessagesNotVisible"]),
+        delayed=int(counts["ApproximateNumberOfMessagesDelayed"]),
+    )
+
+
+def _instances(settings: Settings) -> tuple[Instance, ...]:
+    filters = [
+        {"Name": f"tag:{STACK}", "Values": [settings.prefix]},
+        {"Name": "instance-state-name", "Values": STATES},
+    ]
+    config = Config(connect_timeout=3, read_timeout=AWS_ANSWERS_S, retries={"total_max_attempts": 1})
+    found = []
+    try:
+        session: Any = boto3.Session()
+        ec2 = session.client("ec2", region_name=session.region_name or DEFAULT_REGION, config=config)
+        for page in ec2.get_paginator("describe_instances").paginate(Filters=filters):
+            date = page["ResponseMetadata"]["HTTPHeaders"].get("date")
+            now_s = parsedate_to_datetime(date).timestamp() if date else time.time()
+            for reservation in page["Reservations"]:
+                found += [_instance(each, now_s) for each in reservation["Instances"]]
+    except (BotoCoreError, ClientError) as error:
+        raise FleetError(f"EC2 does not answer: {error}") from error
+    return tuple(sorted(found, key=_by_name))
+
+
+def _instance(described: dict[str, Any], now_s: float) -> Instance:
+    machine = from_description(described, now_s=now_s)
+    return Instance(
+        id=machine.id,
+        name=machine.name,
+        state=machine.state,
+        phase=_phase(machine),
+        type=str(described.get("InstanceType", "")),
+        age_s=round(machine.age_s, 1),
+    )
+
+
+def _phase(machine: Machine) -> str:
+    if not (machine.billed and machine.ours):
+        return machine.state
+    if machine.draining:
+        return "failed" if machine.failed else "draining"
+    return "ready" if machine.ready else "booting"
+
+
+def _by_name(instance: Instance) -> tuple[int, int, str]:
+    """app-tier-instance-10 after app-tier-instance-9, and whatever has another name first."""
+    number = NAME.fullmatch(instance.name)
+    return (1, int(number[1]), instance.id) if number else (0, 0, instance.name)
+
+
+def _workers(settings: Settings, app: Any) -> tuple[Worker, ...]:
+    try:
+        stats = app.control.inspect(timeout=WORKERS_ANSWER_S).stats() or {}
+        # Of those that answered: with their number known, nobody waits for more.
+        active = app.control.inspect(list(stats), timeout=WORKERS_ANSWER_S).active() or {} if stats else {}
+    except (BotoCoreError, ClientError, KombuError, OperationalError, OSError) as error:
+        raise BrokerUnavailable(f"The workers cannot be asked: {error}") from error
+    return tuple(
+        Worker(
+            name=name,
+            processes=int(each.get("pool", {}).get("max-concurrency", 0)),
+            active=len(active[name]) if name in active else None,
+            uptime_s=float(each.get("uptime", 0)),
+        )
+        for name, each in sorted(stats.items())
+        if isinstance(each, dict)
+    )
+
+
+def _scaler(settings: Settings, scaler: ScalerStatus) -> Part[Scaler]:
+    document = scaler.get()
+    if document is None:
+        where = f"{settings.scaler_host}:{settings.scaler_port}"
+        return Part(trouble=f"The scaler does not answer at {where}: it is not running, or not reachable from here.")
+    return Part(
+        value=Scaler(
+            leader=bool(document.get("leader")),
+            wanted=int(document.get("wanted") or 0),
+            reason=str(document.get("reason") or ""),
+            trouble=str(document.get("trouble") or ""),
+        )
+    )
