@@ -88,6 +88,14 @@ class Settings:
     web_wait_s: float = _real(300.0, 0.1, 3600, "how long POST / waits for an answer")
     web_max_photo_bytes: int = _whole(20 * MIB, 1024, 512 * MIB, "the largest photo accepted")
     web_max_request_bytes: int = _whole(64 * MIB, 1024, 1024 * MIB, "the largest upload accepted in one request")
+    web_metrics: str = _choice(
+        "loopback",
+        "off",
+        "loopback",
+        "private",
+        "any",
+        doc="who may read the web tier's /metrics: nobody, this machine, private networks too, anybody",
+    )
     web_max_files: int = _whole(32, 1, 1000, "photos accepted in one request")
 
     photo_max_pixels: int = _whole(50_000_000, 10_000, 1_000_000_000, "a photo with more pixels is refused")

@@ -64,6 +64,7 @@ class Scaler:
         self._listener: Listener | None = None
         self._spent = Spent(settings.scaler_daily_instance_s)
         self._quarantined_s: float | None = None
+        self._held_back = ""
         self._said: dict[str, float] = {}
         self._wanted = -1
         self._quiet_from_s = float("-inf")
@@ -101,6 +102,7 @@ class Scaler:
             leader = self._lease.hold()
         except FaceappError as error:
             self.warn("lease", error.detail)
+            self._status.error("lease", error.code)
             leader = self._lease.held
         if leader and not led:
             self._recall()
@@ -131,6 +133,7 @@ class Scaler:
             counts = self._depth.ask()
         except BrokerUnavailable as error:
             self.warn("counts", f"{error.detail} Nothing is started or stopped meanwhile.")
+            self._status.error("get_queue_attributes", error.code)
             self._believed.clear()
             return None
         done = self._workers.done
@@ -155,10 +158,12 @@ class Scaler:
 
     def _limit(self, decision: Decision, machines: Sequence[Machine], observation: Observation) -> Decision:
         """The decision within today's budget, and without starts while boots come to nothing."""
+        self._held_back = ""
         self._spent.update(self._fleet.now_s, sum(each.ours and each.billed for each in machines))
         if self._lease:
             self._remember()
         if self._spent.over:
+            self._held_back = "budget"
             self.warn("budget", f"today's {self._settings.scaler_daily_instance_s} instance-seconds are used up")
             running = tuple(each.id for each in observation.instances if each.phase != "draining")
             return Decision(wanted=0, drain=running, reason="today's instance-seconds are used up")
@@ -166,6 +171,7 @@ class Scaler:
         if dead < DEAD_BOOTS:
             self._quarantined_s = None
         elif decision.start:
+            self._held_back = "dead_boots"
             starts = self._probe(dead, observation)
             reason = f"{dead} boots in a row came to nothing: {decision.reason}"
             return Decision(
@@ -239,6 +245,13 @@ class Scaler:
                 service_s=observation.service_s,
                 boot_p50_s=observation.boot_p50_s,
                 spent_s=self._spent.seconds,
+                lease_token=self._lease.token if self._lease else 0,
+                events_alive=self._workers.path_alive,
+                acted=bool(taken),
+                tasks_done=self._workers.done,
+                dead_boots=dead_boots(machines),
+                orphans=len(orphans(machines)),
+                held_back=(self._held_back or ("aws" if trouble else "")) if leader else "",
             )
         )
         for id, why in orphans(machines).items():
@@ -280,9 +293,9 @@ def run(settings: Settings, *, dry_run: bool = False, stop: threading.Event | No
     depth = Depth(settings)
     depth.ask()
     lease = None if dry_run else Lease(settings)
-    real = EC2Fleet(settings, fence=lease.fence if lease else _never)
-    real.check()
     status, workers = Status(settings), Workers(service_s=settings.scaler_service_s)
+    real = EC2Fleet(settings, fence=lease.fence if lease else _never, on_error=status.error)
+    real.check()
     scaler = Scaler(
         settings,
         policy=policy,

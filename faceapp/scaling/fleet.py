@@ -87,7 +87,7 @@ class EC2Fleet:
     """EC2 through boto3. Not safe to share between threads.
 
     `fence` is called right before every call that changes something; it raises when this process must not act any
-    more, and answers the fencing token.
+    more, and answers the fencing token. `on_error` is told of each call that failed: its name and the kind of trouble.
     """
 
     def __init__(
@@ -98,8 +98,10 @@ class EC2Fleet:
         fence: Callable[[], int] = lambda: 0,
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
+        on_error: Callable[[str, str], None] = lambda operation, kind: None,
     ) -> None:
         self._settings = settings
+        self._on_error = on_error
         self._template = f"{settings.prefix}-worker"
         self._client = client or _new_client()
         self._fence, self._clock = fence, clock
@@ -274,6 +276,7 @@ class EC2Fleet:
             answer = call()
         except (ClientError, BotoCoreError) as error:
             kind = trouble(error)
+            self._on_error(operation, kind.name.lower())
             if kind is Trouble.CAPACITY and operation == "run_instances" and self._next_placement():
                 raise
             backoff.failed(kind)

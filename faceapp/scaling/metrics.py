@@ -29,10 +29,10 @@ ATTRIBUTES = {
 
 
 class Depth:
-    """The request queue's counts, by GetQueueAttributes (kombu's own size is of visible messages only)."""
+    """A queue's counts (default: the request queue's), by GetQueueAttributes: kombu's size is of visible ones only."""
 
-    def __init__(self, settings: Settings, *, client: Any = None) -> None:
-        self._name = settings.request_queue
+    def __init__(self, settings: Settings, *, queue_name: str = "", client: Any = None) -> None:
+        self._name = queue_name or settings.request_queue
         self._client = client or broker.sqs_client(read_timeout=5, retries={"total_max_attempts": 1})
         self._url = ""
 
