@@ -12,7 +12,6 @@ from typing import Any
 from botocore.exceptions import BotoCoreError, ClientError
 from kombu.asynchronous.aws.connection import AsyncHTTPSConnection
 from kombu.asynchronous.aws.sqs.connection import AsyncSQSConnection
-from kombu.exceptions import InconsistencyError
 from kombu.transport import SQS, TRANSPORT_ALIASES, virtual
 from kombu.transport.SQS.exceptions import DoesNotExistQueueException
 
@@ -33,7 +32,6 @@ GATHER_S = 0.25
 CLOCKS_AGREE_S = 2.0
 LONGEST_NAME = 80
 """Of a queue."""
-REPLIES = REPLY_EXCHANGE.replace(".", "-")
 
 
 class AsyncConnection(AsyncSQSConnection):
@@ -140,22 +138,22 @@ class Channel(SQS.Channel):
         # The request queue has limits and a redrive policy that only the stack's template knows.
         if queue_name == self.transport_options["request_queue"]:
             raise BrokerUnavailable(f"the queue {queue_name} does not exist: deploy the stack first")
-        if queue_name.endswith(REPLIES):
-            raise InconsistencyError(f"nobody waits at {queue_name} any more")
         url = self._resolve_queue_url(self._request_queue)
         topics = [self.topic_of(exchange) for exchange in FANOUT_EXCHANGES]
         attributes |= listener_attributes(arn(self.sqs(), "sqs", url, queue_name), topics)
         return {"QueueUrl": temporary_queues.make(self.sqs(), queue_name, attributes)}
 
     def _put(self, queue: str, message: Any, **kwargs: Any) -> None:
-        try:
+        # kombu makes a queue that is not there. A remote-control reply's is not when whoever asked has gone since.
+        if not queue.endswith(REPLY_EXCHANGE):
             super()._put(queue, message, **kwargs)
-        except self.sqs().exceptions.QueueDoesNotExist:
-            # Its URL was known, and whoever asked has gone since.
+            return
+        try:
+            self._resolve_queue_url(queue)
+            super()._put(queue, message, **kwargs)
+        except (DoesNotExistQueueException, self.sqs().exceptions.QueueDoesNotExist):
             self._queue_cache.pop(self.canonical_queue_name(queue), None)
-            if not queue.endswith(REPLY_EXCHANGE):
-                raise
-            raise InconsistencyError(f"nobody waits at {queue} any more") from None
+            logger.info("nobody waits at %s any more", queue)
 
     def asynsqs(self, queue: str | None = None) -> AsyncSQSConnection:
         if self._asynsqs is None:
@@ -167,7 +165,8 @@ class Channel(SQS.Channel):
         return self._asynsqs
 
     def _schedule_queue(self, queue: str) -> None:
-        self._use(queue)
+        if queue in self._active_queues:
+            self._use(queue)
         # While the prefetch is full kombu looks every polling_interval whether it still is, which caps a process at
         # prefetch / interval tasks a second. The ack or reject that makes room says so at once.
         if queue in self._active_queues and not self._has_room():

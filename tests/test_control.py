@@ -1,0 +1,337 @@
+"""Events and remote control over SNS and SQS: whose queues they use, and what becomes of those."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import socket
+import time
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError
+
+from faceapp import broker
+from faceapp import stack as deployment
+from faceapp.broker import temporary
+from faceapp.broker.clients import sns_client, sqs_client
+from faceapp.broker.fanout import FANOUT_EXCHANGES, arn, topic_name
+from faceapp.broker.janitor import sweep
+from faceapp.broker.temporary import ABANDONED_S, SECOND, TAG, TemporaryQueues, temporary_queues
+from faceapp.config import Settings
+from tests import echo as echo_app
+from tests.services import celery_worker, environ, wait_until
+
+HOST = "app-tier-instance-7"
+NODE = f"celery@{HOST}"
+
+
+@pytest.fixture
+def base(aws: str) -> Settings:
+    """Settings whose echo app has queues and topics that no other test uses."""
+    settings = Settings(prefix=f"c{uuid.uuid4().hex[:8]}", queue_wait_s=2)
+    deployment.apply(echo_settings(settings))
+    return settings
+
+
+def echo_settings(base: Settings) -> Settings:
+    return dataclasses.replace(base, prefix=echo_app.prefix(base))
+
+
+@pytest.fixture
+def app(base: Settings) -> Iterator[Any]:
+    app = broker.create_app(echo_settings(base))
+    yield app
+    temporary_queues.delete_all()
+
+
+def queues(settings: Settings) -> set[str]:
+    """The names of a stack's queues without its prefix, the template's own left out."""
+    found = sqs_client().list_queues(QueueNamePrefix=f"{settings.prefix}-").get("QueueUrls", ())
+    names = {url.rpartition("/")[2].removeprefix(f"{settings.prefix}-") for url in found}
+    return names - {"req-queue", "resp-queue", "dead-letter-queue"}
+
+
+def subscribed(settings: Settings) -> set[str]:
+    """The names of the queues that the stack's topics feed, without the prefix."""
+    sns, url = sns_client(), sqs_client().get_queue_url(QueueName=settings.request_queue)["QueueUrl"]
+    topics = [arn(sns, "sns", url, topic_name(settings.prefix, exchange)) for exchange in FANOUT_EXCHANGES]
+    answers = [sns.list_subscriptions_by_topic(TopicArn=topic)["Subscriptions"] for topic in topics]
+    endpoints = [each["Endpoint"].rpartition(":")[2] for answer in answers for each in answer]
+    return {each.removeprefix(f"{settings.prefix}-") for each in endpoints}
+
+
+def url_of(settings: Settings, name: str) -> str:
+    return str(sqs_client().get_queue_url(QueueName=f"{settings.prefix}-{name}")["QueueUrl"])
+
+
+def make_old(settings: Settings, name: str) -> None:
+    """As if nobody had used the queue for a while."""
+    used_s = int(time.time() - ABANDONED_S - 60)
+    sqs_client().tag_queue(QueueUrl=url_of(settings, name), Tags={TAG: str(used_s)})
+
+
+CONTROL = f"celery_{HOST}-celery-pidbox"
+
+
+def test_a_worker_takes_its_queue_with_it(aws: str, base: Settings, app: Any, tmp_path: Path) -> None:
+    settings = echo_settings(base)
+    with celery_worker("tests.echo", tmp_path / "log", environ(aws, base), "-c", "1", "-n", NODE) as worker:
+        wait_until(lambda: app.control.inspect([NODE], timeout=5).ping(), what="an answer")
+        assert CONTROL in queues(settings)
+        assert CONTROL in subscribed(settings)
+        worker.terminate()
+        worker.wait(30)
+    temporary_queues.delete_all()  # the replies to this process
+
+    assert queues(settings) == set()
+    assert subscribed(settings) == set()
+
+
+def test_what_a_killed_worker_leaves_is_swept_and_what_lives_is_not(
+    aws: str, base: Settings, app: Any, tmp_path: Path
+) -> None:
+    settings = echo_settings(base)
+    other = "celery@app-tier-instance-8"
+    with (
+        celery_worker("tests.echo", tmp_path / "a", environ(aws, base), "-c", "1", "-n", NODE) as killed,
+        celery_worker("tests.echo", tmp_path / "b", environ(aws, base), "-c", "1", "-n", other),
+    ):
+        wait_until(lambda: len(app.control.ping(timeout=5, limit=2)) == 2, what="both answers")
+        os.killpg(killed.pid, signal.SIGKILL)
+        killed.wait()
+        assert CONTROL not in " ".join(sweep(settings))  # it may come back
+        make_old(settings, CONTROL)
+
+        deleted = sweep(settings)
+
+        assert f"{settings.prefix}-{CONTROL}" in deleted
+        assert CONTROL not in queues(settings) | subscribed(settings)
+        assert app.control.inspect([other], timeout=10).ping() == {other: {"ok": "pong"}}
+        assert sweep(settings) == []
+
+
+def test_a_successor_takes_the_queue_over_and_obeys_no_old_command(
+    aws: str, base: Settings, app: Any, tmp_path: Path
+) -> None:
+    settings = echo_settings(base)
+    with celery_worker("tests.echo", tmp_path / "a", environ(aws, base), "-c", "1", "-n", NODE) as first:
+        wait_until(lambda: app.control.inspect([NODE], timeout=5).ping(), what="an answer")
+        os.killpg(first.pid, signal.SIGKILL)
+        first.wait()
+    make_old(settings, CONTROL)
+
+    def send() -> bool:
+        # The killed worker's last long poll may still be handed one.
+        app.control.broadcast("shutdown", destination=[NODE])
+        return waiting(settings, CONTROL) > 0
+
+    wait_until(send, what="the command")
+    # Only what was sent well before a queue was taken over counts as old: clocks do not agree to the second.
+    sent_s = time.monotonic()
+    wait_until(lambda: time.monotonic() - sent_s > 3, what="a pause")
+
+    with celery_worker("tests.echo", tmp_path / "b", environ(aws, base), "-c", "1", "-n", NODE) as second:
+        assert app.control.inspect([NODE], timeout=10).ping() == {NODE: {"ok": "pong"}}
+        wait_until(lambda: waiting(settings, CONTROL) == 0, what="the old command's end")
+        assert app.control.inspect([NODE], timeout=10).ping() == {NODE: {"ok": "pong"}}
+        assert second.poll() is None
+        assert sweep(settings) == []  # it is in use again
+
+
+def waiting(settings: Settings, name: str) -> int:
+    attribute = "ApproximateNumberOfMessages"
+    answer = sqs_client().get_queue_attributes(QueueUrl=url_of(settings, name), AttributeNames=[attribute])
+    return int(answer["Attributes"][attribute])
+
+
+def test_questions_asked_at_once_get_their_own_answers(aws: str, base: Settings, app: Any, tmp_path: Path) -> None:
+    with celery_worker("tests.echo", tmp_path / "log", environ(aws, base), "-c", "1", "-n", NODE):
+        wait_until(lambda: app.control.inspect([NODE], timeout=5).ping(), what="an answer")
+        methods = ["ping", "stats", "active_queues", "registered", "conf", "active", "reserved", "revoked"]
+
+        def ask(method: str) -> Any:
+            return getattr(app.control.inspect([NODE], timeout=20), method)()[NODE]
+
+        with ThreadPoolExecutor(len(methods)) as pool:
+            answers = dict(zip(methods, pool.map(ask, methods), strict=True))
+
+        assert answers["ping"] == {"ok": "pong"}
+        assert answers["stats"]["pool"]["max-concurrency"] == 1
+        assert answers["active_queues"][0]["name"] == "req-queue"
+        assert "tests.echo" in answers["registered"]
+        assert answers["conf"]["task_acks_late"] is True
+        assert answers["active"] == answers["reserved"] == answers["revoked"] == []
+        # One queue for all of them.
+        assert sum(name.endswith("reply-celery-pidbox") for name in queues(echo_settings(base))) == 1
+
+
+def test_nobody_answers_within_the_time(app: Any) -> None:
+    assert app.control.inspect(timeout=0.2).ping() is None
+    assert app.control.ping(timeout=0.2) == []
+
+
+def test_a_reply_to_somebody_who_has_gone_makes_no_queue(aws: str, base: Settings, app: Any, tmp_path: Path) -> None:
+    settings = echo_settings(base)
+    with celery_worker("tests.echo", tmp_path / "log", environ(aws, base), "-c", "1", "-n", NODE) as worker:
+        wait_until(lambda: app.control.inspect([NODE], timeout=5).ping(), what="an answer")
+        with app.connection_for_write() as connection:
+            mailbox = app.control.mailbox(connection)
+            for gone in ("never-there", app.control._replies().routing_key):
+                app.control._replies().close(delete_queue=True)
+                with mailbox.producer_or_acquire() as producer:
+                    reply_to = {"exchange": "reply.celery.pidbox", "routing_key": gone}
+                    question = {"method": "ping", "arguments": {}, "ticket": "t", "reply_to": reply_to}
+                    producer.publish(question, exchange="celery.pidbox", declare=[mailbox.exchange])
+        app.control._own = None
+        assert app.control.inspect([NODE], timeout=10).ping() == {NODE: {"ok": "pong"}}
+        assert worker.poll() is None
+        replies = [name for name in queues(settings) if name.endswith("reply-celery-pidbox")]
+        assert replies == [f"{app.control._replies().routing_key}-reply-celery-pidbox"]
+
+
+def test_a_reply_that_is_none_is_dropped(app: Any, caplog: pytest.LogCaptureFixture) -> None:
+    replies = app.control._replies()
+    good = {"headers": {"ticket": "mine"}, "body": json.dumps({"celery@a": {"ok": "pong"}})}
+    with replies.question("mine", expected=1) as question:
+        other = json.dumps({**good, "headers": {"ticket": "another"}})
+        for body in ("no json", "[]", "{}", '{"headers": {}, "body": "{}"}', other, json.dumps(good)):
+            sqs_client().send_message(QueueUrl=replies._queue_url, MessageBody=body)
+        assert list(question.take(20)) == [{"celery@a": {"ok": "pong"}}]
+    assert caplog.text.count("not one") == 4
+
+
+def test_topics_that_no_template_made_are_made(stack: Settings) -> None:
+    """Of a stack from before there were topics, and of queues made by hand."""
+    app = broker.create_app(stack)
+    seen: list[str] = []
+    with app.connection_for_read() as connection:
+        receiver = app.events.Receiver(connection, handlers={"*": lambda event: seen.append(event["type"])})
+        with receiver.consumer_context(wakeup=False) as (listening, _, _):
+            with app.events.default_dispatcher() as dispatcher:
+                dispatcher.send("worker-heartbeat", freq=60)
+            listening.drain_events(timeout=30)
+    temporary_queues.delete_all()
+    assert seen == ["worker-heartbeat"]
+    assert queues(stack) == set()
+
+
+def test_a_listener_whose_queue_was_swept_makes_it_anew(
+    base: Settings, app: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    with app.connection_for_read() as connection:
+        receiver = app.events.Receiver(
+            connection, handlers={"*": lambda event: seen.append(event["type"])}, node_id="sleeper"
+        )
+        with receiver.consumer_context(wakeup=False) as (listening, _, _):
+            make_old(echo_settings(base), "celeryev-sleeper")
+            assert len(sweep(echo_settings(base))) == 2  # the queue and its subscription
+            monkeypatch.setattr(temporary, "NOTE_EVERY_S", 0.0)
+            with pytest.raises(TimeoutError):
+                listening.drain_events(timeout=0.1)
+            with app.events.default_dispatcher() as dispatcher:
+                dispatcher.send("worker-online")
+            wait_until(lambda: drained(listening) and seen, what="the event")
+    assert seen == ["worker-online"]
+
+
+def drained(connection: Any) -> bool:
+    try:
+        connection.drain_events(timeout=1)
+    except TimeoutError:
+        return False
+    return True
+
+
+class Busy:
+    """An SQS client whose queue's name was given up just now."""
+
+    def __init__(self, code: str) -> None:
+        self.code = code
+        self.made: list[str] = []
+
+    def create_queue(self, *, QueueName: str, **_: Any) -> dict[str, str]:
+        self.made.append(QueueName)
+        if len(self.made) == 1:
+            raise ClientError({"Error": {"Code": self.code, "Message": "wait 60 seconds"}}, "CreateQueue")
+        return {"QueueUrl": f"http://nowhere/1/{QueueName}"}
+
+
+def test_a_name_given_up_just_now_is_not_waited_for() -> None:
+    busy = Busy("AWS.SimpleQueueService.QueueDeletedRecently")
+    assert TemporaryQueues().make(busy, "name") == f"http://nowhere/1/name{SECOND}"
+    assert busy.made == ["name", f"name{SECOND}"]
+    with pytest.raises(ClientError):
+        TemporaryQueues().make(Busy("AccessDenied"), "name")
+
+
+def test_a_queue_of_the_template_is_used_and_left_alone(base: Settings, app: Any) -> None:
+    """A role may be allowed neither to look at tags nor to subscribe: then the stack has done it."""
+    settings = echo_settings(base)
+    sqs_client().create_queue(QueueName=f"{settings.prefix}-celeryev-given")
+    with app.connection_for_read() as connection:
+        receiver = app.events.Receiver(connection, node_id="given")
+        channel = connection.default_channel
+        client = channel.fanout.get_client()
+
+        def refuse(**_: Any) -> None:
+            raise ClientError({"Error": {"Code": "AuthorizationError", "Message": "not you"}}, "Subscribe")
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(client, "subscribe", refuse)
+            with receiver.consumer_context(wakeup=False) as (listening, _, _):
+                url = url_of(settings, "celeryev-given")
+                event = {"body": "{}", "content-type": "application/json", "content-encoding": "utf-8"}
+                body = json.dumps({**event, "properties": {"delivery_info": {}, "delivery_tag": "1"}})
+                sqs_client().send_message(QueueUrl=url, MessageBody=body)
+                with pytest.raises(KeyError, match="type"):  # it was taken in
+                    listening.drain_events(timeout=10)
+    temporary_queues.delete_all()
+    assert "celeryev-given" in queues(settings)
+
+
+def test_names_longer_than_sqs_takes_are_cut_and_stay_apart(aws: str) -> None:
+    settings = Settings(prefix=f"p{uuid.uuid4().hex[:31]}")
+    sqs_client().create_queue(QueueName=settings.request_queue)
+    with broker.create_app(settings).connection_for_read() as connection:
+        names = {connection.default_channel.canonical_queue_name(f"celeryev.{'h' * 63}-{n}") for n in range(3)}
+    assert {len(name) for name in names} == {80}
+    assert len(names) == 3
+
+
+def test_a_forked_child_owns_nothing() -> None:
+    queues = TemporaryQueues()
+    queues._add("http://nowhere/1/mine")
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.write(writing, str(len(queues._queues)).encode())
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert os.read(reading, 9) == b"0"
+    assert list(queues._queues) == ["http://nowhere/1/mine"]
+    queues._queues.clear()
+    for each in (reading, writing):
+        os.close(each)
+
+
+def test_the_scaler_listens_at_a_place_of_its_own(base: Settings) -> None:
+    from faceapp.scaling.workers import Listener, Workers
+
+    settings = echo_settings(base)
+    workers = Workers(service_s=1.0)
+    listeners = [Listener(dataclasses.replace(settings, scaler_port=port), workers) for port in (8001, 8002)]
+    for each in listeners:
+        each.start()
+    names = {f"celeryev-scaler-{socket.gethostname().replace('.', '-')}-{port}" for port in (8001, 8002)}
+    wait_until(lambda: names <= subscribed(settings), what="two subscriptions")
+    for each in listeners:
+        each.stop()
+    temporary_queues.delete_all()
