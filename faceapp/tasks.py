@@ -9,23 +9,47 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections import UserDict
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from celery import signals
+from celery import signals, states
 from celery.exceptions import Reject
 
-from faceapp import broker, flower, logs
+from faceapp import broker, flower, logs, tracing
 from faceapp.config import settings
 from faceapp.errors import NotFound, StorageUnavailable
+from faceapp.schema import Enrolment, Recognition
 
 if TYPE_CHECKING:
     from faceapp.worker import Worker
 
 logger = logging.getLogger(__name__)
 
+NAMES_SHOWN = 5
+"""People whom the short line of an answer names."""
+
 app = broker.create_app(settings())
+tracing.enabled()
 flower.take_over(settings())
+
+
+class Answer(UserDict[str, Any]):
+    """A task's answer: the document as JSON carries it, and one short line for people.
+
+    Celery's events carry an answer's repr, up to 1,024 characters of it. No dict, because Celery writes those out.
+    """
+
+    def __init__(self, document: dict[str, Any], *, line: str) -> None:
+        super().__init__(document)
+        self._line = line
+
+    def __json__(self) -> dict[str, Any]:
+        return self.data
+
+    def __repr__(self) -> str:
+        return self._line
 
 
 def _worker() -> Worker:
@@ -37,25 +61,46 @@ def _worker() -> Worker:
 
 
 @app.task(bind=True, name="faceapp.recognize")
-def recognize(self: Any, request_id: str) -> dict[str, Any]:
+def recognize(self: Any, request_id: str) -> Answer:
     """Recognise the photo stored under `request_id`; the answer is a `schema.Recognition` document."""
     queued_s = _queued_s(self.request)
-    return _patiently(lambda: _worker().recognise(request_id, queued_s=queued_s).to_dict())
+    return _patiently(lambda: _recognition(_worker().recognise(request_id, queued_s=queued_s)))
 
 
 @app.task(name="faceapp.enrol")
-def enrol(request_id: str) -> dict[str, Any] | None:
+def enrol(request_id: str) -> Answer | None:
     """Enrol the photos waiting under `request_id`; the answer is a `schema.Enrolment` document.
 
     None when nothing waits there: a second delivery of a message whose work is done.
     """
     try:
-        return _patiently(lambda: _worker().enrol(request_id).to_dict())
+        return _patiently(lambda: _enrolment(_worker().enrol(request_id)))
     except NotFound:
         return None
 
 
-def _patiently(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def _recognition(result: Recognition) -> Answer:
+    if result.failure:
+        return Answer(result.to_dict(), line=f"failed: {result.failure.code}")
+    names = [face.name for face in result.faces]
+    if not names:
+        return Answer(result.to_dict(), line=f"done: {result.answer}")
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    line = f"done: {', '.join(names[:NAMES_SHOWN])}{more} ({_count(len(names), 'face')})"
+    return Answer(result.to_dict(), line=line)
+
+
+def _enrolment(enrolment: Enrolment) -> Answer:
+    if enrolment.failures:
+        return Answer(enrolment.to_dict(), line=f"refused: {enrolment.failures[0].code}")
+    return Answer(enrolment.to_dict(), line=f"enrolled: {enrolment.name}, {_count(len(enrolment.photos), 'photo')}")
+
+
+def _count(number: int, of: str) -> str:
+    return f"{number} {of}" if number == 1 else f"{number} {of}s"
+
+
+def _patiently(work: Callable[[], Answer]) -> Answer:
     """Do the work, and wait for an S3 that does not answer: each message handed back has used up one of its tries."""
     give_up_s = time.monotonic() + settings().task_time_limit_s / 2
     pause_s = 0.5
@@ -83,12 +128,59 @@ def _queued_s(request: Any) -> float:
     return max(0.0, time.time() - sent_s)
 
 
+@signals.task_prerun.connect
+def _begin(task_id: str, task: Any, **_: Any) -> None:
+    """What is logged from here on carries the web tier's request id; a span goes on with its trace."""
+    request_id, trail = str(task.request.get("request_id", "")), ExitStack()
+    # A photo that came without a request id of its own travels under it.
+    request_id = request_id if logs.REQUEST_ID.fullmatch(request_id) else task_id
+    logs.bind(request_id=request_id, task=task.name, task_id=task_id)
+    span = tracing.span(
+        f"process {task.name}",
+        kind="CONSUMER",
+        parent=str(task.request.get("traceparent", "")),
+        attributes={
+            "messaging.system": "aws_sqs",
+            "messaging.operation.type": "process",
+            "messaging.destination.name": settings().request_queue,
+            "messaging.message.id": task_id,
+            "faceapp.request_id": request_id,
+            "faceapp.queued_s": _queued_s(task.request),
+        },
+    )
+    trail.enter_context(span)
+    if trace_id := tracing.trace_id():
+        logs.bind(trace_id=trace_id)
+    task.request.trail = trail
+
+
+@signals.task_postrun.connect
+def _end(task: Any, state: str | None = None, **_: Any) -> None:
+    tracing.note({"faceapp.state": str(state)}, failed=state != states.SUCCESS)
+    if trail := task.request.get("trail"):
+        trail.close()
+    logs.unbind()
+
+
 @signals.worker_init.connect
-def _load_model(**_: Any) -> None:
+def _load(**_: Any) -> None:
     """Load the model and the gallery in the parent: its children start at once and share the memory."""
+    tracing.load("faceapp-worker")
     _worker().warm()
+
+
+@signals.worker_process_shutdown.connect
+def _send_last_spans(**_: Any) -> None:
+    tracing.close()
 
 
 @signals.setup_logging.connect
 def _set_up_logging(**_: Any) -> None:
-    logs.configure(settings())
+    logs.configure(settings(), service="faceapp-worker")
+
+
+@signals.celeryd_init.connect
+def _leave_the_banner_out(instance: Any, **_: Any) -> None:
+    """It is printed, not logged: nothing that reads JSON could read it."""
+    if settings().log_format == "json":
+        instance.emit_banner = lambda: None

@@ -7,7 +7,7 @@ from flask import Flask
 
 from faceapp.config import Settings
 from faceapp.config import settings as environment_settings
-from faceapp.http import api, classic, dispatch, health, openapi, page, problems, scaler, uploads
+from faceapp.http import api, classic, dispatch, health, openapi, page, problems, scaler, trail, uploads
 
 SECURITY_HEADERS = {
     "Content-Security-Policy": (
@@ -39,7 +39,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.extensions["faceapp"] = dispatch.Dispatch(settings)
     app.extensions["faceapp-scaler"] = scaler.ScalerStatus(settings)
-    app.before_request(_begin)
+    trail.register(app)
     app.after_request(_finish)
     problems.register(app)
     for module in (page, classic, api, scaler, health, openapi):
@@ -47,12 +47,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     return app
 
 
-def _begin() -> None:
-    flask.g.request_id = dispatch.new_id()
-
-
 def _finish(response: flask.Response) -> flask.Response:
-    response.headers["X-Request-ID"] = flask.g.request_id
     for name, value in SECURITY_HEADERS.items():
         response.headers.setdefault(name, value)
     return response

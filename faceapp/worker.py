@@ -10,6 +10,7 @@ import logging
 import time
 from functools import cache
 
+from faceapp import tracing
 from faceapp.config import Settings, settings
 from faceapp.errors import EnrolmentError, ImageError, NotFound
 from faceapp.gallery import Gallery
@@ -53,7 +54,7 @@ class Worker:
 
         A photo that cannot be used gives a `failed` result. Raises StorageUnavailable; the work can be tried again.
         """
-        started_s = time.perf_counter()
+        began_s, started_s = time.time(), time.perf_counter()
         file_name = ""
         try:
             stored = self._storage.get_photo(request_id)
@@ -85,7 +86,9 @@ class Worker:
             result = Recognition(
                 id=request_id, status="failed", file_name=file_name, failure=Failure.of(error), timings=timings
             )
-        self._storage.put_result(result)
+        tracing.stages(began_s, _stages(result.timings))
+        with tracing.span("store result", kind="CLIENT"):
+            self._storage.put_result(result)
         outcome = f"{len(result.faces)} faces" if result.failure is None else result.failure.code
         times = result.timings
         logger.info("%s: %s, %.3f s after %.3f s in the queue", request_id, outcome, times.total_s, times.queued_s)
@@ -136,6 +139,19 @@ class Worker:
         self._storage.delete_incoming(request_id)
         logger.info("%s: %d photos enrolled, %d refused", request_id, len(enrolment.photos), len(failures))
         return enrolment
+
+
+def _stages(timings: Timings) -> dict[str, float]:
+    """The stages that a photo came through, in their order, in seconds."""
+    stages = {
+        "fetch": timings.fetch_s,
+        "decode": timings.decode_s,
+        "detect": timings.detect_s,
+        "align": timings.align_s,
+        "embed": timings.embed_s,
+        "search": timings.search_s,
+    }
+    return {name: seconds for name, seconds in stages.items() if seconds > 0}
 
 
 @cache

@@ -87,7 +87,7 @@ def enrol(name: str) -> flask.Response:
     enrolment = service.enrol(
         name,
         [file for file in files if isinstance(file, Upload)],
-        request_id=flask.g.request_id,
+        request_id=flask.g.own_id,
         wait_s=service.settings.web_wait_s,
     )
     if enrolment is None:

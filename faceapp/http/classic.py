@@ -33,7 +33,7 @@ def answer() -> flask.Response:
 
 def _recognise(upload: uploads.Upload) -> Recognition:
     service = dispatch.current()
-    ticket = service.recognize(upload, request_id=flask.g.request_id, waits=True)
+    ticket = service.recognize(upload, request_id=flask.g.own_id, waits=True)
     recognition = service.wait(ticket, time.monotonic() + service.settings.web_wait_s)
     if recognition is None:
         href = flask.url_for("api.recognition", request_id=ticket.id)

@@ -17,7 +17,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 from kombu.exceptions import LimitExceeded, OperationalError
 
-from faceapp import broker, tasks
+from faceapp import broker, logs, tasks, tracing
 from faceapp.config import Settings
 from faceapp.errors import BrokerUnavailable, FaceappError, StorageUnavailable
 from faceapp.gallery import People
@@ -55,7 +55,10 @@ class Dispatch:
 
     def recognize(self, upload: Upload, *, request_id: str, waits: bool) -> Ticket:
         """Store the photo and send its task. Raises StorageUnavailable or BrokerUnavailable, and then keeps nothing."""
-        self.storage.put_photo(request_id, upload.data, file_name=upload.file_name, content_type=upload.content_type)
+        with tracing.span("store photo", kind="CLIENT", attributes={"faceapp.photo_bytes": len(upload.data)}):
+            self.storage.put_photo(
+                request_id, upload.data, file_name=upload.file_name, content_type=upload.content_type
+            )
         try:
             answer = _send(tasks.recognize, request_id, waits=waits)
         except FaceappError:
@@ -93,8 +96,9 @@ class Dispatch:
         Raises StorageUnavailable or BrokerUnavailable, and then keeps nothing.
         """
         try:
-            for n, upload in enumerate(uploads):
-                self.storage.put_incoming(request_id, n, upload.data, name=name, file_name=upload.file_name)
+            with tracing.span("store photos", kind="CLIENT", attributes={"faceapp.photos": len(uploads)}):
+                for n, upload in enumerate(uploads):
+                    self.storage.put_incoming(request_id, n, upload.data, name=name, file_name=upload.file_name)
             answer = _send(tasks.enrol, request_id, waits=True)
         except FaceappError:
             with suppress(FaceappError):
@@ -109,18 +113,31 @@ class Dispatch:
 
 def _send(task: Any, request_id: str, *, waits: bool) -> Any:
     try:
-        return task.apply_async(args=[request_id], task_id=request_id, ignore_result=not waits)
+        with tracing.span(
+            f"publish {task.name}",
+            kind="PRODUCER",
+            attributes={
+                "messaging.system": "aws_sqs",
+                "messaging.operation.type": "send",
+                "messaging.message.id": request_id,
+            },
+        ):
+            # A message has 1,024 bytes: what a worker would assume anyway stays out.
+            headers = {"request_id": logs.request_id(), "traceparent": tracing.traceparent()}
+            given = {name: value for name, value in headers.items() if value not in ("", request_id)}
+            return task.apply_async(args=[request_id], task_id=request_id, ignore_result=not waits, headers=given)
     except (OperationalError, LimitExceeded, BotoCoreError, ClientError) as error:
         logger.error("%s could not be sent: %s", request_id, error)
         raise BrokerUnavailable from error
 
 
 def _get(answer: Any, timeout_s: float) -> dict[str, Any] | None:
-    try:
-        document: dict[str, Any] | None = answer.get(timeout=max(0.0, timeout_s))
-        return document
-    except CeleryTimeoutError:
-        return None
+    with tracing.span("wait for the answer"):
+        try:
+            document: dict[str, Any] | None = answer.get(timeout=max(0.0, timeout_s))
+            return document
+        except CeleryTimeoutError:
+            return None
 
 
 def new_id() -> str:

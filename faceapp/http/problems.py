@@ -40,6 +40,7 @@ def register(app: flask.Flask) -> None:
 
 def document(status: int, code: str, detail: str, members: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The members of a problem document; `about:blank` as type says that the title is the status's."""
+    flask.g.outcome = code
     return {
         "type": "about:blank",
         "title": HTTPStatus(status).phrase,
@@ -54,7 +55,7 @@ def document(status: int, code: str, detail: str, members: Mapping[str, Any] | N
 
 def _answer(error: FaceappError, members: Mapping[str, Any] | None = None) -> flask.Response:
     if error.status >= 500:
-        logger.error("%s %s: %s: %s", flask.g.request_id, flask.request.path, error.code, error.detail)
+        logger.error("%s %s: %s: %s", flask.g.request_id, flask.request.endpoint, error.code, error.detail)
     if error.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
         _drain()
     answer = flask.jsonify(document(error.status, error.code, error.detail, members))
@@ -112,7 +113,7 @@ def _sentence(error: HTTPException, status: int) -> str:
 
 
 def _unexpected(error: Exception) -> flask.Response:
-    logger.error("%s %s failed", flask.g.request_id, flask.request.path, exc_info=error)
+    logger.error("%s %s failed", flask.g.request_id, flask.request.endpoint, exc_info=error)
     unknown = FaceappError("Something went wrong on our side. The log has it under this request id.")
     answer = flask.jsonify(document(500, unknown.code, unknown.detail))
     answer.status_code, answer.content_type = 500, CONTENT_TYPE

@@ -11,6 +11,7 @@ from typing import Any
 
 import flask
 from gunicorn.app.base import BaseApplication
+from gunicorn.glogging import Logger
 
 from faceapp.config import Settings
 from faceapp.errors import LocalError
@@ -46,7 +47,7 @@ class Server(BaseApplication):  # type: ignore[misc] # gunicorn is untyped
             # Requests in flight may still wait for their answers when the server is told to stop.
             "graceful_timeout": math.ceil(settings.web_wait_s) + LAST_ANSWERS_S,
             "loglevel": settings.log_level.lower(),
-            "accesslog": "-" if settings.log_level == "DEBUG" else None,
+            "logger_class": Lines,
             "proc_name": "faceapp-web",
             "control_socket_disable": True,
             "pre_fork": give_slot,
@@ -60,6 +61,15 @@ class Server(BaseApplication):  # type: ignore[misc] # gunicorn is untyped
         from faceapp.web import create_app
 
         return create_app(self.settings)
+
+
+class Lines(Logger):  # type: ignore[misc] # gunicorn is untyped
+    """gunicorn's lines, written like everybody else's in this process."""
+
+    def setup(self, cfg: Any) -> None:
+        super().setup(cfg)
+        self.error_log.handlers.clear()
+        self.error_log.propagate = True
 
 
 def serve(settings: Settings) -> None:
@@ -115,6 +125,7 @@ def give_slot(arbiter: Any, worker: Any) -> None:
 
 def take_slot(worker: Any) -> None:
     """gunicorn's post_worker_init, in the new process, before its first request."""
-    from faceapp import responses
+    from faceapp import responses, tracing
 
     responses.use_slot(worker.slot)
+    tracing.load("faceapp-web")

@@ -14,7 +14,7 @@ from celery import states
 from celery.backends.base import Backend, SyncBackendMixin
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 
-from faceapp import broker
+from faceapp import broker, tracing
 from faceapp.config import Settings
 from faceapp.responses.collector import Collector
 
@@ -121,11 +121,14 @@ class ResponseBackend(SyncBackendMixin, Backend):
         if not reply_to or state not in states.READY_STATES or _is_tried_again(state, request):
             return
         meta = {"task_id": task_id, "status": state, "result": result, "traceback": traceback, "children": []}
+        if asked := getattr(request, "request_id", None):
+            meta["request_id"] = asked
         body = self.encode(meta)
         if len(body.encode()) > MAX_REPLY_BYTES:
             body = self.encode({**meta, "result": None, "traceback": None})
         try:
-            self._reply(reply_to, body)
+            with tracing.span("reply", kind="PRODUCER", attributes={"messaging.system": "aws_sqs"}):
+                self._reply(reply_to, body)
         except (BotoCoreError, ClientError) as error:
             # The result is stored; whoever waits finds it there. Failing the task would only do its work again.
             logger.warning("no answer sent to %s for %s: %s", reply_to, task_id, error)

@@ -107,3 +107,4 @@ class Collector(QueueReader):
             self.counts["delivered"] += 1
             pending.meta = meta
             pending.arrived.set()
+        logger.debug("the answer to %s is here, request %s", task_id, meta.get("request_id", task_id))
