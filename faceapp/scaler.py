@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
+from faceapp import tracing
 from faceapp.broker.janitor import Janitor
 from faceapp.config import Settings
 from faceapp.errors import BrokerUnavailable, ConfigError, FaceappError
@@ -82,6 +83,7 @@ class Scaler:
         try:
             if leader:
                 taken = self._act(decision, machines)
+            tracing.note({"faceapp.wanted": decision.wanted, **{f"faceapp.{what}": n for what, n in taken.items()}})
         finally:
             self._report(leader, decision, observation, machines, taken)
 
@@ -317,7 +319,8 @@ def run(settings: Settings, *, dry_run: bool = False, stop: threading.Event | No
         while not stop.is_set():
             began_s = time.monotonic()
             try:
-                scaler.tick()
+                with tracing.span("scaler tick"):
+                    scaler.tick()
             except FaceappError as error:
                 scaler.warn(re.sub(r"\d+", "", error.detail), error.detail)
                 status.failed(error.detail)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from faceapp.errors import LocalError
-from faceapp.local.processes import Services
+from faceapp.local.processes import Files, Services
 from faceapp.local.reaper import exists
 from tests.services import wait_until
 
@@ -27,7 +27,7 @@ time.sleep(600)
 SUPERVISOR = """
 import sys, time
 from pathlib import Path
-from faceapp.local.processes import Services
+from faceapp.local.processes import Files, Services
 services = Services(Path(sys.argv[1]), {})
 for _ in range(2):
     print(services.start("sleeper", ["/bin/sleep", "600"]).process.pid, flush=True)
@@ -125,3 +125,40 @@ def test_a_killed_supervisor_leaves_nothing(tmp_path: Path) -> None:
     os.killpg(supervisor.pid, signal.SIGKILL)
     supervisor.communicate()
     wait_until(lambda: not exists(left), what="the end of what the supervisor left")
+
+
+def test_files_are_followed_from_now_on_and_when_they_are_made_anew(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    old, new = tmp_path / "instance-1.log", tmp_path / "instance-2.log"
+    old.write_text("of the last time\n")
+    (tmp_path / "other.log").write_text("of somebody else\n")
+    files = Files(tmp_path, "instance-*.log")
+    files.copy()
+    old.unlink()
+    files.copy()
+    old.write_text("one\nhal")
+    new.write_text("two\n")
+    files.copy()
+    assert capfd.readouterr().out == "  instance-1 | one\n  instance-2 | two\n"
+    with old.open("a") as log:
+        log.write("f\n")
+    files.copy()
+    assert capfd.readouterr().out == "  instance-1 | half\n"
+    files.close()
+
+
+def test_files_are_shown_only_when_logs_are(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    seen = ""
+
+    def shown() -> str:
+        nonlocal seen
+        seen += capfd.readouterr().out
+        return seen
+
+    with Services(tmp_path, os.environ) as quiet, Services(tmp_path, os.environ, follow=True) as services:
+        quiet.follow_files("instance-*.log")
+        services.follow_files("instance-*.log")
+        (tmp_path / "instance-1.log").write_text("here\n")
+        wait_until(shown, what="the line")
+    assert shown() == "  instance-1 | here\n"

@@ -30,7 +30,7 @@ from faceapp import logs
 from faceapp.config import settings
 from faceapp.http.server import serve
 
-logs.configure(settings())
+logs.configure(settings(), service="faceapp-web")
 serve(replace(settings(), web_port=0))
 """
 LISTENS = "the web tier listens on "
@@ -172,7 +172,8 @@ def web_server(
     try:
         wait_until(lambda: process.poll() is not None or LISTENS in log.read_text(), what="the web tier")
         assert process.poll() is None, log.read_text()
-        yield log.read_text().partition(LISTENS)[2].split()[0], process
+        # In JSON a quote follows.
+        yield log.read_text().partition(LISTENS)[2].split()[0].rstrip('",'), process
     finally:
         process.terminate()
         try:

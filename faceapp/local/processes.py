@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from faceapp.errors import LocalError
 
@@ -98,6 +99,7 @@ class Services:
         self._starting = False
         self._interrupted = False
         self._hurried = False
+        self._over = threading.Event()
         self.log_folder.mkdir(parents=True, exist_ok=True)
         self._reaper = Reaper()
 
@@ -107,6 +109,7 @@ class Services:
     def __exit__(self, *_: object) -> None:
         self._interrupted = True
         self.stop()
+        self._over.set()
         self._reaper.close()
 
     def interrupt(self) -> None:
@@ -143,6 +146,15 @@ class Services:
         if self._interrupted:
             raise KeyboardInterrupt
         return service
+
+    def follow_files(self, pattern: str) -> None:
+        """With `follow`: show what is written from now on to the log folder's files of that pattern, old and new ones.
+
+        These are the logs of processes that a service starts.
+        """
+        if self._follow:
+            files = Files(self.log_folder, pattern)
+            threading.Thread(target=files.follow, args=[self._over], daemon=True).start()
 
     def wait_for(self, condition: Callable[[], bool], *, timeout_s: float, what: str) -> None:
         """Wait until `condition` holds. Raises LocalError when a service ends meanwhile, and after `timeout_s`."""
@@ -194,3 +206,47 @@ def _follow_log(service: Service) -> None:
             if ended:
                 return
             time.sleep(POLL_S * 4)
+
+
+class Files:
+    """Copies lines that are written to a folder's files to standard output, each behind its file's name."""
+
+    def __init__(self, folder: Path, pattern: str) -> None:
+        """What is in the files already is not copied."""
+        self._folder, self._pattern = folder, pattern
+        self._open: dict[Path, IO[bytes]] = {}
+        for path in folder.glob(pattern):
+            with contextlib.suppress(FileNotFoundError):
+                self._open[path] = path.open("rb")
+                self._open[path].seek(0, os.SEEK_END)
+
+    def follow(self, over: threading.Event) -> None:
+        """Copy until it is over."""
+        while not over.wait(POLL_S * 4):
+            self.copy()
+        self.copy()
+        self.close()
+
+    def close(self) -> None:
+        """Copy nothing any more."""
+        while self._open:
+            self._open.popitem()[1].close()
+
+    def copy(self) -> None:
+        """Copy what was written since the last time."""
+        for path in sorted({*self._folder.glob(self._pattern), *self._open}):
+            with contextlib.suppress(FileNotFoundError):
+                if path not in self._open:
+                    self._open[path] = path.open("rb")
+            if log := self._open.get(path):
+                _copy_lines(path.stem, log)
+                # An open file's number is nobody else's: another one is another file.
+                if not path.exists() or path.stat().st_ino != os.fstat(log.fileno()).st_ino:
+                    self._open.pop(path).close()
+
+
+def _copy_lines(name: str, log: IO[bytes]) -> None:
+    """Copy the lines that are complete."""
+    while (line := log.readline()).endswith(b"\n"):
+        print(f"{name:>12} | {line.decode(errors='replace').rstrip()}", flush=True)
+    log.seek(-len(line), os.SEEK_CUR)

@@ -96,6 +96,7 @@ class _Local:
             stack.apply(self.settings, client=self._aws("cloudformation"))
             self._record_instance()
         self.gallery = self._restore_gallery(folder)
+        self.services.follow_files(f"{compute.APP_TIER}*.log")
         host = self._start("compute host", "faceapp.local.compute", "--logs", str(self.services.log_folder))
         self._start("scaler", "faceapp", "scaler")
         with self.progress.step(f"web tier on {self.client.url}"):
