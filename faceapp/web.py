@@ -7,7 +7,7 @@ from flask import Flask
 
 from faceapp.config import Settings
 from faceapp.config import settings as environment_settings
-from faceapp.http import api, classic, dispatch, health, openapi, page, problems, scaler, trail, uploads
+from faceapp.http import api, classic, dispatch, health, metrics, openapi, page, problems, scaler, trail, uploads
 
 SECURITY_HEADERS = {
     "Content-Security-Policy": (
@@ -37,7 +37,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         MAX_FORM_PARTS=settings.web_max_files + uploads.TEXT_FIELDS,
     )
     app.json.sort_keys = False  # type: ignore[attr-defined]
-    app.extensions["faceapp"] = dispatch.Dispatch(settings)
+    app.extensions["faceapp"] = dispatch.Dispatch(settings, metrics.register(app))
     app.extensions["faceapp-scaler"] = scaler.ScalerStatus(settings)
     trail.register(app)
     app.after_request(_finish)

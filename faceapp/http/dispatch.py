@@ -21,6 +21,7 @@ from faceapp import broker, logs, tasks, tracing
 from faceapp.config import Settings
 from faceapp.errors import BrokerUnavailable, FaceappError, StorageUnavailable
 from faceapp.gallery import People
+from faceapp.http.metrics import Metrics
 from faceapp.http.uploads import Upload
 from faceapp.schema import Enrolment, Recognition
 from faceapp.storage import Storage
@@ -43,8 +44,9 @@ class Ticket:
 class Dispatch:
     """The web tier's way to storage, gallery and queue. Any thread may call any method."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self.settings = settings
+        self.metrics = metrics
         self.storage = Storage(settings)
         self.people = People(self.storage)
 
@@ -55,23 +57,37 @@ class Dispatch:
 
     def recognize(self, upload: Upload, *, request_id: str, waits: bool) -> Ticket:
         """Store the photo and send its task. Raises StorageUnavailable or BrokerUnavailable, and then keeps nothing."""
-        with tracing.span("store photo", kind="CLIENT", attributes={"faceapp.photo_bytes": len(upload.data)}):
+        with self.metrics.counting():
+            answer = self._begin(upload, request_id=request_id, waits=waits)
+        if not waits:
+            self.metrics.count("accepted")
+        return Ticket(id=request_id, file_name=upload.file_name, answer=answer if waits else None)
+
+    def _begin(self, upload: Upload, *, request_id: str, waits: bool) -> Any:
+        attributes = {"faceapp.photo_bytes": len(upload.data)}
+        with self.metrics.stage("store"), tracing.span("store photo", kind="CLIENT", attributes=attributes):
             self.storage.put_photo(
                 request_id, upload.data, file_name=upload.file_name, content_type=upload.content_type
             )
         try:
-            answer = _send(tasks.recognize, request_id, waits=waits)
+            with self.metrics.stage("send"):
+                return _send(tasks.recognize, request_id, waits=waits)
         except FaceappError:
             with suppress(FaceappError):
                 self.storage.delete_photo(request_id)
             raise
-        return Ticket(id=request_id, file_name=upload.file_name, answer=answer if waits else None)
 
     def wait(self, ticket: Ticket, deadline_s: float) -> Recognition | None:
         """The photo's result, or None if there is none at `deadline_s` (of time.monotonic).
 
         An answer can get lost on its way: a process that dies takes those with it that its long poll was handed.
         """
+        with self.metrics.counting(), self.metrics.waiting():
+            result = self._wait(ticket, deadline_s)
+        self.metrics.result(result)
+        return result
+
+    def _wait(self, ticket: Ticket, deadline_s: float) -> Recognition | None:
         try:
             look_s = LOOK_AFTER_S
             while True:
@@ -95,20 +111,27 @@ class Dispatch:
 
         Raises StorageUnavailable or BrokerUnavailable, and then keeps nothing.
         """
+        with self.metrics.counting(len(uploads)):
+            answer = self._begin_enrolment(name, uploads, request_id=request_id)
+        try:
+            with self.metrics.waiting():
+                document = _get(answer, wait_s)
+        finally:
+            answer.forget()
+        enrolment = Enrolment.from_dict(document) if document else None
+        self.metrics.enrolment(enrolment, photos=len(uploads))
+        return enrolment
+
+    def _begin_enrolment(self, name: str, uploads: list[Upload], *, request_id: str) -> Any:
         try:
             with tracing.span("store photos", kind="CLIENT", attributes={"faceapp.photos": len(uploads)}):
                 for n, upload in enumerate(uploads):
                     self.storage.put_incoming(request_id, n, upload.data, name=name, file_name=upload.file_name)
-            answer = _send(tasks.enrol, request_id, waits=True)
+            return _send(tasks.enrol, request_id, waits=True)
         except FaceappError:
             with suppress(FaceappError):
                 self.storage.delete_incoming(request_id)
             raise
-        try:
-            document = _get(answer, wait_s)
-        finally:
-            answer.forget()
-        return Enrolment.from_dict(document) if document else None
 
 
 def _send(task: Any, request_id: str, *, waits: bool) -> Any:

@@ -62,7 +62,7 @@ class Metrics:
         )
         self._photos = Counter(
             "faceapp_web_photos",
-            "Photos by outcome: named, unknown, no_face; enrolled, left_out (another one of the enrolment was refused); "
+            "Photos by outcome: named, unknown, no_face; enrolled, left_out (another photo of it was refused); "
             "accepted (nobody waits), pending (the wait was over first); or the error's code.",
             ["outcome"],
             registry=registry,

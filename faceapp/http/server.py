@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import resource
+import shutil
 import socket
+import tempfile
 from collections.abc import Iterable
 from typing import Any
 
@@ -23,6 +26,8 @@ KEEPALIVE_S = 15
 KEPT_ALIVE = 256
 """Idle connections that a process keeps open besides those it works for."""
 LAST_ANSWERS_S = 5
+METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+"""prometheus_client's variable: where the processes of one server keep their numbers, so that each can tell of all."""
 OTHER_FILES = 512
 """Open files of a process that are no client's connection: connections to S3 and SQS, code, logs."""
 
@@ -52,6 +57,8 @@ class Server(BaseApplication):  # type: ignore[misc] # gunicorn is untyped
             "control_socket_disable": True,
             "pre_fork": give_slot,
             "post_worker_init": take_slot,
+            "child_exit": forget_gauges,
+            "on_exit": remove_metrics,
         }
         for name, value in values.items():
             self.cfg.set(name, value)
@@ -76,6 +83,10 @@ def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; SystemExit then. Raises LocalError if the address cannot be listened on."""
     _allow_open_files(settings.web_connections + KEPT_ALIVE + OTHER_FILES)
     listener = listen(settings)
+    # A folder that somebody else named is not ours to fill, and not ours to remove.
+    os.environ.pop(METRICS_FOLDER, None)
+    if settings.web_processes > 1:
+        os.environ[METRICS_FOLDER] = tempfile.mkdtemp(prefix="faceapp-web-metrics-")
     logger.info("the web tier listens on %s", url(listener))
     Server(settings, listener.detach()).run()
 
@@ -129,3 +140,17 @@ def take_slot(worker: Any) -> None:
 
     responses.use_slot(worker.slot)
     tracing.load("faceapp-web")
+
+
+def forget_gauges(_: Any, worker: Any) -> None:
+    """gunicorn's child_exit, in the arbiter: what a process counted stays, what it had at the moment goes."""
+    if folder := os.environ.get(METRICS_FOLDER):
+        from prometheus_client.multiprocess import mark_process_dead
+
+        mark_process_dead(worker.pid, folder)  # type: ignore[no-untyped-call]
+
+
+def remove_metrics(_: Any) -> None:
+    """gunicorn's on_exit, in the arbiter, when all processes have ended."""
+    if folder := os.environ.get(METRICS_FOLDER):
+        shutil.rmtree(folder, ignore_errors=True)

@@ -15,6 +15,7 @@ from werkzeug.formparser import FormDataParser
 from faceapp import images
 from faceapp.config import Settings
 from faceapp.errors import BadRequest, EmptyBody, FaceappError, MissingFile, TooManyFiles, UploadTooLarge
+from faceapp.http import metrics
 from faceapp.schema import Photo
 
 TEXT_FIELDS = 32
@@ -102,7 +103,11 @@ def read(request: flask.Request, fields: tuple[str, ...] = ()) -> list[Upload | 
     found = [file for field, file in files if not fields or field in fields]
     if not found:
         raise _missing(request, fields, [field for field, _ in files])
-    return [_check(file, settings) for file in found]
+    checked = [_check(file, settings) for file in found]
+    for each in checked:
+        if isinstance(each, Refusal):
+            metrics.current().count(each.error.code)
+    return checked
 
 
 def _form_files(request: flask.Request) -> Any:
