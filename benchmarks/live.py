@@ -129,13 +129,14 @@ class System:
 @contextmanager
 def system(folder: Path, **environ: str) -> Iterator[System]:
     """`faceapp up` on free ports, stopped at the end (killed if it does not)."""
-    web_port, aws_port, scaler_port = _free_ports(3)
+    web_port, aws_port, scaler_port, flower_port = _free_ports(4)
     own = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "FACEAPP_"))}
     environ = {
         "FACEAPP_PREFIX": "live",
         "FACEAPP_WEB_PORT": str(web_port),
         "FACEAPP_AWS_PORT": str(aws_port),
         "FACEAPP_SCALER_PORT": str(scaler_port),
+        "FACEAPP_FLOWER_PORT": str(flower_port),
         **environ,
     }
     output = folder / "output"

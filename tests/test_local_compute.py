@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
+from faceapp import tasks
 from faceapp.config import Settings
 from faceapp.errors import LocalError
 from faceapp.local import compute, zygote
@@ -135,6 +136,26 @@ def test_a_killed_worker_leaves_nothing_and_comes_again(shared: Running) -> None
     wait_until(lambda: shared.log("app-tier-instance-2").count(" ready.") == 2, what="the second worker's readiness")
     shared.stop_instance(instance)
     shared.wait_for(r"app-tier-instance-2 \(.*\): stopped")
+
+
+@pytest.mark.system
+def test_a_worker_that_was_told_to_leave_stays_away_until_its_instance_starts_anew(shared: Running) -> None:
+    name = "app-tier-instance-7"
+    instance = shared.run_instance(name)
+    processes = tree(shared.worker(name))
+    tasks.app.control.broadcast("shutdown", destination=[f"celery@{name}"])
+    shared.wait_for(rf"{name} \(.*\): its worker was told to leave, and did")
+    wait_until(gone(processes), what="the end of the whole tree")
+    other = shared.run_instance("app-tier-instance-9")
+    shared.worker("app-tier-instance-9")
+    assert len(shared.pids(name)) == 1, "what came later has started meanwhile"
+    shared.stop_instance(instance)
+    shared.ec2.terminate_instances(InstanceIds=[other])
+    shared.wait_for(r"app-tier-instance-9 \(.*\): stopped")
+    shared.ec2.start_instances(InstanceIds=[instance])
+    wait_until(lambda: len(shared.pids(name)) == 2, timeout_s=30, what="the second start")
+    shared.ec2.terminate_instances(InstanceIds=[instance])
+    wait_until(lambda: shared.output.count(f"{name} ({instance}): stopped"), timeout_s=30, what="the second end")
 
 
 @pytest.mark.system

@@ -83,13 +83,14 @@ def alive(pid: int) -> bool:
 @contextmanager
 def running(folder: Path, *options: str | Path) -> Iterator[Running]:
     """`faceapp up`, on free ports, with its state in `folder`; killed at the end if it still runs."""
-    web_port, aws_port, scaler_port = free_ports(3)
+    web_port, aws_port, scaler_port, flower_port = free_ports(4)
     own = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "FACEAPP_"))}
     settings = {
         "FACEAPP_PREFIX": "test-up",
         "FACEAPP_WEB_PORT": str(web_port),
         "FACEAPP_AWS_PORT": str(aws_port),
         "FACEAPP_SCALER_PORT": str(scaler_port),
+        "FACEAPP_FLOWER_PORT": str(flower_port),
         "FACEAPP_LOCAL_BOOT_MIN_S": "0",
         "FACEAPP_LOCAL_BOOT_MAX_S": "0",
     }
@@ -121,6 +122,8 @@ def test_from_a_folder_of_photos_to_names_and_back_after_a_restart(samples: dict
 
     with running(tmp_path, "--people", people) as first:
         assert first.client.recognise(samples["obama3.jpg"]) == "obama3:barack"
+        assert up.answers(f"{up.flower_url(first.settings)}/healthcheck")
+        assert f"Flower     {up.flower_url(first.settings)}/\n" in first.output
         assert "! joe/broken.jpg was refused: " in first.output
         check_record(first)
         check_commands(first, samples)

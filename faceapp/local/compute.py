@@ -1,8 +1,9 @@
 """The host that makes the embedded EC2's instances real (`python -m faceapp.local.compute --logs DIR`).
 
 It watches EC2 and runs what each app-tier instance would run: nothing while it boots, then the worker, started again
-when it crashes as systemd would. An instance that is stopped or terminated gets SIGTERM, a grace period in which the
-worker ends what it holds, and SIGKILL. moto calls an instance stopped at once; the host lets it drain all the same.
+when it crashes as systemd would, and left alone when it was told to leave (Flower's button). An instance that is
+stopped or terminated gets SIGTERM, a grace period in which the worker ends what it holds, and SIGKILL. moto calls an
+instance stopped at once; the host lets it drain all the same.
 """
 
 from __future__ import annotations
@@ -57,6 +58,8 @@ class Machine:
     crashes: int = 0
     kill_at_s: float | None = None
     """Set when the instance drains: the end of the grace period."""
+    left: bool = False
+    """Whether its worker was told to leave, and did: the scaler hears its goodbye and stops the instance."""
 
 
 class Host:
@@ -150,12 +153,13 @@ class Host:
         if machine.pid is not None:
             if ended := os.waitid(os.P_PID, machine.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
                 how = "status" if ended.si_code == os.CLD_EXITED else "signal"
+                machine.left = (how, ended.si_status) == ("status", 0)
                 self._bury(machine, f"{how} {ended.si_status}", now_s)
             elif machine.kill_at_s is not None and now_s >= machine.kill_at_s:
                 logger.warning("%s (%s): killed, its worker did not end in time", machine.name, machine.id)
                 with contextlib.suppress(ProcessLookupError):  # not yet a group of its own: at the next look
                     os.killpg(machine.pid, signal.SIGKILL)
-        elif now_s >= machine.start_at_s and not self._is_taken(machine.name):
+        elif not machine.left and now_s >= machine.start_at_s and not self._is_taken(machine.name):
             self._start(machine, now_s)
 
     def _is_taken(self, name: str) -> bool:
@@ -190,6 +194,9 @@ class Host:
         if machine.kill_at_s is not None:
             logger.info("%s (%s): stopped", machine.name, machine.id)
             self._forget(machine)
+            return
+        if machine.left:
+            logger.info("%s (%s): its worker was told to leave, and did", machine.name, machine.id)
             return
         machine.crashes = 1 if now_s - machine.started_s > WELL_AFTER_S else machine.crashes + 1
         pause_s = min(LONGEST_RESTART_S, FIRST_RESTART_S * 2 ** (machine.crashes - 1))

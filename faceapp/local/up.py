@@ -10,6 +10,8 @@ import socket
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, fields, replace
@@ -99,6 +101,7 @@ class _Local:
         self.services.follow_files(f"{compute.APP_TIER}*.log")
         host = self._start("compute host", "faceapp.local.compute", "--logs", str(self.services.log_folder))
         self._start("scaler", "faceapp", "scaler")
+        self._start("Flower", "faceapp", "flower")
         with self.progress.step(f"web tier on {self.client.url}"):
             self._start("web tier", "faceapp", "web")
             self.services.wait_for(self.client.ready, timeout_s=START_TIMEOUT_S, what="The web tier is not ready")
@@ -111,6 +114,12 @@ class _Local:
             scaler = ScalerStatus(self.settings)
             self.services.wait_for(
                 lambda: scaler.get() is not None, timeout_s=START_TIMEOUT_S, what="The scaler does not answer"
+            )
+        with self.progress.step(f"Flower on {flower_url(self.settings)}"):
+            self.services.wait_for(
+                lambda: answers(f"{flower_url(self.settings)}/healthcheck"),
+                timeout_s=START_TIMEOUT_S,
+                what="Flower does not answer",
             )
         self._enrol(found)
         self._say_where()
@@ -199,6 +208,7 @@ faceapp is ready.
   page       {self.client.url}/
   API        {self.client.url}/docs
   AWS        {endpoint(self.settings)}
+  Flower     {flower_url(self.settings)}/
   scaler     {scaler_url(self.settings)}/status ({self.settings.scaler_policy}: 0 to {most} workers)
   try it     curl -F inputFile=@{photo} {self.client.url}
 Ctrl-C stops everything."""
@@ -222,6 +232,7 @@ def check_ports(settings: Settings) -> None:
         (settings.web_host, settings.web_port, "FACEAPP_WEB_PORT"),
         ("127.0.0.1", settings.aws_port, "FACEAPP_AWS_PORT"),
         (settings.scaler_host, settings.scaler_port, "FACEAPP_SCALER_PORT"),
+        (settings.flower_host, settings.flower_port, "FACEAPP_FLOWER_PORT"),
     ):
         try:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -263,6 +274,24 @@ def endpoint(settings: Settings) -> str:
 def scaler_url(settings: Settings) -> str:
     """Where the scaler answers."""
     return f"http://{reachable(settings.scaler_host)}:{settings.scaler_port}"
+
+
+def flower_url(settings: Settings) -> str:
+    """Where Flower answers."""
+    return f"http://{reachable(settings.flower_host)}:{settings.flower_port}"
+
+
+def answers(url: str) -> bool:
+    """Whether something at `url` answers, whatever it says."""
+    try:
+        # A proxy of the environment's would look for the loopback somewhere else.
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        opener.open(url, timeout=2).close()
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def reachable(host: str) -> str:
