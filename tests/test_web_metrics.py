@@ -38,7 +38,9 @@ def parsed(text: str) -> Samples:
 
 
 def value(samples: Samples, name: str, *labels: str) -> float:
-    return samples.get((f"faceapp_web_{name}", frozenset(labels)), 0.0)
+    """The sum of the samples with these labels' values among theirs."""
+    full = f"faceapp_web_{name}"
+    return sum(value for (found, values), value in samples.items() if found == full and values.issuperset(labels))
 
 
 def scrape(client: Client) -> Samples:
@@ -77,10 +79,10 @@ def test_requests_photos_stages_and_answers_are_counted(system: Settings, sample
         return value(after, name, *labels) - value(before, name, *labels)
 
     assert rise("requests_total", "classic.answer", "ok") == 1
-    assert rise("requests_total", "classic.answer", "image_unsupported") == 1
+    assert rise("requests_total", "classic.answer", "415", "image_unsupported") == 1
     assert rise("requests_total", "classic.answer", "file_missing") == 1
     assert rise("requests_total", "api.recognise", "ok") == 1
-    assert rise("requests_total", "api.recognise", "pending") == 1
+    assert rise("requests_total", "api.recognise", "202", "pending") == 1
     assert rise("requests_total", "none", "not_found") == 1
     assert rise("request_duration_seconds_count", "classic.answer") == 3
     assert rise("photos_total", "no_face") == 2

@@ -49,8 +49,8 @@ class Metrics:
         self._answers_seen: dict[str, int] = {}
         self._requests = Counter(
             "faceapp_web_requests",
-            "Requests by endpoint and outcome: ok, pending (202), or the error's code.",
-            ["endpoint", "outcome"],
+            "Requests by endpoint, HTTP status and outcome: ok, pending (202), or the error's code.",
+            ["endpoint", "status", "outcome"],
             registry=registry,
         )
         self._durations = Histogram(
@@ -102,9 +102,9 @@ class Metrics:
         for stage in ("store", "send", "wait", *_stages(Timings())):
             self._stages.labels(stage)
 
-    def request(self, endpoint: str, outcome: str, seconds: float) -> None:
+    def request(self, endpoint: str, *, status: int, outcome: str, seconds: float) -> None:
         """Count a request that was answered."""
-        self._requests.labels(endpoint, outcome).inc()
+        self._requests.labels(endpoint, str(status), outcome).inc()
         self._durations.labels(endpoint).observe(seconds)
 
     def stage(self, name: str) -> AbstractContextManager[object]:
@@ -214,8 +214,9 @@ def may_read(readers: str, peer: str | None, headers: Collection[str]) -> bool:
 def _count(response: flask.Response) -> flask.Response:
     current().request(
         flask.request.endpoint or "none",
-        flask.g.get("outcome", "pending" if response.status_code == 202 else "ok"),
-        time.monotonic() - flask.g.began_s,
+        status=response.status_code,
+        outcome=flask.g.get("outcome", "pending" if response.status_code == 202 else "ok"),
+        seconds=time.monotonic() - flask.g.began_s,
     )
     return response
 
