@@ -181,9 +181,9 @@ def _queues(queues: Sequence[Queue]) -> RenderableType:
 def _instances(instances: Sequence[Instance]) -> RenderableType:
     if not instances:
         return Text("  none")
-    table = _table("name", "id", "state", "phase", "type", "for", numbers=["for"])
+    table = _table("name", "id", "phase", "type", "for", numbers=["for"])
     for each in instances:
-        _row(table, each.name or "-", each.id, each.state, each.phase, each.type, age(each.age_s))
+        _row(table, each.name or "-", each.id, each.phase, each.type, age(each.age_s))
     return table
 
 
