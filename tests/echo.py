@@ -8,7 +8,7 @@ import os
 import threading
 from typing import Any
 
-from faceapp import broker
+from faceapp import broker, flower
 from faceapp.config import Settings, settings
 
 
@@ -19,6 +19,7 @@ def prefix(settings: Settings) -> str:
 
 SETTINGS = dataclasses.replace(settings(), prefix=prefix(settings()))
 app = broker.create_app(SETTINGS)
+flower.take_over(SETTINGS)
 
 
 @app.task(name="tests.echo")

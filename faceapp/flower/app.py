@@ -23,8 +23,7 @@ from tornado.netutil import bind_unix_socket
 
 from faceapp import logs, queues
 from faceapp.errors import ConfigError
-from faceapp.flower import guard
-from faceapp.flower.pages import HANDLERS
+from faceapp.flower import guard, pages, results
 
 logger = logging.getLogger(__name__)
 
@@ -76,10 +75,11 @@ class Flower(flower.app.Flower):
             max_tasks_in_memory=options.max_tasks,
         )
         super().__init__(options=options, capp=capp, events=events, **settings)
-        handlers = HANDLERS
+        handlers = pages.HANDLERS + results.HANDLERS
         if options.url_prefix:
             handlers = [flower.app.rewrite_handler(each, options.url_prefix) for each in handlers]
         self.add_handlers(".*", handlers)
+        self.results = results.Held()
         if not guard.is_protected(options):
             os.environ.setdefault("FLOWER_UNAUTHENTICATED_API", "true")
             self.add_transform(guard.OwnPagesOnly)
