@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import fields
 from functools import wraps
 from pathlib import Path
@@ -249,9 +250,10 @@ def status(aws: str, as_json: bool, watch: bool) -> None:
         return found.healthy
 
     healthy = show()
-    while watch:
-        time.sleep(WATCH_S)
-        healthy = show()
+    with suppress(KeyboardInterrupt):
+        while watch:
+            time.sleep(WATCH_S)
+            healthy = show()
     if not healthy:
         sys.exit(1)
 
@@ -292,7 +294,7 @@ def show_dead_letter(aws: str, id: str, as_json: bool) -> None:
     from faceapp import tables
     from faceapp.dead_letters import DeadLetters
 
-    found = DeadLetters(settings()).show(id)
+    found = DeadLetters(settings()).show([id])[0]
     if as_json:
         click.echo(tables.to_json({"aws": aws, **tables.as_document(found)}))
     else:
@@ -325,18 +327,17 @@ def redrive(aws: str, ids: tuple[str, ...], everything: bool, force: bool, as_js
 def purge(aws: str, ids: tuple[str, ...], everything: bool, yes: bool, as_json: bool) -> None:
     """Delete these for good. Says what is lost, and asks first."""
     from faceapp import tables
-    from faceapp.dead_letters import DeadLetters
+    from faceapp.dead_letters import DeadLetters, Listing
 
     _check_ids(ids, everything)
     if not yes and (as_json or not sys.stdin.isatty()):
         raise click.UsageError("purge asks first, and nobody can answer here: give --yes.")
     letters = DeadLetters(settings())
     if not yes:
-        found = letters.listing()
-        chosen = [letters.show(each) for each in ids] or found.letters
-        if not chosen:
+        found = Listing.of(letters.show(ids)) if ids else letters.listing()
+        if not found.letters:
             raise click.ClickException(f"There are no dead letters ({aws}).")
-        click.echo(f"On {aws}: {tables.loss(chosen, len(chosen) if ids else found.total)}")
+        click.echo(f"On {aws}: {tables.loss(found)}")
         click.confirm("Purge them?", abort=True)
     _say_outcomes(letters.purge(ids or None), "purged", aws, as_json)
 

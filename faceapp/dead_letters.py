@@ -71,6 +71,11 @@ class Listing:
     total: int
     """How many there are by SQS's count, which is approximate and includes those held by somebody else."""
 
+    @classmethod
+    def of(cls, letters: Sequence[DeadLetter]) -> Listing:
+        """Just these."""
+        return cls(letters=tuple(letters), total=len(letters))
+
     @property
     def complete(self) -> bool:
         return len(self.letters) >= self.total
@@ -125,11 +130,11 @@ class DeadLetters:
         total = max(self.count(), len(held))
         return Listing(letters=tuple(sorted(self._read(held), key=lambda each: each.sent_s or 0.0)), total=total)
 
-    def show(self, id: str) -> DeadLetter:
-        """The letter with this message id or request id, or one that begins so. Raises DeadLetterNotFound."""
+    def show(self, ids: Sequence[str]) -> Sequence[DeadLetter]:
+        """The letters with these message or request ids, or with ids that begin so. Raises DeadLetterNotFound."""
         with self._hold(LOOK_MOST) as held:
             pass
-        return self._read([self._pick(held, id)])[0]
+        return self._read(_pick(held, ids))
 
     def count(self) -> int:
         """How many there are, those held by somebody included; approximate."""
@@ -161,7 +166,7 @@ class DeadLetters:
         """Act on the letters, a few at a time, and give the others back."""
         if ids is not None:
             with self._hold(LOOK_MOST) as held:
-                chosen = list({each.id: each for each in (self._pick(held, id) for id in ids)}.values())
+                chosen = _pick(held, ids)
                 for start in range(0, len(chosen), AT_ONCE):
                     yield from act(chosen[start : start + AT_ONCE])
             return
@@ -215,25 +220,6 @@ class DeadLetters:
         with ThreadPoolExecutor(AT_ONCE) as threads:
             for _ in threads.map(release, batches):
                 pass
-
-    def _pick(self, held: Iterable[_Held], id: str) -> _Held:
-        if len(id) < SHORTEST_ID:
-            raise DeadLetterNotFound(f"{id!r} is too short for an id: give {SHORTEST_ID} characters of it or more.")
-        found = []
-        for each in held:
-            names = [each.id, each.request_id or ""]
-            if id in names:
-                return each
-            if any(name.startswith(id) for name in names):
-                found.append(each)
-        if len(found) > 1:
-            raise DeadLetterNotFound(f"{len(found)} dead letters begin with {id!r}: give more of the id.")
-        if not found:
-            raise DeadLetterNotFound(
-                f"There is no dead letter {id!r} in {self._settings.dead_letter_queue} (or another command holds it "
-                f"just now, for {HOLD_S} s at most)."
-            )
-        return found[0]
 
     def _redrive(self, held: Sequence[_Held], *, force: bool) -> list[Outcome]:
         with ThreadPoolExecutor(AT_ONCE) as threads:
@@ -348,6 +334,26 @@ class DeadLetters:
             ) from None
         except (BotoCoreError, ClientError) as error:
             raise BrokerUnavailable(f"SQS does not do {operation}: {error}") from error
+
+
+def _pick(held: Sequence[_Held], ids: Iterable[str]) -> list[_Held]:
+    """Those that the ids name, each once."""
+    names = [(each, {each.id, each.request_id or ""}) for each in held]
+    found: dict[str, _Held] = {}
+    for id in ids:
+        if len(id) < SHORTEST_ID:
+            raise DeadLetterNotFound(f"{id!r} is too short for an id: give {SHORTEST_ID} characters of it or more.")
+        fitting = [each for each, of in names if id in of] or [
+            each for each, of in names if any(name.startswith(id) for name in of)
+        ]
+        if len(fitting) > 1:
+            raise DeadLetterNotFound(f"{len(fitting)} dead letters begin with {id!r}: give more of the (message) id.")
+        if not fitting:
+            raise DeadLetterNotFound(
+                f"There is no dead letter {id!r} (or another command holds it just now, for {HOLD_S} s at most)."
+            )
+        found[fitting[0].id] = fitting[0]
+    return list(found.values())
 
 
 def _refusal(letter: DeadLetter) -> str:

@@ -98,15 +98,15 @@ def dead_letter(found: DeadLetter) -> RenderableType:
     return Group(table, Text(), Text(printable(body), overflow="fold"))
 
 
-def loss(letters: Sequence[DeadLetter], total: int) -> str:
+def loss(found: Listing) -> str:
     """What purging these would lose, in a sentence or two."""
-    tasks = Counter(each.task or "no task" for each in letters)
+    tasks = Counter(each.task or "no task" for each in found.letters)
     kinds = ", ".join(f"{count} {task}" for task, count in tasks.most_common())
-    more = "" if total <= len(letters) else f" of about {total}"
-    photos = sum(each.photo == "there" for each in letters)
+    more = "" if found.complete else f" and about {found.total - len(found.letters)} more"
+    photos = sum(each.photo == "there" for each in found.letters)
     kept = f" {counted(photos, 'photo')} of theirs stay in S3 until they expire." if photos else ""
     return (
-        f"{counted(len(letters), 'dead letter')}{more} ({kinds}) would be gone for good: nobody can send these "
+        f"{counted(len(found.letters), 'dead letter')} ({kinds}){more} would be gone for good: nobody can send these "
         f"requests again, and they are never answered.{kept}"
     )
 

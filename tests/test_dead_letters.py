@@ -25,7 +25,7 @@ from tests.services import aws_environ, celery_worker, environ, wait_until
 
 pytestmark = pytest.mark.usefixtures("aws")
 
-Send = Callable[[str, str], None]
+Send = Callable[[dict[str, str]], None]
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -62,13 +62,13 @@ def letters(failing: Settings, aws: str) -> Iterator[DeadLetters]:
 
 @pytest.fixture
 def send(failing: Settings, aws: str, letters: DeadLetters, log: Path) -> Iterator[Send]:
-    """Sends a task, and waits until the worker has made a dead letter of it."""
+    """Sends tasks, by request id, and waits until the worker has made dead letters of them."""
     app = broker.create_app(failing)
 
-    def send(task: str, request_id: str) -> None:
-        before = letters.count()
-        app.send_task(task, args=[request_id], task_id=request_id, ignore_result=True)
-        wait_until(lambda: letters.count() > before, what="the dead letter")
+    def send(tasks: dict[str, str]) -> None:
+        for request_id, task in tasks.items():
+            app.send_task(task, args=[request_id], task_id=request_id, ignore_result=True)
+        wait_until(lambda: letters.count() == len(tasks), timeout_s=60, what="the dead letters")
 
     yield send
     app.close()
@@ -134,9 +134,7 @@ def test_a_task_that_always_fails_is_listed_with_what_is_known(
     kept, gone, answered, other = photo(storage), uuid.uuid4().hex, photo(storage), uuid.uuid4().hex
     failure = Failure(code="image_truncated", detail="It was cut off.")
     storage.put_result(Recognition(id=answered, status="failed", failure=failure))
-    for request_id in (kept, gone, answered):
-        send("faceapp.recognize", request_id)
-    send("tests.fail", other)
+    send({**dict.fromkeys((kept, gone, answered), "faceapp.recognize"), other: "tests.fail"})
 
     listing = letters.listing()
 
@@ -180,7 +178,7 @@ def test_a_redriven_letter_has_all_its_tries_again(
     send: Send, letters: DeadLetters, storage: Storage, log: Path
 ) -> None:
     request_id = photo(storage)
-    send("faceapp.recognize", request_id)
+    send({request_id: "faceapp.recognize"})
     (before,) = letters.listing().letters
 
     def tries() -> int:
@@ -246,16 +244,16 @@ def test_an_id_that_is_not_there_changes_nothing(put: Callable[[str], str], lett
             list(act([there, "gggggg"]))
     for id in ("", "abcde"):
         with pytest.raises(DeadLetterNotFound, match="too short"):
-            letters.show(id)
+            letters.show([id])
     assert letters.count() == 1
 
 
 def test_an_id_that_begins_several_is_refused(put: Callable[[str], str], letters: DeadLetters) -> None:
     for digit in "12":
         put(message("tests.fail", f"same-beginning-{digit}"))
-    with pytest.raises(DeadLetterNotFound, match="2 dead letters begin with 'same-beginning': give more of the id"):
-        letters.show("same-beginning")
-    assert letters.show("same-beginning-1").request_id == "same-beginning-1"
+    with pytest.raises(DeadLetterNotFound, match="2 dead letters begin with 'same-beginning': give more of the"):
+        letters.show(["same-beginning"])
+    assert [each.request_id for each in letters.show(["same-beginning-1"])] == ["same-beginning-1"]
 
 
 def test_a_body_that_is_no_task_is_shown_as_what_it_is(put: Callable[[str], str], letters: DeadLetters) -> None:
