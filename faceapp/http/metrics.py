@@ -55,8 +55,8 @@ class Metrics:
         )
         self._durations = Histogram(
             "faceapp_web_request_duration_seconds",
-            "From a request's head to its answer.",
-            ["endpoint"],
+            "From a request's head to its answer, by endpoint and class of status (2xx).",
+            ["endpoint", "status"],
             buckets=ANSWER_BUCKETS_S,
             registry=registry,
         )
@@ -97,7 +97,7 @@ class Metrics:
         # From the start, so that the first one shows as a rise.
         for outcome in ("delivered", "late", "corrupt"):
             self._answers.labels(outcome)
-        for outcome in ("named", "unknown", "no_face"):
+        for outcome in ("named", "unknown", "no_face", "enrolled", "accepted", "pending"):
             self._photos.labels(outcome)
         for stage in ("store", "send", "wait", *_stages(Timings())):
             self._stages.labels(stage)
@@ -105,7 +105,7 @@ class Metrics:
     def request(self, endpoint: str, *, status: int, outcome: str, seconds: float) -> None:
         """Count a request that was answered."""
         self._requests.labels(endpoint, str(status), outcome).inc()
-        self._durations.labels(endpoint).observe(seconds)
+        self._durations.labels(endpoint, f"{status // 100}xx").observe(seconds)
 
     def stage(self, name: str) -> AbstractContextManager[object]:
         """Measure a stage of our own: store or send."""
