@@ -420,12 +420,14 @@ def test_tasks_are_revoked_while_they_wait_and_while_they_run(
         ) as process:
             running = watched.send(ECHO, "runs")
             watched.wait_for_state(running, "STARTED")
+            assert watched.workers()[name]["active"] == 1
             waiting = watched.send(ECHO, "waits")
             watched.wait_for_state(waiting, "RECEIVED")
             assert watched.post(f"/api/task/revoke/{waiting}").json["message"] == f"Revoked '{waiting}'"
             assert watched.post(f"/api/task/revoke/{running}?terminate=true&signal=SIGKILL").status == 200
             watched.wait_for_state(running, "REVOKED")
             watched.wait_for_state(waiting, "REVOKED")
+            assert watched.workers()[name]["active"] == 0
             assert log.read_text().count("hanging") == 1, "what waited never ran"
             assert watched.post(f"/api/worker/shutdown/{name}").status == 200
             assert process.wait(30) == 0

@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 import zlib
+from collections import defaultdict
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, NoReturn
@@ -36,9 +37,14 @@ FORGET_S = 60.0
 
 
 class Events(flower.events.Events):
-    """Flower's, over a queue that is named after its place: the same one again after a restart."""
+    """Flower's, over a queue named after its place, and with the tasks at work counted from their own events."""
 
     place = ""
+    """A restarted Flower takes the same queue again."""
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self._at_work: defaultdict[str, set[str]] = defaultdict(set)
 
     def run(self) -> None:
         pause_s = 1.0
@@ -54,6 +60,22 @@ class Events(flower.events.Events):
                 logger.warning("no events, again in %g s: %s", pause_s, error)
                 time.sleep(pause_s)
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    def on_event(self, event: dict[str, Any]) -> None:
+        super().on_event(event)
+        self.io_loop.add_callback(self._count, event)
+
+    def _count(self, event: dict[str, Any]) -> None:
+        """Keep a worker's number of active tasks true between its heartbeats, which are half a minute apart."""
+        kind, name = event["type"], event["hostname"]
+        if not kind.startswith("task-"):
+            if not event.get("active"):  # whatever was lost: nothing is at work
+                self._at_work.pop(name, None)
+            return
+        at_work = self._at_work[name]
+        (at_work.add if kind == "task-started" else at_work.discard)(event["uuid"])
+        if worker := self.state.workers.get(name):
+            worker.active = len(at_work)
 
 
 class Flower(flower.app.Flower):
