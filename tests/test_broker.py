@@ -15,8 +15,6 @@ from typing import Any
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError
 from celery.exceptions import TimeoutError as CeleryTimeoutError
-from kombu import Connection
-from kombu.transport import SQS
 
 from faceapp import broker
 from faceapp import stack as deployment
@@ -336,44 +334,6 @@ def test_a_message_that_cannot_be_handed_back_keeps_no_place(
     channel.basic_reject(got[0].delivery_tag, requeue=True)
 
     assert channel.qos.can_consume()
-
-
-# What upstream lacks: each of these fails when an override of ours has become needless.
-
-
-def test_upstream_still_declares_no_fanout() -> None:
-    assert "fanout" not in SQS.Transport.implements.exchange_type
-
-
-def test_upstream_still_needs_an_event_loop_to_delete_for_a_no_ack_consumer(stack: Settings) -> None:
-    transport_options = broker.create_app(stack).conf.broker_transport_options
-    with Connection("sqs://", transport=SQS.Transport, transport_options=transport_options) as connection:
-        channel = connection.default_channel
-        queue = channel._new_queue("reply-queue")
-        broker.sqs_client().send_message(QueueUrl=queue, MessageBody="{}")
-        channel._noack_queues.add("reply-queue")
-        channel.hub = None
-        with pytest.raises(AttributeError):
-            channel._message_to_python({"Body": "{}", "ReceiptHandle": "handle"}, "reply-queue", queue)
-
-
-def test_upstream_still_looks_for_reply_queues_in_its_own_bindings(stack: Settings) -> None:
-    options = broker.create_app(stack).conf.broker_transport_options
-    with Connection("sqs://", transport=SQS.Transport, transport_options=options) as connection:
-        channel = connection.default_channel
-        assert channel._lookup("reply.celery.pidbox", "someone", None) in ([], [None])
-    with Connection("sqs://", transport=broker.Transport, transport_options=options) as connection:
-        assert connection.default_channel._lookup("reply.celery.pidbox", "someone") == ["someone.reply.celery.pidbox"]
-
-
-def test_upstream_still_trips_over_a_failed_poll(stack: Settings) -> None:
-    options = broker.create_app(stack).conf.broker_transport_options
-    with Connection("sqs://", transport=SQS.Transport, transport_options=options) as connection:
-        channel = connection.default_channel
-        with pytest.raises(AttributeError):
-            channel._on_messages_ready("url", "req-queue", [])
-    with Connection("sqs://", transport=broker.Transport, transport_options=options) as connection:
-        assert connection.default_channel._on_messages_ready("url", "req-queue", []) == 0
 
 
 def test_importing_the_tasks_loads_no_model() -> None:
