@@ -21,7 +21,6 @@ from faceapp.config import Settings
 NARRATORS = (
     "boto3",
     "kombu.transport.SQS",
-    "PIL",
     # A line for each message received; the worker's own says what matters.
     "celery.worker.strategy",
 )
@@ -31,6 +30,8 @@ TELLTALES = (
     # Requests with session tokens, answers with people's names.
     "botocore",
     "urllib3",
+    # What a photo's header says.
+    "PIL",
     # The result of each task, with the names of who is on the photo.
     "celery.app.trace",
 )

@@ -64,7 +64,7 @@ def _worker() -> Worker:
 def recognize(self: Any, request_id: str) -> Answer:
     """Recognise the photo stored under `request_id`; the answer is a `schema.Recognition` document."""
     queued_s = _queued_s(self.request)
-    return _patiently(lambda: _recognition(_worker().recognise(request_id, queued_s=queued_s)))
+    return _patiently(lambda: answer(_worker().recognise(request_id, queued_s=queued_s)))
 
 
 @app.task(name="faceapp.enrol")
@@ -74,26 +74,28 @@ def enrol(request_id: str) -> Answer | None:
     None when nothing waits there: a second delivery of a message whose work is done.
     """
     try:
-        return _patiently(lambda: _enrolment(_worker().enrol(request_id)))
+        return _patiently(lambda: answer(_worker().enrol(request_id)))
     except NotFound:
         return None
 
 
-def _recognition(result: Recognition) -> Answer:
+def answer(result: Recognition | Enrolment) -> Answer:
+    """The result's document with its line, such as `done: obama, unknown (2 faces)` or `failed: image_truncated`."""
+    return Answer(result.to_dict(), line=_line(result))
+
+
+def _line(result: Recognition | Enrolment) -> str:
+    if isinstance(result, Enrolment):
+        if result.failures:
+            return f"refused: {result.failures[0].code}"
+        return f"enrolled: {result.name}, {_count(len(result.photos), 'photo')}"
     if result.failure:
-        return Answer(result.to_dict(), line=f"failed: {result.failure.code}")
+        return f"failed: {result.failure.code}"
     names = [face.name for face in result.faces]
     if not names:
-        return Answer(result.to_dict(), line=f"done: {result.answer}")
+        return f"done: {result.answer}"
     more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-    line = f"done: {', '.join(names[:NAMES_SHOWN])}{more} ({_count(len(names), 'face')})"
-    return Answer(result.to_dict(), line=line)
-
-
-def _enrolment(enrolment: Enrolment) -> Answer:
-    if enrolment.failures:
-        return Answer(enrolment.to_dict(), line=f"refused: {enrolment.failures[0].code}")
-    return Answer(enrolment.to_dict(), line=f"enrolled: {enrolment.name}, {_count(len(enrolment.photos), 'photo')}")
+    return f"done: {', '.join(names[:NAMES_SHOWN])}{more} ({_count(len(names), 'face')})"
 
 
 def _count(number: int, of: str) -> str:
@@ -180,7 +182,8 @@ def _set_up_logging(**_: Any) -> None:
 
 
 @signals.celeryd_init.connect
-def _leave_the_banner_out(instance: Any, **_: Any) -> None:
-    """It is printed, not logged: nothing that reads JSON could read it."""
+def _set_up_early(instance: Any, **_: Any) -> None:
+    """Celery warns before it sets logging up, and it prints a banner, which nothing that reads JSON could read."""
+    _set_up_logging()
     if settings().log_format == "json":
         instance.emit_banner = lambda: None

@@ -75,6 +75,8 @@ class Lines(Logger):  # type: ignore[misc] # gunicorn is untyped
 
     def setup(self, cfg: Any) -> None:
         super().setup(cfg)
+        # At DEBUG it tells each request's path, which can have a person's name in it; our own line has the pattern.
+        self.error_log.setLevel(max(self.loglevel, logging.INFO))
         self.error_log.handlers.clear()
         self.error_log.propagate = True
 

@@ -1,0 +1,248 @@
+"""Log lines in both formats, the request id on its way through the system, and what must not be in a log."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import logging
+import uuid
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import boto3
+import pytest
+
+from faceapp import logs, tasks
+from faceapp.config import Settings
+from faceapp.schema import Box, Enrolment, Face, Failure, PhotoFailure, Recognition
+from tests.services import celery_worker, environ, wait_until
+from tests.web import BOUNDARY, File, client_of, form, plain, problem, web_server
+
+SECRET = "a-secret-key-that-nobody-may-see"
+
+
+@pytest.fixture
+def written(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[[], str]]:
+    """What was logged; the logging of the tests' process is as before afterwards."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    levels = {name: logging.getLogger(name).level for name in logs.NARRATORS + logs.TELLTALES}
+    root.handlers.clear()
+    yield lambda: capsys.readouterr().err
+    logs.unbind()
+    logging.captureWarnings(False)
+    root.handlers[:], root.level = handlers, level
+    for name, before in levels.items():
+        logging.getLogger(name).setLevel(before)
+
+
+def lines(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_a_json_line_says_who_when_and_for_which_request(written: Callable[[], str]) -> None:
+    logs.configure(replace(Settings(), log_format="json"), service="faceapp-web")
+    logs.bind(request_id="abc")
+    logging.getLogger("a.b").warning("%s\n\u2028%d", "é", 1, extra={"fields": {"seconds": 0.5}, "data": "not ours"})
+    logs.unbind()
+    try:
+        raise ValueError("wrong")
+    except ValueError:
+        logging.getLogger("a.b").exception("failed")
+    text = written()
+    assert len(text.splitlines()) == 2
+    first, second = lines(text)
+    assert first["time"].endswith("Z")
+    assert len(first.pop("time")) == len("2026-01-02T03:04:05.678Z")
+    assert first.pop("pid") > 1
+    assert first == {
+        "level": "WARNING",
+        "service": "faceapp-web",
+        "logger": "a.b",
+        "message": "é\n\u20281",
+        "request_id": "abc",
+        "seconds": 0.5,
+        "process": "MainProcess",
+    }
+    assert "request_id" not in second
+    assert second["exception"].endswith("ValueError: wrong")
+
+
+def test_a_human_line_has_the_request_id_once(written: Callable[[], str]) -> None:
+    logs.configure(Settings())
+    logs.bind(request_id="abc")
+    logging.getLogger("a").info("here")
+    logging.getLogger("a").info("abc: here")
+    logs.unbind()
+    logging.getLogger("a").info("there")
+    assert [line.partition("MainProcess ")[2] for line in written().splitlines()] == [
+        "a: here [abc]",
+        "a: abc: here",
+        "a: there",
+    ]
+
+
+def test_a_warning_is_a_line(written: Callable[[], str]) -> None:
+    logs.configure(replace(Settings(), log_format="json"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        logging.captureWarnings(True)
+        warnings.warn("beware", stacklevel=1)
+        logging.captureWarnings(False)
+    [line] = lines(written())
+    assert (line["level"], line["logger"]) == ("WARNING", "py.warnings")
+    assert "beware" in line["message"]
+
+
+@pytest.mark.parametrize("name", logs.TELLTALES)
+def test_what_tells_of_contents_is_quiet_at_every_level(written: Callable[[], str], name: str) -> None:
+    logs.configure(replace(Settings(), log_level="DEBUG"))
+    logging.getLogger(name).info("a name")
+    logging.getLogger("kombu.transport.SQS").debug("a call")
+    text = written()
+    assert "a name" not in text
+    assert "a call" in text
+
+
+# The request id.
+
+
+@pytest.mark.usefixtures("aws")
+@pytest.mark.parametrize("chosen", ["a", "A-b_c.9", "x" * 64])
+def test_a_client_may_choose_the_request_id(stack: Settings, chosen: str) -> None:
+    answer = client_of(stack).post("/", data={"text": "x"}, headers={"X-Request-ID": chosen})
+    assert answer.headers["X-Request-ID"] == chosen
+    assert problem(answer, 400, "file_missing")["request_id"] == chosen
+
+
+@pytest.mark.usefixtures("aws")
+@pytest.mark.parametrize("chosen", ["", "x" * 65, "a b", "a/b", "../a", "é", 'a"b', "a\tb"])
+def test_another_request_id_is_ours(stack: Settings, chosen: str) -> None:
+    answer = client_of(stack).get("/v1/people", headers={"X-Request-ID": chosen})
+    assert answer.headers["X-Request-ID"] != chosen
+    assert len(bytes.fromhex(answer.headers["X-Request-ID"])) == 16
+
+
+def posted(url: str, photo: bytes, path: str = "/", method: str = "POST", **headers: str) -> tuple[int, str, str]:
+    """One photo over a connection of its own: status, request id and text of the answer."""
+    field = "inputFile" if path == "/" else "photo"
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=120)
+    types = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY.decode()}", "Connection": "close"}
+    try:
+        connection.request(method, path, body=form({field: File(photo, "a.jpg")}), headers=types | headers)
+        answer = connection.getresponse()
+        return answer.status, answer.headers["X-Request-ID"], answer.read().decode()
+    finally:
+        connection.close()
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("worker_class", ["gevent", "gthread"])
+def test_one_request_id_is_in_every_line_and_nothing_private_in_any(
+    aws_endpoint: str, stack: Settings, tmp_path: Path, samples: dict[str, Path], worker_class: str
+) -> None:
+    web_log, worker_log = tmp_path / "web", tmp_path / "worker"
+    more = {
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_SESSION_TOKEN": f"token-{SECRET}",
+        "FACEAPP_LOG_FORMAT": "json",
+        "FACEAPP_LOG_LEVEL": "DEBUG",
+        "FACEAPP_WEB_WORKER_CLASS": worker_class,
+    }
+    name, photo = f"person-{uuid.uuid4().hex[:8]}", samples["obama.jpg"].read_bytes()
+    env = environ(aws_endpoint, stack, **more)
+    with (
+        celery_worker("faceapp.tasks", worker_log, env, "--concurrency", "1"),
+        web_server(aws_endpoint, stack, web_log, **more) as (url, _),
+    ):
+        assert posted(url, photo, f"/v1/people/{quote(name)}", "PUT")[0] == 201
+        assert posted(url, photo, **{"X-Request-ID": "my.request_1"}) == (200, "my.request_1", f"a:{name}")
+        status, own, text = posted(url, plain())
+        assert (status, text) == (200, "a:no_face")
+        wait_until(lambda: own in worker_log.read_text(), what="the worker's last line")
+        # Keys are ours.
+        s3 = boto3.client("s3")
+        keys = {each["Key"].rpartition("/")[2] for each in s3.list_objects_v2(Bucket=stack.out_bucket)["Contents"]}
+        assert not any("my.request_1" in key for key in keys)
+        assert any(own in key for key in keys)
+        # While they run: at their end Celery and the interpreter print lines of their own.
+        web, worker = web_log.read_text(), worker_log.read_text()
+    for text in (web, worker):
+        assert name not in text
+        assert quote(name) not in text
+        assert SECRET not in text
+    told = [line for line in lines(web) if line.get("status")]
+    assert [(line["method"], line["route"], line["status"], line["outcome"]) for line in told] == [
+        ("PUT", "/v1/people/<path:name>", 201, "ok"),
+        ("POST", "/", 200, "ok"),
+        ("POST", "/", 200, "ok"),
+    ]
+    assert [line["request_id"] for line in told][1:] == ["my.request_1", own]
+    assert {line["service"] for line in lines(web)} == {"faceapp-web"}
+    assert any(line["logger"] == "gunicorn.error" for line in lines(web))
+    assert "is here, request my.request_1" in web
+    assert {line["service"] for line in lines(worker)} == {"faceapp-worker"}
+    done = {line["request_id"]: line for line in lines(worker) if line.get("task") == "faceapp.recognize"}
+    assert set(done) == {"my.request_1", own}
+    assert done[own]["task_id"] == own
+    assert done["my.request_1"]["task_id"] != "my.request_1"
+
+
+# What Celery's events carry.
+
+
+def face(name: str) -> Face:
+    return Face(box=Box(left=0, top=0, right=1, bottom=1), landmarks=(), score=1.0, name=name)
+
+
+@pytest.mark.parametrize(
+    ("names", "line"),
+    [
+        ([], "done: no_face"),
+        (["obama"], "done: obama (1 face)"),
+        (["obama", "unknown"], "done: obama, unknown (2 faces)"),
+        (list("abcdefg"), "done: a, b, c, d, e and 2 more (7 faces)"),
+    ],
+)
+def test_an_answer_is_a_line_for_people_and_json_for_programs(names: list[str], line: str) -> None:
+    result = Recognition(id="x", status="done", faces=tuple(face(name) for name in names))
+    answer = tasks.answer(result)
+    assert repr(answer) == line
+    assert json.loads(tasks.app.backend.encode(answer)) == json.loads(result.to_json())
+
+
+@pytest.mark.parametrize(
+    ("result", "line"),
+    [
+        (
+            Recognition(id="x", status="failed", failure=Failure(code="no_image", detail="It is none.")),
+            "failed: no_image",
+        ),
+        (Enrolment(id="x", name="obama", photos=("1", "2")), "enrolled: obama, 2 photos"),
+        (
+            Enrolment(id="x", name="b", failures=(PhotoFailure(file_name="a", code="no_face", detail="None."),)),
+            "refused: no_face",
+        ),
+    ],
+)
+def test_an_answer_without_faces_is_a_line_too(result: Recognition | Enrolment, line: str) -> None:
+    assert repr(tasks.answer(result)) == line
+    assert json.loads(tasks.app.backend.encode(tasks.answer(result))) == json.loads(json.dumps(result.to_dict()))
+
+
+def test_the_event_of_a_task_carries_the_line() -> None:
+    from celery.app.trace import build_tracer
+
+    def body() -> Any:
+        return tasks.answer(Recognition(id="x", status="done"))
+
+    task = tasks.app.task(name="tests.answer")(body)
+    try:
+        traced = build_tracer(task.name, task, app=tasks.app)("id", (), {}, {"id": "id", "delivery_info": {}})
+        assert traced[3] == "done: no_face"
+    finally:
+        tasks.app.tasks.pop(task.name)
