@@ -202,6 +202,15 @@ def _paths() -> dict[str, Any]:
                 problems=["Unavailable"],
             ),
         },
+        "/metrics": {
+            "get": _operation(
+                "health",
+                "What was done so far, for Prometheus.",
+                "For this machine alone, unless FACEAPP_WEB_METRICS says something else.",
+                answers={"200": _text("Prometheus's text format.", "faceapp_web_waiting_requests 0.0\n")},
+                problems=["Forbidden"],
+            ),
+        },
     }
 
 
@@ -237,8 +246,8 @@ def _form(fields: dict[str, Any], required: list[str] | None = None) -> dict[str
     return {"required": True, "content": {"multipart/form-data": {"schema": form}}}
 
 
-def _text(description: str) -> dict[str, Any]:
-    content = {"text/plain": {"schema": {"type": "string"}, "example": "obama3:obama"}}
+def _text(description: str, example: str = "obama3:obama") -> dict[str, Any]:
+    content = {"text/plain": {"schema": {"type": "string"}, "example": example}}
     return {"description": description, "content": content}
 
 
@@ -250,6 +259,7 @@ def _json(name: str, description: str, *headers: str) -> dict[str, Any]:
 
 PROBLEMS = {
     "400": ("BadRequest", "The request cannot be understood, or a name cannot be a person's."),
+    "403": ("Forbidden", "This is not for the address that asks."),
     "404": ("NotFound", "There is nothing here (any more)."),
     "413": ("TooLarge", "Too many bytes or too many files."),
     "415": ("NotAPhoto", "The file is no photo in a format this service reads."),
