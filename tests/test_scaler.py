@@ -139,8 +139,8 @@ def rig(settings: Settings, ec2: Any, aws: str, clock: Clock, monkeypatch: pytes
     def make(policy: Policy | None = None, *, depth: Depth | None = None, settings: Settings = settings) -> Rig:
         policy = policy or Wants()
         lease = Lease(settings, client=plain_client("s3", aws), owner=uuid.uuid4().hex, clock=clock)
-        fleet = EC2Fleet(settings, client=ec2, fence=lease.fence, clock=clock)
         workers, status = Workers(service_s=1.0, clock=clock), Status(settings)
+        fleet = EC2Fleet(settings, client=ec2, fence=lease.fence, clock=clock, on_error=status.error)
         workers.on_event({"type": PING, "hostname": "scaler"})
         scaler = Scaler(
             settings,
