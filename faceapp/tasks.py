@@ -116,7 +116,7 @@ def _patiently(work: Callable[[], Answer]) -> Answer:
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, 8.0)
         except MemoryError as error:
-            # Celery ends the whole worker on a MemoryError, its other tasks included.
+            # Celery ends the whole worker on a MemoryError (celery/celery#5655), its other tasks included.
             raise RuntimeError("there is not enough memory for this photo") from error
 
 

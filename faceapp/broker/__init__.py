@@ -1,8 +1,8 @@
 """Celery on SQS: the transport, the message format, the events and the app's settings.
 
 kombu's SQS transport carries tasks. What it lacks for replies, events and remote control over SNS is added here by
-overriding a few methods; each override says why it is there, and tests/test_broker.py fails when upstream makes one
-needless.
+overriding a few methods; each override says why it is there and names upstream's issue where there is one, and
+tests/test_upstream.py fails when upstream makes one needless.
 """
 
 from faceapp.broker.app import FaceappCelery, create_app

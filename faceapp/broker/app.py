@@ -75,6 +75,7 @@ def create_app(settings: Settings) -> FaceappCelery:
         worker_send_task_events=True,
         worker_cancel_long_running_tasks_on_connection_loss=False,
     )
-    # Made now: Celery makes it at first use without a lock, and two of them would read one queue.
+    # Made now: since celery/celery#8058 threads share it, but Celery makes it at first use without a lock, and two of
+    # them would read one queue.
     _ = app.backend
     return app

@@ -1,7 +1,8 @@
 """Asking the workers: Celery's remote control, whose answers come back over one queue and one reader a process.
 
-kombu makes a queue for each question and deletes it afterwards, which SQS takes seconds for, and two threads that ask
-at the same time (Flower asks four things at once) can take each other's answers.
+kombu makes a queue for each question and deletes it afterwards, which SQS takes seconds for (many stay behind:
+celery/celery#8348), and two threads that ask at the same time (Flower asks four things at once) can take each
+other's answers.
 """
 
 from __future__ import annotations

@@ -17,7 +17,8 @@ EVENTS_TOGETHER = 100
 HEARTBEAT_S = 60.0
 """Between two heartbeats of a worker; Celery's own 2 s would be 43,000 messages a day and worker."""
 
-# Events go to everybody who listens. A topic exchange would need bindings that the processes share; SQS has none.
+# Events go to everybody who listens. A topic exchange would need bindings that the processes share; SQS has none, and
+# Celery makes exceptions for Redis and Pub/Sub only (celery/celery#4279).
 celery.events.event.event_exchange.type = "fanout"
 
 
@@ -50,7 +51,8 @@ class Events(celery.app.events.Events):
 @signals.worker_init.connect
 def beat_slowly(sender: Any, **_: Any) -> None:
     """Set a worker's heartbeat to `HEARTBEAT_S`, unless its command line says otherwise."""
-    # Celery has a command line option for it and no setting; 'celery -A faceapp.tasks worker' is to be enough.
+    # Celery has a command line option for it (celery/celery#1966) and no setting; 'celery -A faceapp.tasks worker' is
+    # to be enough.
     # The sender is a worker, or nobody where only the model is loaded (faceapp.local.zygote).
     options = getattr(sender, "options", None)
     if options is not None and not options.get("heartbeat_interval"):

@@ -1,8 +1,8 @@
 """Events and remote control over SNS: topics that the stack's template made, and queues subscribed to them.
 
-kombu's own code asks SNS and SQS about every other subscriber each time a process starts, and makes topics with tags
-that a topic of the template does not have, which SNS refuses. Here a process asks for nothing that it can know: the
-topics' and queues' ARNs follow from the request queue's URL.
+kombu's own code (celery/kombu#2372) asks SNS and SQS about every other subscriber each time a process starts, and makes
+topics with tags that a topic of the template does not have, which SNS refuses. Here a process asks for nothing that it
+can know: the topics' and queues' ARNs follow from the request queue's URL.
 """
 
 from __future__ import annotations

@@ -38,12 +38,13 @@ class AsyncConnection(AsyncSQSConnection):
     """kombu's asynchronous SQS calls, with time for the longest long poll and no way out for a refusal."""
 
     def get_http_connection(self) -> AsyncHTTPSConnection:
-        # kombu gives up on every request after 20 s, just when the longest long poll answers.
+        # kombu allows every request 20 s, just when the longest long poll answers. It tells curl nothing of that yet
+        # (celery/kombu#2488): this is for when it does.
         return AsyncHTTPSConnection(timeout=CLIENT_CONFIG["read_timeout"], http_client=self._httpclient)
 
     def _on_list_ready(self, parent: Any, markers: Any, operation: str, response: Any) -> Any:
         # kombu raises on 4xx, which throttling and a token that has just run out are, into the event loop: that logs
-        # it, or ends by it, and the queue is never polled again.
+        # it, or ends by it, and the queue is never polled again (celery/kombu#931; 5xx were mended in celery/kombu#1064).
         try:
             return super()._on_list_ready(parent, markers, operation, response)
         except Exception as error:
@@ -85,9 +86,10 @@ class Channel(SQS.Channel):
             return self._clients[key]
 
     def _update_queue_cache(self, queue_name_prefix: str) -> None:
-        # kombu lists the account's queues for every channel. A least-privilege role may not list, and the names are
-        # known: each queue is looked up by name when it is first used. One is asked for here, since a connection that
-        # cannot be used must fail while it is being made: that is when Celery waits longer before each new try.
+        # kombu lists the account's queues for every channel (celery/kombu#761). A least-privilege role may not list,
+        # and the names are known: each queue is looked up by name when it is first used. One is asked for here, since
+        # a connection that cannot be used must fail while it is being made: that is when Celery waits longer before
+        # each new try.
         self._resolve_request_queue()
 
     def _resolve_request_queue(self) -> None:
@@ -108,7 +110,8 @@ class Channel(SQS.Channel):
         return url
 
     def canonical_queue_name(self, queue_name: str) -> str:
-        # A host's name can be 63 characters long, and the prefix 32.
+        # A host's name can be 63 characters long, and the prefix 32; kombu does not look at the length
+        # (celery/kombu#387).
         name: str = super().canonical_queue_name(queue_name)
         if len(name) <= LONGEST_NAME:
             return name
@@ -144,7 +147,8 @@ class Channel(SQS.Channel):
         return {"QueueUrl": temporary_queues.make(self.sqs(), queue_name, attributes)}
 
     def _put(self, queue: str, message: Any, **kwargs: Any) -> None:
-        # kombu makes a queue that is not there. A remote-control reply's is not when whoever asked has gone since.
+        # kombu makes a queue that is not there. A remote-control reply's is not when whoever asked has gone since: the
+        # new one would be nobody's (many are left behind: celery/celery#8348).
         if not queue.endswith(REPLY_EXCHANGE):
             super()._put(queue, message, **kwargs)
             return
@@ -167,8 +171,9 @@ class Channel(SQS.Channel):
     def _schedule_queue(self, queue: str) -> None:
         if queue in self._active_queues:
             self._use(queue)
-        # While the prefetch is full kombu looks every polling_interval whether it still is, which caps a process at
-        # prefetch / interval tasks a second. The ack or reject that makes room says so at once.
+        # While the prefetch is full kombu looks every polling_interval whether it still is (without one it is the busy
+        # loop of celery/kombu#685), which caps a process at prefetch / interval tasks a second. The ack or reject that
+        # makes room says so at once.
         if queue in self._active_queues and not self._has_room():
             self._starved.add(queue)
         else:
@@ -222,8 +227,8 @@ class Channel(SQS.Channel):
         return {**answer, "Messages": self._news(queue, answer.get("Messages", []))}
 
     def basic_ack(self, delivery_tag: str, multiple: bool = False) -> None:
-        # kombu deletes each message with a call of its own; ten go into one. Only while an event loop runs and the
-        # queue is consumed: a worker that is shutting down deletes at once.
+        # kombu deletes each message with a call of its own (celery/kombu#1336); ten go into one. Only while an event
+        # loop runs and the queue is consumed: a worker that is shutting down deletes at once.
         try:
             info = self.qos.get(delivery_tag).delivery_info
             done, queue = (info["sqs_queue"], info["sqs_message"]["ReceiptHandle"]), info["routing_key"]
@@ -271,8 +276,8 @@ class Channel(SQS.Channel):
         try:
             super().basic_reject(delivery_tag, requeue)
         except (BotoCoreError, ClientError) as error:
-            # It comes again when its visibility timeout is over. Raising would end the worker, and keep the place in
-            # the prefetch for ever.
+            # It comes again when its visibility timeout is over. Raising, as kombu does (celery/kombu#1391), would end
+            # the worker, and keep the place in the prefetch for ever.
             logger.warning("a message stays out of sight for its whole visibility timeout: %s", error)
             self.qos.reject(delivery_tag)
         finally:
@@ -283,10 +288,12 @@ class Channel(SQS.Channel):
         self._feed()
 
     def _on_messages_ready(self, queue: str, qname: str, messages: Any) -> int:
-        # kombu hands on an empty list, not a response, when SQS answered 5xx or not in time.
+        # kombu hands on an empty list, not a response, when SQS answered 5xx or not in time (since celery/kombu#1064
+        # and celery/kombu#1173), and trips over it here.
         received = messages.get("Messages", []) if messages else []
         for each in self._news(qname, received):
-            # One by one: what is raised here ends the worker, or its polling.
+            # One by one: what is raised here, for a message that makes no sense, ends the worker, or its polling
+            # (celery/kombu#2421).
             try:
                 super()._on_messages_ready(queue, qname, {"Messages": [each]})
             except Exception:
@@ -296,12 +303,12 @@ class Channel(SQS.Channel):
 
     def _delete_message(self, queue_name: str, message: Any) -> None:
         # kombu deletes a no-ack consumer's messages through the asynchronous client, which needs an event loop:
-        # outside a worker (inspect, Flower) there is none and it fails. And one by one.
+        # outside a worker (inspect, Flower) there is none and it fails (celery/kombu#746). And one by one.
         self._delete_soon((self._new_queue(queue_name), message["ReceiptHandle"]))
 
     def _lookup(self, exchange: str, routing_key: str, default: str | None = None) -> list[str]:
         # A remote-control reply goes to the queue of the process that asked. kombu looks for it in bindings that only
-        # that process has; the name says it as well.
+        # that process has, so nobody is answered (celery/celery#6727); the name says it as well.
         if exchange == REPLY_EXCHANGE:
             return [f"{routing_key}.{exchange}"]
         found: list[str] = super()._lookup(exchange, routing_key, default)
@@ -309,7 +316,11 @@ class Channel(SQS.Channel):
 
 
 class Transport(SQS.Transport):
-    """kombu's SQS transport that says it can fan out (over SNS); upstream can but declares direct exchanges only."""
+    """kombu's SQS transport that says it can fan out, over SNS.
+
+    Upstream can (celery/kombu#2372), but declares direct exchanges only, so that workers leave remote control out
+    (celery/kombu#2335).
+    """
 
     Channel = Channel
     implements = SQS.Transport.implements.extend(exchange_type=frozenset(["direct", "fanout"]))

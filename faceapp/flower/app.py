@@ -125,7 +125,7 @@ class Flower(flower.app.Flower):
 
     def _listen(self) -> int | None:
         if self.options.unix_socket and not guard.is_protected(self.options):
-            # Flower opens its socket file to every user of the machine.
+            # Flower opens its socket file to every user of the machine (since mher/flower#725).
             HTTPServer(self).add_socket(bind_unix_socket(self.options.unix_socket, mode=0o600))
             return None
         port: int | None = super().start_http_server()
@@ -141,8 +141,8 @@ class Flower(flower.app.Flower):
     @property
     def workers(self) -> Any:
         """What the workers answered, by name: all that are there, also those that have not been asked yet."""
-        # Flower knows a worker when it has answered, and for ever: one that came later could not be told anything
-        # before its page was opened.
+        # Flower knows a worker when it has answered, and for ever (mher/flower#1139): one that came later could not be
+        # told anything before its page was opened.
         known = self.inspector.workers
         for name, worker in self.events.state.workers.items():
             if worker.alive:

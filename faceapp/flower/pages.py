@@ -1,4 +1,4 @@
-"""Flower's broker page and its `/api/queues/length`, with what SQS knows of queues."""
+"""Flower's broker page and its `/api/queues/length`, with what SQS knows of queues (mher/flower#65)."""
 
 from __future__ import annotations
 

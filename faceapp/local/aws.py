@@ -1,8 +1,9 @@
 """The embedded AWS: moto's server on the loopback, as a process of its own (`python -m faceapp.local.aws --port N`).
 
-It runs under gevent, in one thread: moto's SQS takes no locks, so with threads two receivers get the same message, and
-a message that is sent while another is deleted can be lost. Greenlets change over only where somebody waits, and a
-call has nowhere to wait but for a message. It is faster too, since nothing fights for the interpreter.
+It runs under gevent, in one thread: moto's SQS takes no locks, so with threads two receivers get the same message
+(getmoto/moto#519), and a message that is sent while another is deleted can be lost. Greenlets change over only where
+somebody waits, and a call has nowhere to wait but for a message. It is faster too, since nothing fights for the
+interpreter.
 
 It keeps everything in memory. `faceapp.local.state` keeps the gallery for the next start.
 """
@@ -44,7 +45,8 @@ def serve(*, port: int) -> None:
 
     class Handler(WSGIHandler):  # type: ignore[misc] # gevent has no type hints
         def get_environ(self) -> dict[str, Any]:
-            # The path before its escapes were decoded: without it moto decodes an object's key a second time.
+            # The path before its escapes were decoded, which gevent leaves out (gevent/gevent#67): without it moto
+            # decodes an object's key a second time.
             environ: dict[str, Any] = super().get_environ()
             return {**environ, "RAW_URI": self.path}
 

@@ -1,7 +1,7 @@
 """Where the weights are: inside two wheels, found without importing the packages.
 
-`face_recognition_models` cannot be imported (its `__init__` needs pkg_resources, gone from setuptools 82), and
-`facenet_pytorch` would import torchvision.
+`face_recognition_models` cannot be imported (its `__init__` needs pkg_resources, gone from setuptools 82; see
+ageitgey/face_recognition_models#21), and `facenet_pytorch` would import torchvision.
 """
 
 from __future__ import annotations

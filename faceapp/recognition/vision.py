@@ -1,7 +1,8 @@
 """torchvision, where it is sound.
 
 Its compiled operators belong to one build of torch. Beside another (a CPU torch and torchvision's default wheel, say)
-they do not load, and `import torchvision` fails with "operator torchvision::nms does not exist".
+they do not load, and `import torchvision` fails with "operator torchvision::nms does not exist"
+(pytorch/pytorch#157648).
 This is the only module that asks; nobody else imports torchvision.
 """
 
