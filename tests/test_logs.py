@@ -16,7 +16,7 @@ from urllib.parse import quote, urlsplit
 import boto3
 import pytest
 
-from faceapp import logs, tasks
+from faceapp import broker, logs, tasks
 from faceapp.config import Settings
 from faceapp.schema import Box, Enrolment, Face, Failure, PhotoFailure, Recognition
 from tests.services import celery_worker, environ, wait_until
@@ -192,6 +192,27 @@ def test_one_request_id_is_in_every_line_and_nothing_private_in_any(
     assert done["my.request_1"]["task_id"] != "my.request_1"
 
 
+@pytest.mark.usefixtures("aws")
+def test_the_longest_request_id_and_a_trace_fit_into_a_message_with_the_longest_names() -> None:
+    settings = Settings(prefix=f"p{uuid.uuid4().hex[:31]}")
+    sqs, photo_id = boto3.client("sqs"), uuid.uuid4().hex
+    url = sqs.create_queue(QueueName=settings.request_queue, Attributes={"MaximumMessageSize": "1024"})["QueueUrl"]
+    app = broker.create_app(settings)
+
+    def body(request_id: str) -> None:
+        raise NotImplementedError
+
+    recognize = app.task(name=tasks.recognize.name, shared=False)(body)
+    try:
+        headers = {"request_id": "x" * 64, "traceparent": f"00-{'a' * 32}-{'b' * 16}-01"}
+        recognize.apply_async(args=[photo_id], task_id=photo_id, headers=headers)
+    finally:
+        app.backend.collector.close(delete_queue=True)
+    [message] = sqs.receive_message(QueueUrl=url)["Messages"]
+    assert headers.items() <= json.loads(message["Body"])["headers"].items()
+    assert len(message["Body"].encode()) <= 1024
+
+
 # What Celery's events carry.
 
 
@@ -240,7 +261,7 @@ def test_the_event_of_a_task_carries_the_line() -> None:
     def body() -> Any:
         return tasks.answer(Recognition(id="x", status="done"))
 
-    task = tasks.app.task(name="tests.answer")(body)
+    task = tasks.app.task(name="tests.answer", shared=False)(body)
     try:
         traced = build_tracer(task.name, task, app=tasks.app)("id", (), {}, {"id": "id", "delivery_info": {}})
         assert traced[3] == "done: no_face"
