@@ -19,6 +19,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from faceapp import tasks
 from faceapp.config import Settings
+from faceapp.errors import LocalError
+from faceapp.http import server
 from faceapp.http.metrics import PROXY_HEADERS, may_read
 from tests.services import celery_worker, environ, wait_until
 from tests.web import BOUNDARY, Client, File, client_of, form, messages, plain, problem, web_server
@@ -203,6 +205,12 @@ def test_behind_a_proxy_everybody_is_a_stranger(system: Settings, header: str) -
 def test_a_stranger_is_refused(system: Settings) -> None:
     answer = client_of(system).get("/metrics", environ_base={"REMOTE_ADDR": "203.0.113.9"})
     problem(answer, 403, "forbidden")
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    with pytest.raises(LocalError, match=r"TMPDIR.*FACEAPP_WEB_PROCESSES=1"):
+        server.metrics_folder()
 
 
 @pytest.fixture

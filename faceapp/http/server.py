@@ -82,13 +82,13 @@ class Lines(Logger):  # type: ignore[misc] # gunicorn is untyped
 
 
 def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT; SystemExit then. Raises LocalError if the address cannot be listened on."""
+    """Serve until SIGTERM or SIGINT; SystemExit then. Raises LocalError if it cannot start."""
     _allow_open_files(settings.web_connections + KEPT_ALIVE + OTHER_FILES)
     listener = listen(settings)
     # A folder that somebody else named is not ours to fill, and not ours to remove.
     os.environ.pop(METRICS_FOLDER, None)
     if settings.web_processes > 1:
-        os.environ[METRICS_FOLDER] = tempfile.mkdtemp(prefix="faceapp-web-metrics-")
+        os.environ[METRICS_FOLDER] = metrics_folder()
     logger.info("the web tier listens on %s", url(listener))
     Server(settings, listener.detach()).run()
 
@@ -106,6 +106,17 @@ def listen(settings: Settings) -> socket.socket:
         ) from error
     listener.set_inheritable(True)
     return listener
+
+
+def metrics_folder() -> str:
+    """A new folder for the numbers of several processes. Raises LocalError if there can be none."""
+    try:
+        return tempfile.mkdtemp(prefix="faceapp-web-metrics-")
+    except OSError as error:
+        raise LocalError(
+            f"Several web processes need a folder for their metrics ({error.strerror or error}): let TMPDIR name one "
+            "that can be written to, or set FACEAPP_WEB_PROCESSES=1."
+        ) from error
 
 
 def _allow_open_files(count: int) -> None:
