@@ -8,10 +8,12 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import logging
 import os
 import subprocess
 import sys
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,7 +39,9 @@ from celery import Celery
 from celery.worker.consumer import Consumer
 from celery.worker.heartbeat import Heart
 from celery.worker.request import Request
+from flower.inspector import Inspector
 from flower.utils.broker import Broker
+from flower.views import BaseHandler
 from gevent.pywsgi import WSGIHandler
 from kombu import Connection, pidbox
 from kombu.asynchronous.aws.sqs.connection import AsyncSQSConnection
@@ -45,6 +49,7 @@ from kombu.asynchronous.http import Headers
 from kombu.asynchronous.http.curl import CurlClient
 from kombu.transport import SQS
 from moto.sqs import models
+from tornado.httputil import HTTPHeaders, HTTPServerRequest, RequestStartLine
 
 import faceapp.flower.app
 from faceapp import broker, storage
@@ -53,6 +58,7 @@ from faceapp.broker.control import Replies
 from faceapp.broker.messages import TASK_DEFAULTS
 from faceapp.broker.transport import AsyncConnection
 from faceapp.config import Settings
+from faceapp.flower import guard
 from faceapp.flower.pages import HANDLERS
 from faceapp.recognition import files, vision
 
@@ -286,6 +292,20 @@ def test_the_caught_messages_stay_while_kombu_raises_for_one_that_makes_no_sense
     assert ours._on_messages_ready("url", "req-queue", received) == 1
 
 
+def test_the_gathering_pause_stays_while_kombu_receives_again_at_once(
+    kombus: Any, ours: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Channel._receive_message"""
+    pauses = list[float]()
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    for channel, rests in ((kombus, False), (ours, True)):
+        pauses.clear()
+        for _ in range(2):
+            channel._put("req-queue", {"body": "{}", "properties": {}})
+            channel._receive_message("req-queue")
+        assert (sum(pauses) > 0) is rests
+
+
 def test_the_other_deletion_stays_while_kombu_needs_an_event_loop_for_a_no_ack_consumer(kombus: Any, ours: Any) -> None:
     """Channel._delete_message"""
     message = {"Body": "{}", "ReceiptHandle": "handle"}
@@ -367,13 +387,21 @@ def test_the_second_try_stays_while_kombu_does_not_make_a_lost_topic_anew(kombus
 # faceapp.broker.control
 
 
-def test_the_one_reply_queue_stays_while_kombu_deletes_it_after_each_question(kombus: Any, calls: Calls) -> None:
+def test_the_one_reply_queue_stays_while_kombu_deletes_it_after_each_question(
+    kombus: Any, stack: Settings, calls: Calls
+) -> None:
     """Mailbox, Replies"""
     queue = pidbox.Mailbox("celery")(kombus.connection.client).reply_queue(kombus)
     queue.declare()
     calls.clear()
     kombus.after_reply_message_received(queue.name)
     assert calls.names == ["DeleteQueue"]
+
+    calls.clear()
+    control = broker.create_app(stack).control
+    assert control.broadcast("ping", reply=True, timeout=0) == []
+    assert "DeleteQueue" not in calls.names
+    control._replies().close(delete_queue=True)
 
 
 def test_the_one_reader_stays_while_a_question_of_kombus_takes_anothers_answers(stack: Settings) -> None:
@@ -553,9 +581,9 @@ def test_the_parser_of_times_stays_while_botocore_uses_dateutil(monkeypatch: pyt
         return parse(value, **named)
 
     monkeypatch.setattr(parser, "parse", counting)
-    time = "2026-01-02T03:04:05.000Z"
-    assert botocore.utils.parse_timestamp(time) == storage._timestamp(time)
-    assert parsed == [time]
+    moment = "2026-01-02T03:04:05.000Z"
+    assert botocore.utils.parse_timestamp(moment) == storage._timestamp(moment)
+    assert parsed == [moment]
 
 
 # faceapp.flower
@@ -617,6 +645,36 @@ def test_our_broker_page_stays_while_flower_does_not_know_sqs() -> None:
     assert HANDLERS
     with pytest.raises(NotImplementedError):
         Broker("sqs://")
+
+
+def test_the_taken_out_headers_stay_while_flower_lets_every_page_read_its_api() -> None:
+    """faceapp.flower.guard.OwnPagesOnly"""
+    headers = HTTPHeaders()
+    handler = SimpleNamespace(
+        application=SimpleNamespace(options=SimpleNamespace(basic_auth=None, auth=None)),
+        unauthenticated_api=True,
+        set_header=headers.__setitem__,
+    )
+    BaseHandler.set_default_headers(handler)
+    assert headers["Access-Control-Allow-Origin"] == "*"
+
+    request = HTTPServerRequest(
+        start_line=RequestStartLine("GET", "/", "HTTP/1.1"),
+        headers=HTTPHeaders({"Host": "localhost"}),
+        connection=SimpleNamespace(),  # type: ignore[arg-type]
+    )
+    _, left, _ = guard.OwnPagesOnly(request).transform_first_chunk(200, headers, b"", True)
+
+    assert not [name for name in left if name.startswith("Access-Control-")]
+
+
+def test_the_filter_stays_while_flower_warns_that_nobody_answers(caplog: pytest.LogCaptureFixture) -> None:
+    """faceapp.flower.app.make, UNANSWERED"""
+    nobody = SimpleNamespace(stats=lambda: None)
+    capp = SimpleNamespace(control=SimpleNamespace(inspect=lambda **_: nobody))
+    with caplog.at_level(logging.WARNING, "flower.inspector"):
+        Inspector._inspect(SimpleNamespace(capp=capp, timeout=1), "stats", None)
+    assert [record.msg for record in caplog.records] == [faceapp.flower.app.UNANSWERED]
 
 
 # faceapp.local.aws; what faceapp.local.fast_moto replaces is in tests/test_local_aws.py

@@ -44,7 +44,7 @@ class AsyncConnection(AsyncSQSConnection):
 
     def _on_list_ready(self, parent: Any, markers: Any, operation: str, response: Any) -> Any:
         # kombu raises on 4xx, which throttling and a token that has just run out are, into the event loop: that logs
-        # it, or ends by it, and the queue is never polled again (celery/kombu#931; 5xx were mended in celery/kombu#1064).
+        # it, or ends by it, and the queue is never polled again (celery/kombu#931, which was mended for 5xx only).
         try:
             return super()._on_list_ready(parent, markers, operation, response)
         except Exception as error:
