@@ -70,7 +70,9 @@ def document() -> dict[str, Any]:
             "title": "faceapp",
             "version": __version__,
             "summary": "Photos in, names out.",
-            "description": "Every error is a problem document (RFC 9457) with a stable `code`.",
+            "description": "Every error is a problem document (RFC 9457) with a stable `code`. A request may bring an "
+            "`X-Request-ID` of 1 to 64 letters, digits, `.`, `_` and `-`, else it gets one: it comes back with the "
+            "answer and is in every log line about the request.",
             "license": {"name": "MIT", "identifier": "MIT"},
         },
         "tags": [
