@@ -1,0 +1,39 @@
+"""The command line. Everything heavy is imported by the command that needs it, so that `--help` is quick."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import click
+
+from faceapp import __version__
+from faceapp.cli.common import Commands
+from faceapp.cli.dead_letters import dead_letters
+from faceapp.cli.people import people, recognize
+from faceapp.cli.services import flower, scaler, up, web, worker
+from faceapp.cli.simulate import simulate
+from faceapp.cli.status import status
+from faceapp.config import Settings, settings
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(__version__)
+def main() -> None:
+    """An elastic face recognition service.
+
+    'faceapp up' runs all of it on this machine; the other commands run or ask one part. 'faceapp settings' lists the
+    FACEAPP_* variables that set it up.
+    """
+
+
+@main.command("settings")
+def list_settings() -> None:
+    """List the FACEAPP_* variables."""
+    current = settings()
+    for each in fields(Settings):
+        rule = each.metadata["rule"]
+        click.echo(f"FACEAPP_{each.name.upper()}={getattr(current, each.name)}\n    {rule.doc} ({rule.takes})")
+
+
+for command in (up, web, worker, flower, scaler, people, recognize, simulate, status, dead_letters):
+    main.add_command(command)

@@ -1,0 +1,46 @@
+"""What the groups of commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from faceapp.config import settings
+from faceapp.errors import ConfigError, FaceappError
+
+FOLDER = click.Path(path_type=Path)
+URL = "http://127.0.0.1:8000"
+
+
+class Commands(click.Group):
+    """A group whose commands fail with one sentence: status 2 for a setting that cannot be used, 1 for the rest."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except ConfigError as error:
+            raise _Misuse(error.detail) from error
+        except FaceappError as error:
+            raise click.ClickException(error.detail) from error
+
+
+class _Misuse(click.ClickException):
+    exit_code = 2
+
+
+def which_aws(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of a command that asks AWS itself; it gets the AWS it is to ask, in words, as `aws`."""
+
+    @click.option("--local", "wanted", flag_value="local", help="Ask the embedded AWS of 'faceapp up' on this machine.")
+    @click.option("--aws", "wanted", flag_value="aws", help="Ask the AWS account of the credentials that boto3 finds.")
+    @wraps(command)
+    def chosen(*arguments: Any, wanted: Any, **options: Any) -> None:
+        from faceapp.local.target import choose
+
+        command(*arguments, aws=choose(settings(), wanted), **options)
+
+    return chosen

@@ -1,0 +1,63 @@
+"""The services themselves: all of them here, or one."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from faceapp.cli.common import FOLDER
+from faceapp.config import settings
+
+
+@click.command()
+@click.option("--people", metavar="DIR", type=FOLDER, help="Enrol the photos in this folder: DIR/<name>/<photo>.jpg.")
+@click.option("--fresh", is_flag=True, help="Start without the people who were enrolled the last time.")
+@click.option("-v", "--verbose", is_flag=True, help="Show what the services log (it is in files as well).")
+def up(people: Path | None, fresh: bool, verbose: bool) -> None:
+    """Run everything here, AWS embedded, until Ctrl-C."""
+    from faceapp.local.up import Options
+    from faceapp.local.up import up as run
+
+    run(settings(), Options(people=people, fresh=fresh, verbose=verbose))
+
+
+@click.command()
+def web() -> None:
+    """Run the web tier."""
+    from faceapp import logs, tracing
+    from faceapp.http.server import serve
+
+    logs.configure(settings(), service="faceapp-web")
+    tracing.enabled()
+    serve(settings())
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.argument("celery_options", nargs=-1, type=click.UNPROCESSED)
+def worker(celery_options: tuple[str, ...]) -> None:
+    """Run a worker; CELERY_OPTIONS are those of 'celery -A faceapp.tasks worker'."""
+    settings()
+    os.execv(sys.executable, [sys.executable, "-m", "celery", "-A", "faceapp.tasks", "worker", *celery_options])
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.argument("flower_options", nargs=-1, type=click.UNPROCESSED)
+def flower(flower_options: tuple[str, ...]) -> None:
+    """Run Flower; FLOWER_OPTIONS are those of 'celery -A faceapp.tasks flower'."""
+    settings()
+    os.execv(sys.executable, [sys.executable, "-m", "celery", "-A", "faceapp.tasks", "flower", *flower_options])
+
+
+@click.command()
+@click.option("--dry-run", is_flag=True, help="Change nothing: say what would be started and stopped.")
+def scaler(dry_run: bool) -> None:
+    """Start and stop workers by the queue's depth."""
+    from faceapp import logs, tracing
+    from faceapp.scaler import run
+
+    logs.configure(settings(), service="faceapp-scaler")
+    tracing.load("faceapp-scaler")
+    run(settings(), dry_run=dry_run)
