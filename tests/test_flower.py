@@ -8,6 +8,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ import boto3
 import pytest
 
 from faceapp import stack as deployment
+from faceapp.broker.events import HEARTBEAT_S
 from faceapp.config import Settings
 from tests import echo
 from tests.services import REPOSITORY, celery_worker, environ, wait_until
@@ -406,6 +408,40 @@ def test_a_worker_comes_is_told_to_leave_and_vanishes(watched: Flower, env: dict
         watched.get("/metrics")
         assert name not in watched.get("/metrics").text
     assert watched.workers()[WORKER]["status"] is True
+
+
+def test_what_a_worker_tells_after_its_goodbye_does_not_bring_it_back(env: dict[str, str], tmp_path: Path) -> None:
+    name = f"celery@{uuid.uuid4().hex[:8]}"
+    beat = {"freq": 30.0, "active": 0, "processed": 0, "loadavg": (0, 0, 0), "sw_ident": "py-celery"}
+    with (
+        flower(env, tmp_path / "log") as running,
+        echo.app.connection_for_write() as connection,
+        echo.app.events.Dispatcher(connection, hostname=name, buffer_while_offline=False) as worker,
+    ):
+        wait_until(lambda: len(event_queues()) > 0, what="the queue of events")
+
+        def comes() -> bool:
+            worker.send("worker-online", **beat)
+            return bool(running.workers().get(name, {}).get("status"))
+
+        wait_until(comes, what="the worker on the page")
+        id = uuid.uuid4().hex
+        worker.send("task-received", uuid=id, name=ECHO, args="()", kwargs="{}")
+        running.wait_for_state(id, "RECEIVED")
+        worker.send("task-started", uuid=id)
+        running.wait_for_state(id, "STARTED")
+        worker.send("worker-heartbeat", freq=5, sw_ident="asked")
+        wait_until(lambda: running.workers()[name]["sw_ident"] == "asked", what="the heartbeat")
+        assert running.workers()[name]["freq"] >= HEARTBEAT_S, "what it promises when somebody asks for a heartbeat"
+        assert running.workers()[name]["active"] == 1
+        worker.send("worker-offline", **{**beat, "active": 1})
+        wait_until(lambda: not running.workers()[name]["status"], what="the goodbye")
+        for _ in range(2):  # SQS delivers twice, now and then
+            worker.send("task-succeeded", uuid=id, result="1", runtime=0.1)
+        running.wait_for_state(id, "SUCCESS")
+        assert (running.workers()[name]["status"], running.workers()[name]["active"]) == (False, 0)
+        worker.send("worker-online", **beat)
+        wait_until(lambda: running.workers()[name]["status"], what="the worker again")
 
 
 def test_tasks_are_revoked_while_they_wait_and_while_they_run(

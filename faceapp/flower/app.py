@@ -23,6 +23,7 @@ from tornado.ioloop import IOLoop
 from tornado.netutil import bind_unix_socket
 
 from faceapp import logs, queues
+from faceapp.broker.events import HEARTBEAT_S
 from faceapp.errors import ConfigError
 from faceapp.flower import guard, pages, results
 
@@ -45,6 +46,7 @@ class Events(flower.events.Events):
     def __init__(self, *args: Any, **named: Any) -> None:
         super().__init__(*args, **named)
         self._at_work: defaultdict[str, set[str]] = defaultdict(set)
+        self._left: dict[str, float] = {}
 
     def run(self) -> None:
         pause_s = 1.0
@@ -62,20 +64,30 @@ class Events(flower.events.Events):
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     def on_event(self, event: dict[str, Any]) -> None:
+        if event["type"].startswith("worker-"):
+            # A worker that is asked for a heartbeat promises the next in five seconds, and keeps to its own pace.
+            event = {**event, "freq": max(float(event.get("freq") or 0), HEARTBEAT_S)}
         super().on_event(event)
-        self.io_loop.add_callback(self._count, event)
+        self.io_loop.add_callback(self._correct, event["type"], event["hostname"], event)
 
-    def _count(self, event: dict[str, Any]) -> None:
-        """Keep a worker's number of active tasks true between its heartbeats, which are half a minute apart."""
-        kind, name = event["type"], event["hostname"]
-        if not kind.startswith("task-"):
-            if not event.get("active"):  # whatever was lost: nothing is at work
-                self._at_work.pop(name, None)
+    def _correct(self, kind: str, name: str, event: dict[str, Any]) -> None:
+        """Mend what Celery makes of events that are seldom (heartbeats) or in another order (all of them on SQS)."""
+        worker = self.state.workers.get(name)
+        if worker is None:
             return
-        at_work = self._at_work[name]
-        (at_work.add if kind == "task-started" else at_work.discard)(event["uuid"])
-        if worker := self.state.workers.get(name):
+        if kind.startswith("task-"):
+            at_work = self._at_work[name]
+            (at_work.add if kind == "task-started" else at_work.discard)(event["uuid"])
             worker.active = len(at_work)
+        elif event.get("active") == 0:  # whatever was lost: nothing is at work
+            self._at_work.pop(name, None)
+        # A worker that leaves says goodbye before it tells of its last tasks, which to Celery are signs of life.
+        if kind == "worker-offline":
+            self._left[name] = event["timestamp"]
+        elif kind.startswith("worker-") and event["timestamp"] > self._left.get(name, 0.0):
+            self._left.pop(name, None)
+        if name in self._left:
+            worker.heartbeats.clear()
 
 
 class Flower(flower.app.Flower):
