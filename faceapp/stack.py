@@ -26,10 +26,16 @@ def parameters(settings: Settings) -> dict[str, str]:
     """The template's parameters that follow from the settings; its own defaults hold for the others."""
     return {
         "Prefix": settings.prefix,
+        "TaskTimeLimit": str(settings.task_time_limit_s),
         "VisibilityTimeout": str(settings.task_time_limit_s + VISIBILITY_MARGIN_S),
         "LongPoll": str(settings.queue_wait_s),
         "WorkerImage": settings.worker_image,
         "WorkerType": settings.worker_type,
+        "WorkerTypes": settings.scaler_types,
+        "MaxInstances": str(settings.scaler_max_instances),
+        "Policy": settings.scaler_policy,
+        "Mode": settings.scaler_mode,
+        "DailyInstanceSeconds": str(settings.scaler_daily_instance_s),
     }
 
 
@@ -53,6 +59,8 @@ def _create_or_update(client: Any, settings: Settings) -> None:
         "StackName": settings.prefix,
         "TemplateBody": template(),
         "Parameters": [{"ParameterKey": key, "ParameterValue": value} for key, value in parameters(settings).items()],
+        # The services' roles have names that are the same in every stack but for the prefix.
+        "Capabilities": ["CAPABILITY_NAMED_IAM"],
     }
     done = "stack_create_complete"
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import uuid
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +17,7 @@ from botocore.exceptions import ClientError
 from botocore.stub import Stubber
 
 from faceapp import stack as deployment
+from faceapp.broker.fanout import topic_name
 from faceapp.config import Settings
 from faceapp.errors import DeployError
 from tests.aws import plain_client
@@ -44,13 +46,17 @@ def test_the_package_carries_the_template_of_the_repository() -> None:
 def test_everything_has_the_names_that_the_settings_use(aws: str) -> None:
     settings = Settings(prefix=f"t{uuid.uuid4().hex[:12]}")
     outputs = deployment.apply(settings, client=plain_client("cloudformation", aws))
-    assert {name: value.rpartition("/")[2] for name, value in outputs.items()} == {
+    roles = {f"{each.title()}RoleArn": f"{settings.prefix}-{each}" for each in ("worker", "web", "scaler", "flower")}
+    assert {name: re.split("[/:]", value)[-1] for name, value in outputs.items()} == roles | {
         "InBucket": settings.in_bucket,
         "OutBucket": settings.out_bucket,
         "GalleryBucket": settings.gallery_bucket,
         "RequestQueueUrl": settings.request_queue,
         "ResponseQueueUrl": settings.response_queue,
         "DeadLetterQueueUrl": settings.dead_letter_queue,
+        "EventsTopicArn": topic_name(settings.prefix, "celeryev"),
+        "ControlTopicArn": topic_name(settings.prefix, "celery.pidbox"),
+        "AlarmTopicArn": f"{settings.prefix}-alarms",
     }
 
 
