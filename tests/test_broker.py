@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+import socket
 import subprocess
 import sys
 import uuid
@@ -15,10 +16,13 @@ from typing import Any
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError
 from celery.exceptions import TimeoutError as CeleryTimeoutError
+from kombu.asynchronous import Hub as EventLoop
+from kombu.asynchronous.http.curl import CurlClient
+from vine import promise
 
 from faceapp import broker
 from faceapp import stack as deployment
-from faceapp.broker.transport import AsyncConnection
+from faceapp.broker.transport import AsyncConnection, HTTPConnection
 from faceapp.config import Settings
 from faceapp.errors import BrokerUnavailable
 from tests import echo as echo_app
@@ -323,6 +327,33 @@ def test_a_refused_poll_is_an_empty_one(stack: Settings, status: int) -> None:
     with broker.create_app(stack).connection_for_read() as connection:
         received = asks._on_list_ready(None, [], "ReceiveMessage", Answer(status))
         assert connection.default_channel._on_messages_ready("url", "req-queue", received) == 0
+
+
+@pytest.mark.filterwarnings("ignore:socket_all:DeprecationWarning")  # kombu's
+def test_a_poll_whose_answer_never_comes_ends() -> None:
+    hub, answers = EventLoop(), list[Any]()
+    client = CurlClient(hub)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        connection = HTTPConnection(timeout=1, http_client=client)
+        connection.request("GET", f"http://127.0.0.1:{silent.getsockname()[1]}/")
+        connection.getresponse(callback=promise(answers.append))
+        wait_until(lambda: hub.run_once() or answers, timeout_s=20, what="the poll's end")
+    client.close()
+    hub.close()
+    assert answers[0].status == 599
+
+
+def test_what_comes_when_the_consumer_has_gone_is_handed_back(stack: Settings, task_of: TaskMaker) -> None:
+    task_of(stack, "ping").apply_async(ignore_result=True)
+    with broker.create_app(stack).connection_for_read() as connection:
+        channel, url = connection.default_channel, queue_url(stack.request_queue)
+        received = broker.sqs_client().receive_message(QueueUrl=url)
+        assert waiting_messages(stack.request_queue) == []
+        channel.close()
+
+        assert channel._on_messages_ready(url, "req-queue", received) == 0
+
+    assert len(waiting_messages(stack.request_queue)) == 1
 
 
 def test_a_message_that_cannot_be_handed_back_keeps_no_place(

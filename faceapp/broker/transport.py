@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import threading
 import time
 from typing import Any
 
+import pycurl
 from botocore.exceptions import BotoCoreError, ClientError
 from kombu.asynchronous.aws.connection import AsyncHTTPSConnection
 from kombu.asynchronous.aws.sqs.connection import AsyncSQSConnection
 from kombu.transport import SQS, TRANSPORT_ALIASES, virtual
 from kombu.transport.SQS.exceptions import DoesNotExistQueueException
+from vine import promise
 
 from faceapp.broker.clients import CLIENT_CONFIG, QUICK_CONFIG, quick_sqs_client
 from faceapp.broker.control import REPLY_EXCHANGE
@@ -34,13 +37,27 @@ LONGEST_NAME = 80
 """Of a queue."""
 
 
+class HTTPConnection(AsyncHTTPSConnection):
+    """kombu's, whose requests come to an end."""
+
+    def getrequest(self) -> Any:
+        # kombu tells curl nothing of its time limit (celery/kombu#2488): a poll whose connection went dead would be the
+        # queue's last.
+        request = super().getrequest()
+        request.on_prepare = promise(self._limit)
+        return request
+
+    def _limit(self, curl: Any) -> None:
+        curl.setopt(pycurl.CONNECTTIMEOUT, CLIENT_CONFIG["connect_timeout"])
+        curl.setopt(pycurl.TIMEOUT, math.ceil(self.timeout))
+
+
 class AsyncConnection(AsyncSQSConnection):
     """kombu's asynchronous SQS calls, with time for the longest long poll and no way out for a refusal."""
 
     def get_http_connection(self) -> AsyncHTTPSConnection:
-        # kombu allows every request 20 s, just when the longest long poll answers. It tells curl nothing of that yet
-        # (celery/kombu#2488): this is for when it does.
-        return AsyncHTTPSConnection(timeout=CLIENT_CONFIG["read_timeout"], http_client=self._httpclient)
+        # kombu allows every request 20 s, just when the longest long poll answers.
+        return HTTPConnection(timeout=CLIENT_CONFIG["read_timeout"], http_client=self._httpclient)
 
     def _on_list_ready(self, parent: Any, markers: Any, operation: str, response: Any) -> Any:
         # kombu raises on 4xx, which throttling and a token that has just run out are, into the event loop: that logs
@@ -131,11 +148,6 @@ class Channel(SQS.Channel):
     def _request_queue(self) -> str:
         name: str = self.transport_options["request_queue"]
         return name.removeprefix(self.queue_name_prefix)
-
-    def _delete(self, queue: str, *args: Any, **named: Any) -> None:
-        super()._delete(queue, *args, **named)
-        # kombu forgets the queue by another name than it remembers it by.
-        self._queue_cache.pop(self.canonical_queue_name(queue), None)
 
     def _create_queue(self, queue_name: str, attributes: dict[str, str]) -> dict[str, str]:
         # The request queue has limits and a redrive policy that only the stack's template knows.
@@ -291,6 +303,13 @@ class Channel(SQS.Channel):
         # kombu hands on an empty list, not a response, when SQS answered 5xx or not in time (since celery/kombu#1064
         # and celery/kombu#1173), and trips over it here.
         received = messages.get("Messages", []) if messages else []
+        if received and self.closed:  # this poll was under way when the connection was given up
+            entries = [
+                {"Id": str(n), "ReceiptHandle": each["ReceiptHandle"], "VisibilityTimeout": 0}
+                for n, each in enumerate(received)
+            ]
+            quick_sqs_client().change_message_visibility_batch(QueueUrl=queue, Entries=entries)
+            return 0
         for each in self._news(qname, received):
             # One by one: what is raised here, for a message that makes no sense, ends the worker, or its polling
             # (celery/kombu#2421).

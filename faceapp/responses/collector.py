@@ -52,6 +52,8 @@ class Collector(QueueReader):
         """Keep the answer to `task_id` when it comes. Raises botocore's errors when there is no queue to read."""
         self._ensure_queue()
         with self._changed:
+            # A task that is sent once more under its id: the forgotten answer is not this one's.
+            self._tidy()
             self._pending.setdefault(task_id, _Pending())
             self._wake()
 
