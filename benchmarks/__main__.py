@@ -10,6 +10,7 @@ BENCHMARKS = {
     "path": "The whole path beside the bare pipeline",
     "gallery": "Search in the gallery",
     "scaler": "Scaling policies beside others' and beside a lower bound",
+    "broker": "Events and remote control over SNS and SQS",
     "web_classes": "A thousand open requests, by gunicorn's worker class",
 }
 

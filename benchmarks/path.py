@@ -139,7 +139,7 @@ class System:
             "AWS_ACCESS_KEY_ID": "local",
             "AWS_SECRET_ACCESS_KEY": "local",
             "AWS_DEFAULT_REGION": "us-east-1",
-            "FACEAPP_WEB_PORT": str(_free_port()),
+            "FACEAPP_WEB_PORT": str(free_port()),
             "FACEAPP_WORKER_PROCESSES": str(processes),
         }
         os.environ.update(environ)
@@ -185,7 +185,7 @@ class System:
         return Load(wall_s, spent, calls, latencies_s, wrong)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     import socket
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
