@@ -6,6 +6,8 @@ import dataclasses
 import logging
 import os
 import threading
+import time
+from pathlib import Path
 from typing import Any
 
 from faceapp import broker, flower
@@ -35,3 +37,13 @@ def echo(value: Any) -> Any:
 def fail(sentence: str) -> None:
     """Raise."""
     raise ValueError(sentence)
+
+
+@app.task(name="tests.hold")
+def hold(path: str) -> str:
+    """Make the file `path`, and end when somebody has removed it."""
+    held = Path(path)
+    held.touch()
+    while held.exists():
+        time.sleep(0.05)
+    return "let go"

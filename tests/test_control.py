@@ -250,6 +250,33 @@ def drained(connection: Any) -> bool:
     return True
 
 
+def test_a_worker_that_stops_tells_of_the_tasks_that_it_still_finishes(
+    aws: str, base: Settings, app: Any, tmp_path: Path
+) -> None:
+    seen: list[dict[str, Any]] = []
+    held = tmp_path / "held"
+    with app.connection_for_read() as connection:
+        receiver = app.events.Receiver(connection, handlers={"*": seen.append}, node_id="watcher")
+        with (
+            receiver.consumer_context(wakeup=False) as (listening, _, _),
+            celery_worker("tests.echo", tmp_path / "log", environ(aws, base), "-c", "1", "-n", NODE) as worker,
+        ):
+            answer = app.send_task("tests.hold", args=[str(held)])
+            wait_until(held.exists, what="the task's start")
+            worker.terminate()
+            wait_until(lambda: drained(listening) and kinds(seen)[-1] == "worker-offline", what="the goodbye")
+            held.unlink()
+            assert answer.get(timeout=30) == "let go"
+            wait_until(lambda: drained(listening) and kinds(seen)[-1] == "task-succeeded", what="the task's end")
+            worker.wait(30)
+    app.backend.collector.close(delete_queue=True)
+    assert kinds(seen) == ["worker-online", "task-received", "task-started", "worker-offline", "task-succeeded"]
+
+
+def kinds(events: list[dict[str, Any]]) -> list[str]:
+    return [event["type"] for event in events if event["type"] != "worker-heartbeat"] or [""]
+
+
 class Busy:
     """An SQS client whose queue's name was given up just now."""
 

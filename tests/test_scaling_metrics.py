@@ -200,6 +200,18 @@ def test_a_worker_is_heard_and_says_goodbye(workers: Workers, clock: Clock) -> N
     assert workers.left_s(HOST) is None
 
 
+def test_what_a_worker_tells_after_its_goodbye_does_not_bring_it_back(workers: Workers, clock: Clock) -> None:
+    say(workers, "worker-online", "worker-offline", timestamp=100.0)
+    clock.now_s += 1
+    say(workers, "task-received", "task-started", "task-succeeded", uuid="a", timestamp=101.0)
+    say(workers, "worker-heartbeat", active=1, timestamp=99.0)  # overtaken on its way
+    assert workers.left_s(HOST) == 1
+    assert workers.idle_s(HOST) is None
+    assert workers.done == 1
+    say(workers, "worker-heartbeat", active=0, timestamp=160.0)
+    assert workers.left_s(HOST) is None
+
+
 def test_a_worker_is_busy_from_the_message_to_the_end(workers: Workers, clock: Clock) -> None:
     say(workers, "worker-online")
     say(workers, "task-received", "task-started", uuid="a")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import celery.app.events
 import celery.events.dispatcher
 import celery.events.event
 from celery import signals
+from kombu import Producer
 from kombu.asynchronous import get_event_loop
+
+logger = logging.getLogger(__name__)
 
 EVENTS_WITHIN_S = 1.0
 """A worker's task events go out together, after this long."""
@@ -22,11 +26,16 @@ HEARTBEAT_S = 60.0
 celery.events.event.event_exchange.type = "fanout"
 
 
+_last: EventDispatcher | None = None
+"""A worker's, once it takes no new tasks: those that it still has end after that."""
+
+
 class EventDispatcher(celery.events.dispatcher.EventDispatcher):
     """Celery's, which publishes a worker's task events at every turn of its loop: three calls to SNS a photo."""
 
     def __init__(self, *args: Any, on_send_buffered: Any = None, **kwargs: Any) -> None:
         self._flush_is_due = False
+        self._is_workers = bool(on_send_buffered)
         soon = self._flush_soon if on_send_buffered else None
         super().__init__(*args, **{"buffer_limit": EVENTS_TOGETHER, **kwargs}, on_send_buffered=soon)
 
@@ -39,13 +48,43 @@ class EventDispatcher(celery.events.dispatcher.EventDispatcher):
         self._flush_is_due = False
         self.flush()
 
+    def send(self, type: str, *args: Any, **fields: Any) -> Any:
+        if type == "worker-offline":  # a goodbye is not to overtake what was before it
+            self.flush()
+        return super().send(type, *args, **fields)
+
     def close(self) -> None:
         self.flush()
         super().close()
 
+    def disable(self) -> None:
+        # Celery does this as soon as a worker is told to stop, and would not tell of the tasks that it then finishes.
+        global _last
+        super().disable()
+        if self._is_workers:
+            self.enabled, _last = True, self
+
+    def tell_last(self) -> None:
+        """Publish what happened after this dispatcher was closed."""
+        with self.app.connection_for_write() as connection:
+            self.producer = Producer(connection, exchange=self.exchange, serializer=self.serializer, auto_declare=False)
+            self._closed = False
+            self.close()
+
 
 class Events(celery.app.events.Events):
     dispatcher_cls = EventDispatcher
+
+
+@signals.worker_shutdown.connect
+def tell_last(**_: Any) -> None:
+    """Tell of the tasks that a worker finished while it stopped."""
+    if _last is None:
+        return
+    try:
+        _last.tell_last()
+    except Exception as error:  # events are for those who watch; nothing hangs on them
+        logger.warning("the last events stay untold: %s", error)
 
 
 @signals.worker_init.connect

@@ -39,6 +39,8 @@ class _Worker:
     pid: int | None = None
     heard_s: float = float("-inf")
     left_s: float | None = None
+    left_at_s: float = 0.0
+    """By the worker's own clock."""
     online_heard: bool = False
     since_s: float = 0.0
     idle_from_s: float = 0.0
@@ -135,7 +137,11 @@ class Workers:
                 since_s=now_s, idle_from_s=now_s, online_heard=kind == "worker-online"
             )
         worker.pid, worker.heard_s = event.get("pid"), now_s
-        worker.left_s = now_s if kind == "worker-offline" else None
+        if kind == "worker-offline":
+            worker.left_s, worker.left_at_s = now_s, _sent_s(event)
+        elif worker.left_s is not None and kind == "worker-heartbeat" and _sent_s(event) > worker.left_at_s:
+            # A new worker's, whose coming up was not heard. One that leaves still tells of the tasks that it finishes.
+            worker.left_s = None
         task = str(event.get("uuid", ""))
         if kind == "worker-heartbeat" and event.get("active") == 0 and worker.held:
             worker.held.clear()
@@ -157,6 +163,12 @@ class Workers:
             if isinstance(runtime_s, (int, float)) and runtime_s >= 0:
                 # An instance works on as many at once as it has processes.
                 self.service_s += SMOOTHING * (runtime_s / worker.processes - self.service_s)
+
+
+def _sent_s(event: Mapping[str, Any]) -> float:
+    """When the worker sent it, by its own clock."""
+    sent_s = event.get("timestamp")
+    return float(sent_s) if isinstance(sent_s, (int, float)) else 0.0
 
 
 class Listener:
