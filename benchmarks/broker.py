@@ -49,6 +49,7 @@ from faceapp import stack
 from faceapp.broker.fanout import FANOUT_EXCHANGES, topic_name
 from faceapp.config import Settings
 from faceapp.local.processes import Service, Services
+from faceapp.local.up import IMAGE
 from faceapp.samples import PEOPLE, sample_photos
 
 LAG_GOAL_S = 2.0
@@ -61,7 +62,8 @@ CONCURRENCY = 100
 WARM_UP = 40
 SETTLE_S = 5.0
 GRACE_S = 40.0
-"""More than a long poll, at whose end a worker leaves. SQS would give a killed one's poll the next one's messages."""
+"""To end a worker in."""
+LONG_POLL_S = 20
 POLL_S = 0.05
 OFF = [
     "--without-heartbeat",
@@ -127,7 +129,7 @@ def started() -> Iterator[tuple[Services, dict[str, str]]]:
     environ = {
         **own,
         "PYTHONUNBUFFERED": "1",
-        "FACEAPP_QUEUE_WAIT_S": "20",
+        "FACEAPP_QUEUE_WAIT_S": str(LONG_POLL_S),
         "FACEAPP_FLOWER_PORT": str(free_port()),
         "FACEAPP_SCALER_PORT": str(free_port()),
     }
@@ -348,6 +350,7 @@ def measure_burst(system: System, services: Services, variant: Variant, options:
         time.sleep(1)  # the last deletions
     counted = calls(system.endpoint)
     services.stop([*workers, *([flower.service] if flower else [])])
+    time.sleep(LONG_POLL_S)  # a worker that left has a poll under way, which would take the next one's photos
     return Round(options.photos / load.wall_s, spent_s / options.photos * 1000, counted, load.wrong)
 
 
@@ -368,6 +371,7 @@ def measure_load(options: argparse.Namespace) -> dict[str, list[Round]]:
         system = System(services, environ, processes=1)
         system.enrol({name: [samples[photo] for photo in names] for name, names in PEOPLE.items()})
         services.stop([each for each in services.running if each.name == "worker"])
+        time.sleep(LONG_POLL_S)
         del system.tiers["worker"]
         for variant in [*[OFF_VARIANT, ON_VARIANT] * options.rounds, PLAIN_OFF, PLAIN_ON]:
             if variant is PLAIN_OFF:
@@ -425,6 +429,7 @@ def measure_idle(options: argparse.Namespace) -> dict[bool, Counter[str]]:
         for listeners in (False, True):
             for count in (few, many):
                 services, environ = everything.enter_context(started())
+                environ["FACEAPP_WORKER_IMAGE"] = IMAGE  # the scaler asks for the launch template
                 site = sites[listeners, count] = Site(services, environ)
                 if listeners:
                     services.start("scaler", [sys.executable, "-m", "faceapp", "scaler"])
@@ -470,9 +475,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=measurements, default=measurements)
     parser.add_argument("--workers", type=int, default=15, help="for lag and ping")
     parser.add_argument("--tasks", type=int, default=300, help="for lag, of each kind of load")
-    parser.add_argument("--pings", type=int, default=5, help="rounds of ping")
+    parser.add_argument("--pings", type=int, default=3, help="rounds of ping")
     parser.add_argument("--photos", type=int, default=300, help="of each burst of load")
-    parser.add_argument("--rounds", type=int, default=3, help="of load: off and on")
+    parser.add_argument("--rounds", type=int, default=2, help="of load: off and on")
     parser.add_argument("--load-workers", type=int, default=2, help="for load")
     parser.add_argument("--idle-s", type=float, default=300.0, help="how long idle workers are counted")
     options = parser.parse_args()
