@@ -19,7 +19,7 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--
 PHOTOS = 100
 UNDER_WAY = """() => {
     const count = (id) => Number(document.getElementById(id).textContent.replace(/\\D/g, ""));
-    return count("workers-online") >= 8 && count("workers-active") >= 3 && count("workers-succeeded") >= 10;
+    return count("workers-online") >= 8 && count("workers-active") >= 2 && count("workers-succeeded") >= 10;
 }"""
 TIMEOUT_MS = 90_000
 
