@@ -9,6 +9,7 @@ import click
 from faceapp import __version__
 from faceapp.cli.common import Commands
 from faceapp.cli.dead_letters import dead_letters
+from faceapp.cli.deploy import deploy
 from faceapp.cli.people import people, recognize
 from faceapp.cli.services import flower, scaler, up, web, worker
 from faceapp.cli.simulate import simulate
@@ -35,5 +36,5 @@ def list_settings() -> None:
         click.echo(f"FACEAPP_{each.name.upper()}={getattr(current, each.name)}\n    {rule.doc} ({rule.takes})")
 
 
-for command in (up, web, worker, flower, scaler, people, recognize, simulate, status, dead_letters):
+for command in (up, web, worker, flower, scaler, people, recognize, simulate, status, dead_letters, deploy):
     main.add_command(command)

@@ -21,13 +21,14 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_ba
 from moto.sqs import models
 from moto.sqs.exceptions import ReceiptHandleIsInvalid
 
-from faceapp.local import cloudformation
+from faceapp.local import change_sets, cloudformation
 
 
 def make_app() -> DomainDispatcherApplication:
     """moto's WSGI application, with the slow parts replaced and its CloudFormation mended in this process."""
     _replace_slow_sqs()
     cloudformation.mend()
+    change_sets.mend()
     app = DomainDispatcherApplication(create_backend_app)
     setattr(app, "get_backend_for_host", lru_cache(maxsize=256)(app.get_backend_for_host))  # noqa: B010 - mypy forbids =
     return app
