@@ -64,6 +64,8 @@ SETTLE_S = 5.0
 GRACE_S = 40.0
 """To end a worker in."""
 LONG_POLL_S = 20
+PAUSE_S = 7.0
+"""Between starts of idle workers: heartbeats at the same moment would be received with one request."""
 POLL_S = 0.05
 OFF = [
     "--without-heartbeat",
@@ -149,15 +151,13 @@ def calls(endpoint: str, *, reset: bool = False) -> Counter[str]:
     )
 
 
-def start_workers(services: Services, variant: Variant, count: int) -> list[Service]:
-    """Workers with one process each, ready."""
-    workers = [
-        services.start(
-            f"worker {n}",
-            celery(variant.app, "worker", "--loglevel", "INFO", "-n", f"w{n}@host", "-c", "1", *variant.options),
-        )
-        for n in range(1, count + 1)
-    ]
+def start_workers(services: Services, variant: Variant, count: int, *, pause_s: float = 0.0) -> list[Service]:
+    """Workers with one process each, ready; `pause_s` between the starts."""
+    workers: list[Service] = []
+    for n in range(1, count + 1):
+        time.sleep(pause_s if workers else 0.0)
+        command = celery(variant.app, "worker", "--loglevel", "INFO", "-n", f"w{n}@host", "-c", "1", *variant.options)
+        workers.append(services.start(f"worker {n}", command))
     services.wait_for(
         lambda: all(" ready." in each.log.read_text() for each in workers), timeout_s=240, what="a worker is not ready"
     )
@@ -434,7 +434,7 @@ def measure_idle(options: argparse.Namespace) -> dict[bool, Counter[str]]:
                 if listeners:
                     services.start("scaler", [sys.executable, "-m", "faceapp", "scaler"])
                     Flower(services, FACEAPP_FLOWER, site.settings.flower_port)
-                start_workers(services, ECHO, count)
+                start_workers(services, ECHO, count, pause_s=PAUSE_S)
         time.sleep(SETTLE_S)
         for site in sites.values():
             calls(site.endpoint, reset=True)
