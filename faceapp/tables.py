@@ -189,7 +189,7 @@ def _instances(instances: Sequence[Instance]) -> RenderableType:
 
 def _workers(workers: Sequence[Worker]) -> RenderableType:
     if not workers:
-        return Text("  none answers")
+        return Text("  none: they start when there is work")
     table = _table("name", "processes", "at work", "up for", numbers=["processes", "at work", "up for"])
     for each in workers:
         active = "?" if each.active is None else str(each.active)

@@ -123,6 +123,11 @@ class Flower(flower.app.Flower):
         """The client that the queues' page asks with."""
         return queues.client()
 
+    @cached_property
+    def broker_uri(self) -> str:
+        """Where SQS answers; kombu's own words for it name no place."""
+        return str(self.sqs.meta.endpoint_url)
+
     def start_http_server(self) -> int | None:
         """Listen; returns the port, None for a socket file. Ends the process with a sentence where it cannot."""
         try:
