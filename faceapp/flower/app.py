@@ -64,9 +64,10 @@ class Events(flower.events.Events):
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     def on_event(self, event: dict[str, Any]) -> None:
-        if event["type"].startswith("worker-"):
+        if event["type"] == "worker-heartbeat" and "active" not in event:
             # A worker that is asked for a heartbeat promises the next in five seconds, and keeps to its own pace.
-            event = {**event, "freq": max(float(event.get("freq") or 0), HEARTBEAT_S)}
+            worker = self.state.workers.get(event["hostname"])
+            event = {**event, "freq": getattr(worker, "freq", None) or HEARTBEAT_S}
         super().on_event(event)
         self.io_loop.add_callback(self._correct, event["type"], event["hostname"], event)
 
