@@ -19,7 +19,7 @@ from celery.exceptions import Reject
 
 from faceapp import broker, flower, logs, tracing
 from faceapp.config import settings
-from faceapp.errors import NotFound, StorageUnavailable
+from faceapp.errors import FaceappError, NotFound, StorageUnavailable
 from faceapp.schema import Enrolment, Recognition
 
 if TYPE_CHECKING:
@@ -166,9 +166,17 @@ def _end(task: Any, state: str | None = None, **_: Any) -> None:
 
 @signals.worker_init.connect
 def _load(**_: Any) -> None:
-    """Load the model and the gallery in the parent: its children start at once and share the memory."""
+    """Load the model and the gallery in the parent: its children start at once and share the memory.
+
+    Ends the process when the model cannot be loaded. Celery would log what a signal's receiver raises and go on, as a
+    worker that fails each photo.
+    """
     tracing.load("faceapp-worker")
-    _worker().warm()
+    try:
+        _worker().warm()
+    except Exception as error:
+        logger.critical("the worker cannot work: %s", error, exc_info=not isinstance(error, FaceappError))
+        raise SystemExit(1) from error
 
 
 @signals.worker_process_shutdown.connect

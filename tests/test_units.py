@@ -212,6 +212,14 @@ def test_the_worker_comes_up_under_its_instances_name_and_drains(instance: Insta
 
 
 @pytest.mark.system
+def test_a_worker_without_its_model_fails_so_that_systemd_tries_again(instance: Instance) -> None:
+    with instance.service("faceapp-worker.service", FACEAPP_EMBEDDER="facenet", FACEAPP_WEIGHTS="nowhere.pt") as worker:
+        assert worker.process.wait(120) == 1
+        assert "the worker cannot work" in worker.said()
+        assert "ready." not in worker.said()
+
+
+@pytest.mark.system
 @pytest.mark.parametrize(
     ("service", "port_name", "path"),
     [
