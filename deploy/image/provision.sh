@@ -74,7 +74,7 @@ install_packages() {
     export DEBIAN_FRONTEND=noninteractive
     apt-get update -qq
     apt-get install -y -qq --no-install-recommends \
-        ca-certificates curl nginx-light openssl python3 python3-venv unattended-upgrades
+        ca-certificates curl nginx openssl python3 python3-venv unattended-upgrades
     if [[ -n $FLUENT_BIT_DEB ]]; then
         install_fluent_bit
     fi
