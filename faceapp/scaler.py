@@ -28,6 +28,7 @@ from faceapp.scaling.metrics import Arrivals, Believed, Boots, Depth
 from faceapp.scaling.observe import Phases
 from faceapp.scaling.policies.base import Counts, Decision, Observation, Policy
 from faceapp.scaling.status import Snapshot, Status, StatusServer
+from faceapp.scaling.turnover import turn_over
 from faceapp.scaling.workers import Listener, Workers
 
 logger = logging.getLogger(__name__)
@@ -78,6 +79,9 @@ class Scaler:
         observation = self._observe(machines, counts)
         decision = self._policy.decide(observation) if leader else Decision(wanted=0, reason="stands by")
         if leader:
+            old = {each.id for each in machines if each.billed and each.outdated(self._fleet.latest)}
+            most = self._settings.scaler_max_instances
+            decision = turn_over(decision, observation, old=old, max_instances=most)
             decision = self._limit(decision, machines, observation)
         taken: dict[str, int] = {}
         try:

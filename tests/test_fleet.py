@@ -19,13 +19,14 @@ from faceapp.config import Settings
 from faceapp.errors import ConfigError, FleetError, LeaseLost
 from faceapp.scaling.backoff import Backoff, Trouble
 from faceapp.scaling.dry_run import DryRunFleet
-from faceapp.scaling.fleet import EC2Fleet
+from faceapp.scaling.fleet import TEMPLATE_EVERY_S, EC2Fleet
 from faceapp.scaling.machine import (
     DRAINING,
     FAILED,
     READY,
     STACK,
     STARTED,
+    TEMPLATE,
     TIER,
     Machine,
     dead_boots,
@@ -207,6 +208,60 @@ def test_a_pending_instance_is_stopped_when_it_runs(
     fleet.tidy()
     clock.now_s += 10
     fleet.tidy()
+
+
+def upgrade(ec2: Any, settings: Settings) -> None:
+    """A new version of the launch template, as CloudFormation makes one."""
+    ec2.create_launch_template_version(
+        LaunchTemplateName=f"{settings.prefix}-worker",
+        LaunchTemplateData={"ImageId": "ami-1e749f67", "InstanceType": settings.worker_type},
+    )
+
+
+def test_stopped_instances_of_an_older_template_are_terminated(fleet: EC2Fleet, ec2: Any, settings: Settings) -> None:
+    fleet.check()
+    assert fleet.latest == 1
+    fleet.instances()
+    fleet.drain(fleet.start(2))
+    by_hand = create(ec2, Name="app-tier-instance-9", **{STACK: settings.prefix})
+    ec2.stop_instances(InstanceIds=[by_hand])
+    upgrade(ec2, settings)
+    after = EC2Fleet(settings, client=ec2)
+    after.check()
+    assert after.latest == 2
+    after.instances()
+    after.tidy()
+    assert states(ec2, settings) == {
+        "app-tier-instance-1": "terminated",
+        "app-tier-instance-2": "terminated",
+        "app-tier-instance-9": "stopped",
+    }
+    [started, new] = after.start(2)
+    assert started == by_hand
+    [[found]] = [each["Instances"] for each in ec2.describe_instances(InstanceIds=[new])["Reservations"]]
+    assert found["ImageId"] == "ami-1e749f67"
+    assert by_name(after)["app-tier-instance-1"].template == 2
+
+
+def test_a_new_template_is_noticed_while_it_runs(ec2: Any, settings: Settings) -> None:
+    clock = Clock()
+    fleet = EC2Fleet(settings, client=ec2, clock=clock)
+    fleet.check()
+    upgrade(ec2, settings)
+    fleet.tidy()
+    assert fleet.latest == 1
+    clock.now_s += TEMPLATE_EVERY_S
+    fleet.tidy()
+    assert fleet.latest == 2
+
+
+def test_what_ec2_does_not_say_of_the_template_stops_nothing(refusals: tuple[EC2Fleet, Stubber, Clock]) -> None:
+    fleet, stub, clock = refusals
+    fleet._latest, fleet._template_seen_s = 3, clock()
+    clock.now_s += TEMPLATE_EVERY_S
+    stub.add_client_error("describe_launch_template_versions", "RequestLimitExceeded")
+    fleet.tidy()
+    assert fleet.latest == 3
 
 
 def test_an_instance_without_its_name_gets_it(fleet: EC2Fleet, ec2: Any, settings: Settings) -> None:
@@ -472,6 +527,21 @@ def test_plan(machines: list[Machine], count: int, stopped: list[int], new: list
     planned = plan(machines, count, max_instances=4, per_minute=6)
     assert [each.number for each in planned.stopped] == stopped
     assert list(planned.names) == [f"app-tier-instance-{n}" for n in new]
+
+
+def test_a_stopped_instance_of_an_older_template_is_not_planned_with() -> None:
+    old = [machine(n, tags={TEMPLATE: "2"}) for n in (1, 2, 3)]
+    planned = plan([*old, machine(4, tags={TEMPLATE: "3"})], 4, max_instances=4, per_minute=60, latest=3)
+    assert [each.number for each in planned.stopped] == [4]
+    assert list(planned.names) == [f"app-tier-instance-{n}" for n in (5, 6, 7)]
+
+
+def test_what_made_an_instance_is_known_from_our_tag_or_ec2s() -> None:
+    assert machine(1, tags={TEMPLATE: "2"}).outdated(3)
+    assert machine(1, tags={"aws:ec2launchtemplate:version": "2"}).outdated(3)
+    assert not machine(1, tags={TEMPLATE: "3"}).outdated(3)
+    assert not machine(1, tags={TEMPLATE: "2"}).outdated(0)
+    assert not machine(1).outdated(3)
 
 
 def test_no_instance_starts_when_none_may() -> None:

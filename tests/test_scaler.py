@@ -214,6 +214,32 @@ def test_a_decision_is_done_and_the_next_one_sees_it(rig: Callable[..., Rig], aw
     assert r.status.document()["instances"] == {"booting": 0, "ready": 1, "draining": 0, "stopping": 0, "stopped": 1}
 
 
+def test_an_upgrade_replaces_one_after_the_other(rig: Callable[..., Rig], aws: str, settings: Settings) -> None:
+    """There is always somebody for the photos that wait, and in the end nobody of the old image."""
+    r = rig(create(settings))
+    ec2 = plain_client("ec2", aws)
+    r.fleet.check()
+    send(aws, settings, 2)
+    r.tick()
+    r.say("worker-online", 1, 2)
+    r.tick()
+    template = f"{settings.prefix}-worker"
+    ec2.create_launch_template_version(
+        LaunchTemplateName=template, SourceVersion="1", LaunchTemplateData={"ImageId": "ami-1e749f67"}
+    )
+    seen: list[list[str]] = []
+    for _ in range(40):
+        r.tick()
+        r.say("worker-online", *(int(each.rpartition("-")[2]) for each in running(aws, settings)))
+        seen.append(running(aws, settings))
+    assert all(2 <= len(each) <= 3 for each in seen)
+    answer = ec2.describe_instances(Filters=[{"Name": f"tag:{STACK}", "Values": [settings.prefix]}])
+    found = [each for reservation in answer["Reservations"] for each in reservation["Instances"]]
+    images = {each["ImageId"] for each in found if each["State"]["Name"] == "running"}
+    assert images == {"ami-1e749f67"}
+    assert "stopped" not in {each["State"]["Name"] for each in found}
+
+
 def test_zero_to_n_to_zero_by_depth(rig: Callable[..., Rig], aws: str, settings: Settings) -> None:
     r = rig(create(settings))
     r.tick()

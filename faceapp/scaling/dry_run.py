@@ -28,6 +28,10 @@ class DryRunFleet:
     def trouble(self) -> str:
         return ""
 
+    @property
+    def latest(self) -> int:
+        return self._inner.latest
+
     def instances(self) -> Sequence[Machine]:
         self._machines = self._inner.instances()
         return self._machines
@@ -38,6 +42,7 @@ class DryRunFleet:
             count,
             max_instances=self._settings.scaler_max_instances,
             per_minute=self._settings.scaler_starts_per_minute,
+            latest=self.latest,
         )
         for names, how in (([each.name for each in planned.stopped], "start"), (planned.names, "create")):
             if names:

@@ -30,6 +30,7 @@ from faceapp.scaling.machine import (
     READY,
     STACK,
     STARTED,
+    TEMPLATE,
     TIER,
     Machine,
     free_numbers,
@@ -46,6 +47,8 @@ STOP_SHOWS_S = 5
 """EC2 may show a stop this much later."""
 BELIEVED_S = 15.0
 """EC2 may show a start this much later."""
+TEMPLATE_EVERY_S = 30.0
+"""How often the launch template's latest version is asked for."""
 
 
 class Fleet(Protocol):
@@ -59,6 +62,11 @@ class Fleet(Protocol):
     @property
     def trouble(self) -> str:
         """Why nothing can be started just now; empty when it can."""
+        ...
+
+    @property
+    def latest(self) -> int:
+        """The launch template's latest version; 0 when it is not known."""
         ...
 
     def instances(self) -> Sequence[Machine]:
@@ -79,7 +87,8 @@ class Fleet(Protocol):
         ...
 
     def tidy(self) -> None:
-        """Finish what a scaler that ended in the middle began: names, and stops that were announced."""
+        """Finish what a scaler that ended in the middle began: names, and stops that were announced. End the stopped
+        ones that an older version of the launch template made."""
         ...
 
 
@@ -113,11 +122,12 @@ class EC2Fleet:
         self._expected: dict[str, tuple[float, Machine]] = {}
         self._skew_s = time.time() - clock()
         self._reason = ""
+        self._latest, self._template_seen_s = 0, float("-inf")
 
     def check(self) -> None:
         """Ask for the launch template and the instances. Raises ConfigError when the scaler cannot work like this."""
         try:
-            self._client.describe_launch_template_versions(LaunchTemplateName=self._template, Versions=["$Latest"])
+            self._look_at_template()
             self._describe()
         except ClientError as error:
             code = error.response["Error"]["Code"]
@@ -142,6 +152,10 @@ class EC2Fleet:
         left_s = max(self._backoffs[operation].left_s for operation in STARTING)
         return f"{self._reason}; next attempt in {left_s:.0f} s" if left_s else ""
 
+    @property
+    def latest(self) -> int:
+        return self._latest
+
     def instances(self) -> Sequence[Machine]:
         if left_s := self._backoffs["describe_instances"].left_s:
             raise FleetError(f"EC2 did not list the instances and is asked again in {left_s:.0f} s")
@@ -159,6 +173,7 @@ class EC2Fleet:
             max_instances=self._settings.scaler_max_instances,
             per_minute=self._settings.scaler_starts_per_minute,
             pool_is_dry=self._backoffs["start_instances"].left_s > 0,
+            latest=self._latest,
         )
         started: list[str] = []
         if planned.stopped:
@@ -184,12 +199,14 @@ class EC2Fleet:
         return ids
 
     def _run_new(self, names: Sequence[str]) -> Sequence[str]:
-        tags = {STACK: self._settings.prefix, TIER: APP_TIER}
+        # The version that was looked up, not whichever is the latest by then: the tag must be right.
+        version = str(self._latest or "")
+        tags = {STACK: self._settings.prefix, TIER: APP_TIER, **({TEMPLATE: version} if version else {})}
         all_or_none, place = self._placements[self._placement]
         try:
             answer = self._act(
                 "run_instances",
-                LaunchTemplate={"LaunchTemplateName": self._template, "Version": "$Latest"},
+                LaunchTemplate={"LaunchTemplateName": self._template, "Version": version or "$Latest"},
                 MinCount=len(names) if all_or_none else 1,
                 MaxCount=len(names),
                 TagSpecifications=[{"ResourceType": "instance", "Tags": _pairs(tags)}],
@@ -253,6 +270,32 @@ class EC2Fleet:
         if announced:
             logger.info("%s were to stop and still run: stopping them", ", ".join(each.name for each in announced))
             self._stop(announced)
+        self._end_outdated()
+
+    def _end_outdated(self) -> None:
+        """A stopped instance boots what it was made of, so those of an older version are made anew when needed."""
+        if self._latest and self._clock() - self._template_seen_s >= TEMPLATE_EVERY_S:
+            try:
+                self._look_at_template()
+            except (ClientError, BotoCoreError) as error:
+                logger.warning("EC2 does not say which version of %s is the latest: %s", self._template, error)
+        old = [each for each in self._machines if each.state == "stopped" and each.outdated(self._latest)]
+        if old:
+            names = ", ".join(each.name for each in old)
+            logger.info("%s were made from an older version of %s: terminating them", names, self._template)
+            try:
+                self._act("terminate_instances", InstanceIds=[each.id for each in old])
+            except FleetError as error:
+                # They are not started either, so nothing else has to wait for it.
+                logger.error("they stay: %s", error.detail)
+                return
+            self._machines = [each for each in self._machines if each not in old]
+
+    def _look_at_template(self) -> None:
+        # Before the call: a refusal is not asked about again and again.
+        self._template_seen_s = self._clock()
+        answer = self._client.describe_launch_template_versions(LaunchTemplateName=self._template, Versions=["$Latest"])
+        self._latest = int(answer["LaunchTemplateVersions"][0]["VersionNumber"])
 
     def _tag(self, ids: Sequence[str], tags: dict[str, str]) -> None:
         self._act("create_tags", Resources=ids, Tags=_pairs(tags))

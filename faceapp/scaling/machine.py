@@ -23,6 +23,10 @@ DRAINING = "faceapp:draining"
 """When it was told to finish and stop."""
 FAILED = "faceapp:failed"
 """When its boot was given up, and how many boots in a row had come to nothing then."""
+TEMPLATE = "faceapp:template"
+"""The launch template's version that it was made from."""
+EC2S_TEMPLATE = "aws:ec2launchtemplate:version"
+"""The same, as EC2 itself notes it (no emulator does)."""
 
 APP_TIER = "app"
 WEB_INSTANCE = "web-instance"
@@ -98,6 +102,15 @@ class Machine:
     def dead_boots(self) -> int:
         """How many boots in a row had come to nothing when its own did."""
         return _number(self.tags.get(FAILED, "").partition(" ")[2])
+
+    @property
+    def template(self) -> int:
+        """The launch template's version that it was made from; 0 when nobody knows (it was made by hand)."""
+        return _number(self.tags.get(TEMPLATE) or self.tags.get(EC2S_TEMPLATE, ""))
+
+    def outdated(self, latest: int) -> bool:
+        """Whether it was made from an older version of the launch template than `latest` (0: not known)."""
+        return self.ours and 0 < self.template < latest
 
     def mark_s(self, tag: str) -> int:
         """The second that a mark names; 0 when there is none."""
