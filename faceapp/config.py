@@ -139,6 +139,9 @@ class Settings:
     scaler_boot_s: float = _real(45.0, 0.1, 3600, "seconds from an instance's start to its first photo, until measured")
     scaler_starts_per_minute: int = _whole(60, 1, 10_000, "instances started in one minute at most")
     scaler_daily_instance_s: int = _whole(0, 0, 1_000_000_000, "instance-seconds a day at most; 0: no budget")
+    scaler_cloudwatch: str = _choice(
+        "no", "yes", "no", doc="whether CloudWatch is told of dead boots and the budget, for the stack's alarms"
+    )
     scaler_subnets: str = _text(
         "",
         "subnets for new instances, tried in turn when one has no capacity (after the launch template's own)",

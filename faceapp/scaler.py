@@ -19,6 +19,7 @@ from faceapp import tracing
 from faceapp.broker.janitor import Janitor
 from faceapp.config import Settings
 from faceapp.errors import BrokerUnavailable, ConfigError, FaceappError
+from faceapp.scaling.alarms import Alarms
 from faceapp.scaling.budget import Spent
 from faceapp.scaling.dry_run import DryRunFleet
 from faceapp.scaling.fleet import EC2Fleet, Fleet
@@ -54,6 +55,7 @@ class Scaler:
         lease: Lease | None,
         status: Status,
         listen: Callable[[], Listener] | None = None,
+        alarms: Alarms | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Without a `lease` nobody else is asked, without `listen` no events are taken: for a dry run."""
@@ -63,6 +65,7 @@ class Scaler:
         self._boots = Boots(settings.scaler_boot_s)
         self._phases = Phases(workers, clock=clock)
         self._new_listener = listen
+        self._alarms = alarms
         self._listener: Listener | None = None
         self._spent = Spent(settings.scaler_daily_instance_s)
         self._quarantined_s: float | None = None
@@ -260,6 +263,8 @@ class Scaler:
                 held_back=(self._held_back or ("aws" if trouble else "")) if leader else "",
             )
         )
+        if leader and self._alarms:
+            self._alarms.tell(dead_boots=dead_boots(machines), spent_s=self._spent.seconds)
         for id, why in orphans(machines).items():
             self.warn(f"orphan {id}", f"the instance {id} {why}: nobody looks after it")
         if not taken and decision.wanted == self._wanted and now_s - self._quiet_from_s < QUIET_S:
@@ -311,6 +316,7 @@ def run(settings: Settings, *, dry_run: bool = False, stop: threading.Event | No
         lease=lease,
         # A dry run would take the events from the scaler that acts.
         listen=None if dry_run else lambda: Listener(settings, workers),
+        alarms=None if dry_run else Alarms(settings),
         status=status,
     )
     server = StatusServer(settings, status)
