@@ -82,6 +82,12 @@ class Settings:
         "127.0.0.1", "the address that the web tier listens on", pattern=r"[0-9A-Za-z.:_-]+", takes="a host"
     )
     web_port: int = _whole(8000, 1, 65535, "the web tier's port")
+    web_name: str = _text(
+        "",
+        "this web server's name among several on one stack, each with response queues of its own; one may go without",
+        pattern=r"([a-z][a-z0-9-]{0,19})?",
+        takes="up to 20 small letters, digits and hyphens, beginning with a letter",
+    )
     web_processes: int = _whole(1, 1, 64, "web processes; each reads a response queue of its own")
     web_worker_class: str = _choice("gevent", "gevent", "gthread", doc="gunicorn's worker class")
     web_connections: int = _whole(1100, 1, 100_000, "requests that one web process holds open at once")

@@ -59,7 +59,7 @@ class Replies(QueueReader):
     def __init__(self, prefix: str, *, wait_s: int) -> None:
         self.routing_key = uuid.uuid4().hex[:12]
         name = f"{prefix}-{self.routing_key}-{REPLY_EXCHANGE.replace('.', '-')}"
-        super().__init__(name, wait_s=wait_s, owned=True)
+        super().__init__(name, wait_s=wait_s, life="process")
         self._questions: dict[str, Question] = {}
 
     @contextmanager

@@ -8,7 +8,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from faceapp.broker.clients import sqs_client
 from faceapp.broker.temporary import temporary_queues
@@ -27,16 +27,20 @@ DELETE_WITHIN_S = 1.0
 """Received messages are deleted in tens, or after this long."""
 
 
+Life = Literal["process", "place", "stack"]
+"""How long a queue lives: it goes with its process; it stays for the next process in the same place, and is swept when
+there has been none for long; it is the stack's own."""
+
+
 class QueueReader(ABC):
     """Reads `queue_name`, which it makes if it is not there. Any thread may call any method.
 
-    A subclass keeps what is expected, under the lock of `_changed`, and takes the messages in. With `owned` the queue
-    goes with this process.
+    A subclass keeps what is expected, under the lock of `_changed`, and takes the messages in.
     """
 
-    def __init__(self, queue_name: str, *, wait_s: int, owned: bool) -> None:
+    def __init__(self, queue_name: str, *, wait_s: int, life: Life) -> None:
         self.queue_name = queue_name
-        self._wait_s, self._owned = wait_s, owned
+        self._wait_s, self._life = wait_s, life
         self._changed = threading.Condition()
         self._reader: threading.Thread | None = None
         self._closed = False
@@ -68,13 +72,18 @@ class QueueReader(ABC):
 
     @cached_property
     def _queue_url(self) -> str:
-        if self._owned:
+        if self._life == "process":
             return temporary_queues.make(self._sqs, self.queue_name)
         try:
-            return str(self._sqs.get_queue_url(QueueName=self.queue_name)["QueueUrl"])
+            url = str(self._sqs.get_queue_url(QueueName=self.queue_name)["QueueUrl"])
         except self._sqs.exceptions.QueueDoesNotExist:
             logger.info("creating the queue %s", self.queue_name)
+            if self._life == "place":
+                return temporary_queues.make(self._sqs, self.queue_name, stays=True)
             return str(self._sqs.create_queue(QueueName=self.queue_name)["QueueUrl"])
+        if self._life == "place":
+            temporary_queues.adopt(self._sqs, url, stays=True)
+        return url
 
     def _ensure_queue(self) -> None:
         """Raises botocore's errors when there is no queue to read, and none can be made."""

@@ -1,7 +1,8 @@
 """Queues that a process makes for itself: its events, its remote control, the replies to it.
 
-They are deleted when the process ends. One that is killed leaves its queues behind, so each carries a tag with the time
-of its last use, and `faceapp.broker.janitor` deletes those that nobody has used for `ABANDONED_S`.
+They are deleted when the process ends, or stay for the next one in its place. One that is killed leaves its queues
+behind, so each carries a tag with the time of its last use, and `faceapp.broker.janitor` deletes those that nobody has
+used for `ABANDONED_S`.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ class _Queue:
     began_s: float = field(default_factory=time.time)
     noted_s: float = field(default_factory=time.monotonic)
     subscriptions: set[str] = field(default_factory=set)
+    stays: bool = False
+    """Whether it outlives the process, for the next one in its place."""
 
 
 class TemporaryQueues:
@@ -60,8 +63,9 @@ class TemporaryQueues:
             self._pid, self._all, self._lock = os.getpid(), {}, threading.Lock()
         return self._all
 
-    def make(self, sqs: Any, name: str, attributes: dict[str, str] | None = None) -> str:
-        """Create the queue (or find it, if it is there with these attributes); returns its URL.
+    def make(self, sqs: Any, name: str, attributes: dict[str, str] | None = None, *, stays: bool = False) -> str:
+        """Create the queue (or find it, if it is there with these attributes); returns its URL. One that `stays` is not
+        deleted when the process ends.
 
         SQS gives a name again only a minute after its queue was deleted. A worker that is started anew does not wait
         for that: it takes the name with `SECOND` behind it. Raises ClientError.
@@ -74,11 +78,11 @@ class TemporaryQueues:
                 raise
             answer = sqs.create_queue(QueueName=name + SECOND, Attributes=attributes or {}, tags=tags)
         url = str(answer["QueueUrl"])
-        self._add(url)
+        self._add(url, stays=stays)
         return url
 
-    def adopt(self, sqs: Any, url: str) -> None:
-        """Take over a queue that is already there, if it is a temporary one: a killed predecessor's."""
+    def adopt(self, sqs: Any, url: str, *, stays: bool = False) -> None:
+        """Take over a queue that is already there, if it is a temporary one: a predecessor's."""
         if url in self._queues:
             return
         try:
@@ -89,14 +93,14 @@ class TemporaryQueues:
                 raise
             # A role that may not look at tags has no queues of its own: the stack's template made this one.
             return
-        self._add(url)
+        self._add(url, stays=stays)
         self._note(url)
 
-    def _add(self, url: str) -> None:
+    def _add(self, url: str, *, stays: bool = False) -> None:
         with self._lock:
             if not self._queues:
                 atexit.register(self.delete_all)
-            self._queues.setdefault(url, _Queue())
+            self._queues.setdefault(url, _Queue(stays=stays))
 
     def began_s(self, url: str) -> float:
         """Since when (Unix time) this process has the queue; 0 for one that is not its own."""
@@ -143,9 +147,10 @@ class TemporaryQueues:
             logger.debug("the queue %s stays behind: %s", url, error)
 
     def delete_all(self) -> None:
-        """Delete all of this process's."""
-        for url in list(self._queues):
-            self.delete(url)
+        """Delete all of this process's that do not stay."""
+        for url, queue in list(self._queues.items()):
+            if not queue.stays:
+                self.delete(url)
 
 
 temporary_queues = TemporaryQueues()

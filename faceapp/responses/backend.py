@@ -15,6 +15,7 @@ from celery.backends.base import Backend, SyncBackendMixin
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 
 from faceapp import broker, tracing
+from faceapp.broker.reader import Life
 from faceapp.config import Settings
 from faceapp.responses.collector import Collector
 
@@ -35,11 +36,14 @@ def use_slot(slot: int) -> None:
     _slot = slot
 
 
-def _queue_name(settings: Settings) -> str:
+def _reply_queue(settings: Settings) -> tuple[str, Life]:
+    """The name of this process's queue, and whose it is."""
     name = settings.response_queue
     if _slot is None:
-        return f"{name}-{uuid.uuid4().hex[:12]}"
-    return name if _slot == 0 else f"{name}-{_slot}"
+        return f"{name}-{uuid.uuid4().hex[:12]}", "process"
+    if settings.web_name:
+        return f"{name}-{settings.web_name}-{_slot}", "place"
+    return (name, "stack") if _slot == 0 else (f"{name}-{_slot}", "place")
 
 
 def _is_tried_again(state: str, request: Any) -> bool:
@@ -73,9 +77,9 @@ class ResponseBackend(SyncBackendMixin, Backend):
         """This process's reader; a forked child gets its own."""
         with self._lock:
             if self._mine is None or self._pid != os.getpid():
-                name, wait_s = _queue_name(self._settings), self._settings.queue_wait_s
-                self._pid, self._mine = os.getpid(), Collector(name, wait_s=wait_s, owned=_slot is None)
-                atexit.register(self._mine.close, delete_queue=_slot is None)
+                name, life = _reply_queue(self._settings)
+                self._pid, self._mine = os.getpid(), Collector(name, wait_s=self._settings.queue_wait_s, life=life)
+                atexit.register(self._mine.close, delete_queue=life == "process")
             return self._mine
 
     @property

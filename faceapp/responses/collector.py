@@ -12,7 +12,7 @@ from typing import Any
 
 from celery import states
 
-from faceapp.broker.reader import QueueReader
+from faceapp.broker.reader import Life, QueueReader
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +36,8 @@ class Collector(QueueReader):
     `counts` says what became of the messages: `delivered`, `late` (nobody waits: late or doubled) and `corrupt`.
     """
 
-    def __init__(self, queue_name: str, *, wait_s: int, owned: bool = False) -> None:
-        super().__init__(queue_name, wait_s=wait_s, owned=owned)
+    def __init__(self, queue_name: str, *, wait_s: int, life: Life = "stack") -> None:
+        super().__init__(queue_name, wait_s=wait_s, life=life)
         self.counts: Counter[str] = Counter()
         self._pending: dict[str, _Pending] = {}
         self._forgotten: deque[str] = deque()
