@@ -17,6 +17,8 @@ from urllib.parse import urlsplit
 import boto3
 import moto.backends
 import pytest
+from botocore.config import Config
+from botocore.exceptions import ReadTimeoutError
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from moto.sqs import models
 from moto.sqs.exceptions import ReceiptHandleIsInvalid
@@ -143,6 +145,22 @@ def test_nothing_is_lost_and_nothing_comes_twice(served: str) -> None:
         list(pool.map(lambda n: sqs.send_message(QueueUrl=url, MessageBody=str(n)), range(total)))
         received = [body for receiver in receivers for body in receiver.result()]
     assert sorted(received, key=int) == [str(n) for n in range(total)]
+
+
+def test_a_poll_whose_client_has_gone_takes_no_message(served: str) -> None:
+    """It would be out of sight for the whole visibility timeout, with one of its tries used up."""
+    sqs = client(served, "sqs")
+    url = sqs.create_queue(QueueName="abandoned")["QueueUrl"]
+    session: Any = boto3.session.Session("a", "b", region_name="us-east-1")
+    once = Config(read_timeout=1, retries={"total_max_attempts": 1})
+    leaving = session.client("sqs", endpoint_url=served, config=once)
+    with pytest.raises(ReadTimeoutError):
+        leaving.receive_message(QueueUrl=url, WaitTimeSeconds=10)
+    leaving.close()
+    sqs.send_message(QueueUrl=url, MessageBody="for whoever is there")
+
+    [message] = sqs.receive_message(QueueUrl=url, AttributeNames=["ApproximateReceiveCount"])["Messages"]
+    assert message["Attributes"]["ApproximateReceiveCount"] == "1"
 
 
 def test_a_taken_port_is_one_sentence(served: str) -> None:

@@ -42,13 +42,14 @@ def serve(*, port: int) -> None:
 
     from faceapp.local import fast_moto
     from faceapp.local.calls import CountCalls
+    from faceapp.local.hangups import CONNECTION, NoticeHangups
 
     class Handler(WSGIHandler):  # type: ignore[misc] # gevent has no type hints
         def get_environ(self) -> dict[str, Any]:
             # The path before its escapes were decoded, which gevent leaves out (gevent/gevent#67): without it moto
             # decodes an object's key a second time.
             environ: dict[str, Any] = super().get_environ()
-            return {**environ, "RAW_URI": self.path}
+            return {**environ, "RAW_URI": self.path, CONNECTION: self.socket}
 
     listener = socket.create_server(("127.0.0.1", port), backlog=1024)
     # Connections inherit it. pywsgi sends an answer in two pieces, and the second would wait 40 ms for the client to
@@ -56,7 +57,7 @@ def serve(*, port: int) -> None:
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     server = WSGIServer(
         listener,
-        CountCalls(fast_moto.make_app()),
+        NoticeHangups(CountCalls(fast_moto.make_app())),
         handler_class=Handler,
         log=None,
         error_log=logging.getLogger("faceapp.local.aws"),
