@@ -150,7 +150,7 @@ class Settings:
     )
     scaler_subnets: str = _text(
         "",
-        "subnets for new instances, tried in turn when one has no capacity (after the launch template's own)",
+        "subnets for new instances, tried in turn when one has no capacity; none: the default network's",
         pattern=r"(subnet-[0-9a-f]+(,subnet-[0-9a-f]+)*)?",
         takes="subnet ids with commas between them",
     )

@@ -374,13 +374,13 @@ def _new_client() -> Any:
 
 
 def _placements(settings: Settings) -> list[tuple[bool, dict[str, str]]]:
-    """Where and as what new instances are tried, in turn: what the template says, then what the settings add; all that
-    are wanted or none, then as many as there is capacity for."""
-    subnets = [{"SubnetId": each} for each in settings.scaler_subnets.split(",") if each]
-    types = [{"InstanceType": each} for each in settings.scaler_types.split(",") if each]
-    found: list[dict[str, str]] = [{}]
-    found += [{**subnet, **kind} for kind in [{}, *types] for subnet in subnets or [{}] if subnet or kind]
-    return [(all_or_none, place) for all_or_none in (True, False) for place in found]
+    """Where and as what new instances are tried, in turn: all that are wanted or none, then as many as there is
+    capacity for."""
+    # With subnets of another network than the account's default one, a start without any would be refused: the
+    # template's security group is of that network.
+    subnets = [{"SubnetId": each} for each in settings.scaler_subnets.split(",") if each] or [{}]
+    types = [{}, *({"InstanceType": each} for each in settings.scaler_types.split(",") if each)]
+    return [(whole, {**subnet, **kind}) for whole in (True, False) for kind in types for subnet in subnets]
 
 
 def _pairs(tags: dict[str, str]) -> list[dict[str, str]]:
