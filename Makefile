@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUNS := $(VENV)/.runs
 DEVELOPS := $(VENV)/.develops
+CHECKOV := $(VENV)/checkov
+CHECKS := $(CHECKOV)/.checks
 
 .DEFAULT_GOAL := help
 .PHONY: help up check test bench bench-scaler accuracy clean
@@ -12,7 +14,7 @@ DEVELOPS := $(VENV)/.develops
 
 help: ## print this
 	@echo "make up         run everything on this machine (PEOPLE=DIR enrols DIR/<name>/<photo>.jpg)"
-	@echo "make check      format, lint, types, import directions, template"
+	@echo "make check      format, lint, types, import directions, templates"
 	@echo "make test       all tests (ARGS='-k name' for some)"
 	@echo "make bench      the benchmarks' tables"
 	@echo "make bench-scaler  the scaling policies beside others' and a lower bound (ARGS='--seed 1' for the same again)"
@@ -22,12 +24,13 @@ help: ## print this
 up: $(RUNS)
 	@$(BIN)/faceapp up $(if $(PEOPLE),--people '$(PEOPLE)')
 
-check: $(DEVELOPS)
+check: $(DEVELOPS) $(CHECKS)
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/cfn-lint deploy/stack.yaml
+	$(BIN)/cfn-lint deploy/*.yaml
+	$(CHECKOV)/bin/checkov --framework cloudformation --directory deploy --compact --quiet --skip-download
 
 test: $(DEVELOPS)
 	$(BIN)/pytest $(ARGS)
@@ -54,6 +57,12 @@ $(RUNS): requirements.txt pyproject.toml | $(BIN)/pip
 
 $(DEVELOPS): requirements-dev.txt $(RUNS)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+# It is large and pins much of what we pin to something else, so it has an environment of its own.
+$(CHECKS): requirements-checkov.txt | $(BIN)/pip
+	$(BIN)/python -m venv $(CHECKOV)
+	$(CHECKOV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-checkov.txt
 	@touch $@
 
 $(BIN)/pip:
