@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import wraps
 from typing import Any
 
@@ -146,6 +148,93 @@ def apply(target: Any, wanted: dict[str, str], yes: bool) -> None:
     click.echo(f"The stack {target.prefix} is as planned.")
     if url := outputs(target).get("Url"):
         click.echo(f"When the web-instance has booted: {url}  ('faceapp deploy open')")
+
+
+@deploy.command()
+@on_target
+@yes
+@click.option("--var", "variables", metavar="NAME=VALUE", multiple=True, help="A variable of deploy/image's template.")
+@click.option("--keep", type=click.IntRange(1), default=3, show_default=True, help="So many images stay afterwards.")
+@click.option("--only-check", is_flag=True, help="Build the wheel and check the template; make no image.")
+def image(target: Any, yes: bool, variables: tuple[str, ...], keep: int, only_check: bool) -> None:
+    """Make an image (AMI) of this checkout with Packer, and delete old ones.
+
+    It takes some minutes of an instance, which Packer ends. Images that the stack or an instance of its uses stay.
+    """
+    from faceapp.deploy import image, images
+
+    if not only_check:
+        if target.embedded:
+            raise click.UsageError("Nothing boots at an embedded AWS, so no image can be made there: --only-check.")
+        check_somebody_answers(yes)
+    image.check_checkout()
+    image.find_packer()
+    click.echo(f"{target.prefix} on {target}")
+    if not (only_check or yes):
+        click.confirm("Start an instance there and make an image of it?", abort=True)
+    made = image.make(target, variables, only_check=only_check, say=click.echo)
+    if only_check:
+        click.echo("The wheel and the template are good.")
+        return
+    for each in images.prune(target, keep=keep):
+        click.echo(f"deleted the old image {each.id} ({each.name})")
+    click.echo(f"{made} is the new image: 'faceapp deploy apply --image {made}' takes it.")
+
+
+@deploy.command()
+@on_target
+def status(target: Any) -> None:
+    """Show the stack's state, addresses, instances, alarms and last events.
+
+    The exit status is 1 when the stack is not as it should be or an alarm rings. 'faceapp status --aws' shows what the
+    services do.
+    """
+    from faceapp import tables
+    from faceapp.deploy import show
+    from faceapp.deploy.status import ask
+
+    found = ask(target)
+    tables.console().print(show.status(found, target), soft_wrap=True)
+    if not found.healthy:
+        sys.exit(1)
+
+
+@deploy.command()
+@click.argument("unit", required=False, type=click.Choice(["web", "worker", "scaler", "flower", "nginx", "instance"]))
+@on_target
+@click.option("--since", default="15m", show_default=True, metavar="TIME", help="How far back, as 90s, 15m, 2h or 7d.")
+@click.option("--last", type=click.IntRange(1, 10_000), default=100, show_default=True, help="So many lines at most.")
+@click.option("--follow", is_flag=True, help="Then show what comes, until Ctrl-C.")
+def logs(target: Any, unit: str | None, since: str, last: int, follow: bool) -> None:
+    """Show the services' logs, or one's, where --ship-logs yes sends them to CloudWatch."""
+    from faceapp.deploy import logs
+    from faceapp.tables import printable
+
+    lines = logs.read(target, unit, since_s=logs.ago_s(since), last=last)
+    for each in lines:
+        click.echo(printable(str(each)))
+    with suppress(KeyboardInterrupt):
+        for each in logs.follow(target, unit, lines) if follow else ():
+            click.echo(printable(str(each)))
+
+
+@deploy.command("open")
+@on_target
+@click.option("--print", "only_print", is_flag=True, help="Open no browser.")
+def open_page(target: Any, only_print: bool) -> None:
+    """Print where the service is, and open it in a browser if there is one."""
+    from faceapp.deploy.apply import outputs
+    from faceapp.errors import DeployError
+
+    url = outputs(target).get("Url")
+    if not url:
+        raise DeployError(
+            f"There is no web-instance in {target.prefix} on {target}: 'faceapp deploy apply --image latest' makes it."
+        )
+    click.echo(url)
+    display = sys.platform == "darwin" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    if display and not only_print and sys.stdout.isatty():
+        click.launch(url)
 
 
 @deploy.command()

@@ -125,6 +125,11 @@ def remove_image(ec2: Any, image: str) -> None:
                     raise
 
 
+def alarm_names(target: Target) -> list[str]:
+    """Of the stack's alarms."""
+    return [f"{target.prefix}-{end}" for end in ("dead-letters", "oldest-message", "dead-boots", "budget")]
+
+
 def _the_stacks_queues(target: Target) -> Iterator[Thing]:
     settings = target.settings
     own = {settings.request_queue, settings.response_queue, settings.dead_letter_queue}
@@ -176,8 +181,7 @@ def _network(target: Target) -> Iterator[Thing]:
 
 
 def _alarms(target: Target) -> Iterator[Thing]:
-    own = [f"{target.prefix}-{end}" for end in ("dead-letters", "oldest-message", "dead-boots", "budget")]
-    for each in target.client("cloudwatch").describe_alarms(AlarmNames=own)["MetricAlarms"]:
+    for each in target.client("cloudwatch").describe_alarms(AlarmNames=alarm_names(target))["MetricAlarms"]:
         yield Thing(kind="alarm", id=each["AlarmName"])
 
 

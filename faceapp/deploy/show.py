@@ -14,6 +14,7 @@ from faceapp.deploy import cost
 from faceapp.deploy.apply import Event
 from faceapp.deploy.changes import Change, Plan
 from faceapp.deploy.destroy import Inventory
+from faceapp.deploy.status import Status
 from faceapp.deploy.target import Target
 from faceapp.tables import counted, printable
 
@@ -146,3 +147,21 @@ def kept(found: Inventory, with_gallery: bool, with_images: bool) -> str:
     words = [] if with_gallery else [f"the bucket {each.name}" for each in found.buckets if each.gallery]
     words += [] if with_images or not found.images else [counted(len(found.images), "image")]
     return f" but {' and '.join(words)}" if words else ""
+
+
+def status(found: Status, target: Target) -> RenderableType:
+    """The stack at a glance."""
+    lines = [
+        Text(f"{target.prefix} on {target}"),
+        Text(f"Stack {found.state}", style="" if found.healthy else "yellow"),
+    ]
+    for title, each in (("Outputs", found.outputs), ("Set otherwise than by default", found.chosen)):
+        lines += [Text(), Text(title, style="bold")]
+        lines += [Text(printable(f"  {name}  {value}")) for name, value in sorted(each.items())] or [Text("  none")]
+    for title, things in (("Instances", found.instances), ("Images", found.images)):
+        lines += [Text(), Text(title, style="bold")]
+        lines += [Text(printable(f"  {each.id}  {each.words}")) for each in things] or [Text("  none")]
+    lines += [Text(), Text("Last events", style="bold")]
+    lines += [Text.assemble(f"  {at:%Y-%m-%d %H:%M:%S}", event(each)) for at, each in found.events]
+    lines += [Text(), *(Text(f"! {each}", style="red") for each in found.alarms)]
+    return Group(*lines, *([Text("No alarm rings.", style="green")] if not found.alarms else []))
