@@ -12,6 +12,7 @@ BENCHMARKS = {
     "scaler": "Scaling policies beside others' and beside a lower bound",
     "broker": "Events and remote control over SNS and SQS",
     "web_classes": "A thousand open requests, by gunicorn's worker class",
+    "boot": "A worker's start, step by step",
 }
 
 
