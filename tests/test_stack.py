@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import configparser
 import dataclasses
 import json
 import re
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import jinja2
 import pytest
 import yaml
 from botocore.exceptions import ClientError
@@ -20,7 +23,11 @@ from faceapp import stack as deployment
 from faceapp.broker.fanout import topic_name
 from faceapp.config import Settings
 from faceapp.errors import DeployError
+from faceapp.scaler import DEAD_BOOTS
+from faceapp.scaling.machine import APP_TIER, STACK, TIER, WEB_INSTANCE
 from tests.aws import plain_client
+
+DEPLOY = Path(__file__).parent.parent / "deploy"
 
 
 @pytest.fixture
@@ -39,8 +46,7 @@ def queue_attributes(aws: str, name: str) -> dict[str, str]:
 
 
 def test_the_package_carries_the_template_of_the_repository() -> None:
-    template = Path(__file__).parent.parent / "deploy" / "stack.yaml"
-    assert deployment.template() == template.read_text("utf-8")
+    assert deployment.template() == (DEPLOY / "stack.yaml").read_text("utf-8")
 
 
 def test_everything_has_the_names_that_the_settings_use(aws: str) -> None:
@@ -60,18 +66,30 @@ def test_everything_has_the_names_that_the_settings_use(aws: str) -> None:
     }
 
 
-def template() -> dict[str, Any]:
-    """The template, with CloudFormation's functions as plain values."""
+def loaded(file: str) -> dict[str, Any]:
+    """A template of deploy/, with CloudFormation's functions as plain values."""
 
     class Loader(yaml.SafeLoader):
         pass
 
-    def plain(loader: yaml.SafeLoader, _: str, node: yaml.Node) -> object:
-        return loader.construct_scalar(node) if isinstance(node, yaml.ScalarNode) else None
+    def plain(loader: yaml.SafeLoader, name: str, node: yaml.Node) -> object:
+        if isinstance(node, yaml.ScalarNode):
+            return loader.construct_scalar(node)
+        assert isinstance(node, yaml.SequenceNode)
+        return {name: loader.construct_sequence(node, deep=True)}
 
     Loader.add_multi_constructor("!", plain)
-    found: dict[str, Any] = yaml.load(deployment.template(), Loader)
+    found: dict[str, Any] = yaml.load((DEPLOY / file).read_text("utf-8"), Loader)
     return found
+
+
+def template() -> dict[str, Any]:
+    return loaded("stack.yaml")
+
+
+def of_type(kind: str) -> dict[str, dict[str, Any]]:
+    """The properties of all resources of a type, by name."""
+    return {name: each["Properties"] for name, each in template()["Resources"].items() if each["Type"] == kind}
 
 
 def buckets() -> dict[str, dict[str, Any]]:
@@ -127,6 +145,316 @@ def test_applying_again_changes_what_changed_and_nothing_else(aws: str, deployed
     deployment.apply(dataclasses.replace(deployed, task_time_limit_s=100), client=client)
     assert queue_attributes(aws, deployed.request_queue)["VisibilityTimeout"] == "130"
     assert plain_client("s3", aws).get_object(Bucket=deployed.gallery_bucket, Key="photos/a")["Body"].read() == b"kept"
+
+
+IMAGES = ("ami-12c6146b", "ami-03cf127a")
+"""Two that moto knows."""
+
+
+class Deployed:
+    """A stack with instances, as `faceapp deploy` makes it."""
+
+    def __init__(self, aws: str) -> None:
+        self.prefix = f"d{uuid.uuid4().hex[:8]}"
+        self.cloudformation, self.ec2, self.iam = (plain_client(each, aws) for each in ("cloudformation", "ec2", "iam"))
+        self.sqs, self.sns, self.logs = (plain_client(each, aws) for each in ("sqs", "sns", "logs"))
+
+    def apply(self, operation: str = "create_stack", **parameters: str) -> dict[str, str]:
+        """Create or update it; its outputs."""
+        given = deployment.parameters(Settings(prefix=self.prefix)) | parameters
+        getattr(self.cloudformation, operation)(
+            StackName=self.prefix,
+            TemplateBody=deployment.template(),
+            Parameters=[{"ParameterKey": key, "ParameterValue": value} for key, value in given.items()],
+            Capabilities=["CAPABILITY_NAMED_IAM"],
+        )
+        [stack] = self.cloudformation.describe_stacks(StackName=self.prefix)["Stacks"]
+        return {each["OutputKey"]: each["OutputValue"] for each in stack["Outputs"]}
+
+    def template(self, tier: str) -> dict[str, Any]:
+        """A launch template's latest version."""
+        versions = self.ec2.describe_launch_template_versions(
+            LaunchTemplateName=f"{self.prefix}-{tier}", Versions=["$Latest"]
+        )
+        [version] = versions["LaunchTemplateVersions"]
+        return dict(version["LaunchTemplateData"])
+
+    def files(self, tier: str) -> dict[str, str]:
+        """What cloud-init writes at an instance's first boot."""
+        return written(base64.b64decode(self.template(tier)["UserData"]).decode())
+
+    def instances(self) -> list[dict[str, Any]]:
+        found = self.ec2.describe_instances(
+            Filters=[
+                {"Name": "tag:faceapp:stack", "Values": [self.prefix]},
+                {"Name": "instance-state-name", "Values": ["running"]},
+            ]
+        )
+        return [each for reservation in found["Reservations"] for each in reservation["Instances"]]
+
+
+def written(user_data: str) -> dict[str, str]:
+    """The files that a cloud-config writes, which is all that ours do."""
+    assert user_data.startswith("#cloud-config\n")
+    config = yaml.safe_load(user_data)
+    assert list(config) == ["write_files"]
+    return {each["path"]: each["content"] for each in config["write_files"]}
+
+
+def settings_in(env: str) -> Settings:
+    """The settings of an instance's file of variables, which systemd reads and faceapp.config must accept."""
+    variables = dict(line.split("=", 1) for line in env.splitlines() if line)
+    return Settings.from_environ(variables)
+
+
+@pytest.fixture
+def full(aws: str) -> Deployed:
+    return Deployed(aws)
+
+
+def test_without_images_nothing_of_it_costs_anything(full: Deployed) -> None:
+    outputs = full.apply()
+    assert not {"Url", "WebInstanceId", "WorkerTemplateName"} & outputs.keys()
+    assert full.instances() == []
+    with pytest.raises(ClientError, match="InvalidLaunchTemplateName"):
+        full.template("worker")
+    with pytest.raises(ClientError, match="InvalidLaunchTemplateName"):
+        full.template("web")
+
+
+def test_workers_boot_what_they_were_promised(full: Deployed) -> None:
+    full.apply(WorkerImage=IMAGES[0], WorkerMarket="on-demand")
+    data = full.template("worker")
+    assert data["ImageId"] == IMAGES[0]
+    assert data["MetadataOptions"] == {
+        "HttpEndpoint": "enabled",
+        "HttpTokens": "required",
+        "HttpPutResponseHopLimit": 1,
+        "InstanceMetadataTags": "enabled",
+    }
+    [volume] = data["BlockDeviceMappings"]
+    assert (volume["Ebs"]["Encrypted"], volume["Ebs"]["VolumeType"]) == (True, "gp3")
+    assert data["IamInstanceProfile"]["Arn"].endswith(f":instance-profile/{full.prefix}-worker")
+    profile = full.iam.get_instance_profile(InstanceProfileName=f"{full.prefix}-worker")["InstanceProfile"]
+    assert [each["RoleName"] for each in profile["Roles"]] == [f"{full.prefix}-worker"]
+    tags = {
+        each["ResourceType"]: {tag["Key"]: tag["Value"] for tag in each["Tags"]} for each in data["TagSpecifications"]
+    }
+    assert tags == {"instance": {STACK: full.prefix, TIER: APP_TIER}, "volume": {STACK: full.prefix}}
+    assert data["InstanceInitiatedShutdownBehavior"] == "stop"
+    assert "InstanceMarketOptions" not in data
+
+
+def test_spot_instances_are_of_one_time_requests_and_end_when_they_shut_down(full: Deployed) -> None:
+    full.apply(WorkerImage=IMAGES[0], WorkerMarket="spot")
+    data = full.template("worker")
+    assert data["InstanceInitiatedShutdownBehavior"] == "terminate"
+    assert data["InstanceMarketOptions"] == {
+        "MarketType": "spot",
+        "SpotOptions": {"SpotInstanceType": "one-time", "InstanceInterruptionBehavior": "terminate"},
+    }
+
+
+def test_an_instances_settings_are_those_of_the_stack(full: Deployed) -> None:
+    more = "FACEAPP_WEB_WAIT_S=120 FACEAPP_THRESHOLD=0.5"
+    full.apply(
+        WorkerImage=IMAGES[0],
+        WebImage=IMAGES[0],
+        Policy="depth",
+        MaxInstances="7",
+        DailyInstanceSeconds="3600",
+        WorkerTypes="c7i.large,m7a.medium",
+        TaskTimeLimit="40",
+        PlainSettings=more,
+    )
+    worker = settings_in(full.files("worker")["/etc/faceapp/faceapp.env"])
+    assert (worker.prefix, worker.task_time_limit_s, worker.queue_wait_s) == (full.prefix, 40, 20)
+    assert (worker.log_format, worker.threshold) == ("json", 0.5)
+    files = full.files("web")
+    web = settings_in(files["/etc/faceapp/faceapp.env"])
+    assert (web.scaler_policy, web.scaler_max_instances, web.scaler_daily_instance_s) == ("depth", 7, 3600)
+    assert (web.scaler_types, web.scaler_subnets, web.web_wait_s) == ("c7i.large,m7a.medium", "", 120)
+    for service in ("scaler", "flower"):
+        profile = configparser.ConfigParser()
+        profile.read_string(files[f"/etc/faceapp/aws-{service}.config"])
+        role = full.iam.get_role(RoleName=f"{full.prefix}-{service}")["Role"]["Arn"]
+        # [default] is configparser's own name for what holds everywhere.
+        found = {**profile.defaults(), **{key: value for part in profile.values() for key, value in part.items()}}
+        assert found == {"role_arn": role, "credential_source": "Ec2InstanceMetadata"}
+
+
+@pytest.mark.parametrize(("port", "host", "scheme"), [("443", "127.0.0.1", "https"), ("8000", "0.0.0.0", "http")])
+def test_only_tls_or_the_courses_port_is_open_and_only_to_who_may_come(
+    full: Deployed, port: str, host: str, scheme: str
+) -> None:
+    outputs = full.apply(WorkerImage=IMAGES[0], WebImage=IMAGES[0], AccessPort=port, AccessCidr="203.0.113.0/24")
+    web, worker = (
+        full.ec2.describe_security_groups(GroupIds=full.template(tier)["SecurityGroupIds"])["SecurityGroups"][0]
+        for tier in ("web", "worker")
+    )
+    [rule] = web["IpPermissions"]
+    assert (rule["FromPort"], rule["ToPort"], rule["IpProtocol"]) == (int(port), int(port), "tcp")
+    assert [each["CidrIp"] for each in rule["IpRanges"]] == ["203.0.113.0/24"]
+    assert worker["IpPermissions"] == []
+    # Behind nginx, or open by itself.
+    assert settings_in(full.files("web")["/etc/faceapp/faceapp.env"]).web_host == host
+    # The embedded EC2 gives an address no tags.
+    addresses = [each["PublicIp"] for each in full.ec2.describe_addresses()["Addresses"]]
+    assert outputs["Url"] in [f"{scheme}://{each}:{port}" for each in addresses]
+
+
+def test_a_stack_is_made_in_steps_updated_with_a_new_image_and_deleted(full: Deployed) -> None:
+    full.apply()
+    both = {"WorkerImage": IMAGES[0], "WebImage": IMAGES[0], "ShipLogs": "yes"}
+    outputs = full.apply("update_stack", **both)
+    [web] = full.instances()
+    assert outputs["WebInstanceId"] == web["InstanceId"]
+    assert {each["Key"]: each["Value"] for each in web["Tags"]}.items() >= {
+        "Name": WEB_INSTANCE,
+        STACK: full.prefix,
+        TIER: "web",
+    }.items()
+    groups = full.logs.describe_log_groups(logGroupNamePrefix=f"/faceapp/{full.prefix}")["logGroups"]
+    assert [each["retentionInDays"] for each in groups] == [30]
+    assert "SHIP_LOGS=yes" in full.files("worker")["/etc/faceapp/faceapp.env"].splitlines()
+
+    outputs = full.apply("update_stack", **both | {"Mode": "eco", "ShipLogs": "no"})
+    assert settings_in(full.files("web")["/etc/faceapp/faceapp.env"]).scaler_mode == "eco"
+    assert full.logs.describe_log_groups(logGroupNamePrefix=f"/faceapp/{full.prefix}")["logGroups"] == []
+
+    outputs = full.apply("update_stack", WorkerImage=IMAGES[1], WebImage=IMAGES[1])
+    assert {full.template(tier)["ImageId"] for tier in ("web", "worker")} == {IMAGES[1]}
+    [new] = full.instances()
+    assert new["ImageId"] == IMAGES[1]
+    assert outputs["WebInstanceId"] == new["InstanceId"] != web["InstanceId"]
+
+    full.cloudformation.delete_stack(StackName=full.prefix)
+    assert full.instances() == []
+    assert not full.sqs.list_queues(QueueNamePrefix=full.prefix).get("QueueUrls")
+    topics = [each["TopicArn"] for page in full.sns.get_paginator("list_topics").paginate() for each in page["Topics"]]
+    roles = [each["RoleName"] for page in full.iam.get_paginator("list_roles").paginate() for each in page["Roles"]]
+    templates = [each["LaunchTemplateName"] for each in full.ec2.describe_launch_templates()["LaunchTemplates"]]
+    assert not [each for each in (*topics, *roles, *templates) if full.prefix in each]
+
+
+# From here on: what the embedded AWS passes over.
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "things", "action"),
+    [
+        ("AWS::S3::BucketPolicy", "Bucket", {"InBucket", "OutBucket", "GalleryBucket"}, "s3:*"),
+        ("AWS::SQS::QueuePolicy", "Queues", {"RequestQueue", "ResponseQueue", "DeadLetterQueue"}, "sqs:*"),
+        ("AWS::SNS::TopicPolicy", "Topics", {"EventsTopic", "ControlTopic", "AlarmTopic"}, "sns:Publish"),
+    ],
+)
+def test_nobody_comes_without_tls(kind: str, name: str, things: set[str], action: str) -> None:
+    covered = set()
+    for policy in of_type(kind).values():
+        [thing] = [policy[name]] if isinstance(policy[name], str) else policy[name]
+        covered.add(thing)
+        statement = policy["PolicyDocument"]["Statement"][-1]
+        assert (statement["Effect"], statement["Principal"], statement["Action"]) == ("Deny", "*", action)
+        assert statement["Condition"] == {"Bool": {"aws:SecureTransport": "false"}}
+        resources = statement["Resource"] if isinstance(statement["Resource"], list) else [statement["Resource"]]
+        assert {each.removesuffix(".Arn").strip("${}").partition(".")[0] for each in resources} == {thing}
+    assert covered == things
+
+
+def test_the_dead_letters_are_only_the_request_queues() -> None:
+    allowed = of_type("AWS::SQS::Queue")["DeadLetterQueue"]["RedriveAllowPolicy"]
+    assert allowed["redrivePermission"] == "byQueue"
+    [source] = allowed["sourceQueueArns"]
+    # By name, since each of the two would have to be there before the other.
+    assert source.rpartition(":")[2] == of_type("AWS::SQS::Queue")["RequestQueue"]["QueueName"]
+
+
+def test_alarms_ask_for_what_is_told() -> None:
+    alarms = of_type("AWS::CloudWatch::Alarm")
+    asked = {(each["Namespace"], each["MetricName"]) for each in alarms.values()}
+    assert asked == {
+        ("AWS/SQS", "ApproximateNumberOfMessagesVisible"),
+        ("AWS/SQS", "ApproximateAgeOfOldestMessage"),
+        ("faceapp", "DeadBoots"),
+        ("faceapp", "BudgetShare"),
+    }
+    assert alarms["DeadBootsAlarm"]["Threshold"] == DEAD_BOOTS
+    for each in alarms.values():
+        assert each["TreatMissingData"] == "notBreaching"
+        assert each["AlarmActions"] == ["AlarmTopic"]
+        [dimension] = each["Dimensions"]
+        assert dimension["Name"] == ("Stack" if each["Namespace"] == "faceapp" else "QueueName")
+
+
+def test_parameters_say_what_they_are_and_stand_in_a_group() -> None:
+    for file in ("stack.yaml", "balanced.yaml"):
+        found = loaded(file)
+        groups = found["Metadata"]["AWS::CloudFormation::Interface"]["ParameterGroups"]
+        grouped = [name for group in groups for name in group["Parameters"]]
+        assert sorted(grouped) == sorted(found["Parameters"])
+        for name, each in found["Parameters"].items():
+            assert each["Description"].endswith("."), name
+            if each["Type"] == "String" and "AllowedValues" not in each:
+                assert re.fullmatch(each["AllowedPattern"], each["Default"]), name
+            if each["Type"] == "Number" and "AllowedValues" not in each:
+                assert each["MinValue"] <= each["Default"] <= each["MaxValue"], name
+
+
+def test_defaults_are_those_of_the_settings() -> None:
+    ours = deployment.parameters(Settings())
+    parameters = template()["Parameters"]
+    assert {name: str(parameters[name]["Default"]) for name in ours} == ours
+
+
+# The second template.
+
+
+def test_web_servers_behind_a_load_balancer_are_named_after_their_instances(aws: str, full: Deployed) -> None:
+    full.apply()
+    vpc = full.ec2.describe_vpcs(Filters=[{"Name": "is-default", "Values": ["true"]}])["Vpcs"][0]["VpcId"]
+    found = full.ec2.describe_subnets(Filters=[{"Name": "vpc-id", "Values": [vpc]}])["Subnets"]
+    subnets = ",".join(each["SubnetId"] for each in found[:2])
+    given = {"Prefix": full.prefix, "WebImage": IMAGES[0], "Vpc": vpc, "BalancerSubnets": subnets, "Subnets": subnets}
+    name = f"{full.prefix}-balanced"
+    full.cloudformation.create_stack(
+        StackName=name,
+        TemplateBody=(DEPLOY / "balanced.yaml").read_text("utf-8"),
+        Parameters=[{"ParameterKey": key, "ParameterValue": value} for key, value in given.items()],
+    )
+    web = full.instances()
+    assert len(web) == 2
+    for each in web:
+        assert {tag["Key"]: tag["Value"] for tag in each["Tags"]}.items() >= {"Name": WEB_INSTANCE, TIER: "web"}.items()
+    data = full.template("web-tier")
+    assert full.iam.get_instance_profile(InstanceProfileName=data["IamInstanceProfile"]["Name"])
+    user_data = base64.b64decode(data["UserData"]).decode()
+    first, rest = user_data.split("\n", 1)
+    # What cloud-init makes of it on an instance.
+    assert first == "## template: jinja"
+    ids = {each["InstanceId"] for each in web}
+    names = set()
+    for each in ids:
+        filled = jinja2.Template(rest, undefined=jinja2.StrictUndefined).render(v1={"instance_id": each})
+        settings = settings_in(written(filled)["/etc/faceapp/faceapp.env"])
+        assert (settings.prefix, settings.web_host, settings.web_wait_s) == (full.prefix, "0.0.0.0", 300)
+        names.add(settings.web_name)
+    assert names == ids
+    balancing = plain_client("elbv2", aws)
+    [group] = balancing.describe_target_groups(Names=[f"{full.prefix}-web"])["TargetGroups"]
+    assert (group["HealthCheckPath"], group["Port"]) == ("/readyz", 8000)
+    [balancer] = balancing.describe_load_balancers(Names=[f"{full.prefix}-web"])["LoadBalancers"]
+    [listener] = balancing.describe_listeners(LoadBalancerArn=balancer["LoadBalancerArn"])["Listeners"]
+    assert (listener["Protocol"], listener["Port"]) == ("HTTP", 8000)
+    full.cloudformation.delete_stack(StackName=name)
+    assert full.instances() == []
+
+
+def test_the_load_balancer_waits_longer_than_the_web_tier() -> None:
+    found = loaded("balanced.yaml")
+    attributes = found["Resources"]["Balancer"]["Properties"]["LoadBalancerAttributes"]
+    assert {"Key": "idle_timeout.timeout_seconds", "Value": "IdleSeconds"} in attributes
+    defaults = {name: each.get("Default") for name, each in found["Parameters"].items()}
+    assert defaults["IdleSeconds"] > defaults["WaitSeconds"] == Settings().web_wait_s
 
 
 def event(resource: str, status: str, reason: str = "") -> dict[str, Any]:
