@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import json
 import os
@@ -201,13 +202,15 @@ def test_two_processes_have_two_queues_and_leave_none(settings: Settings) -> Non
     assert queues(settings.response_queue) == [settings.response_queue]
 
 
-@pytest.mark.parametrize(("slot", "suffix"), [(0, ""), (3, "-3")])
+@pytest.mark.parametrize(
+    ("name", "slot", "suffix"), [("", 0, ""), ("", 3, "-3"), ("i-0a", 0, "-i-0a-0"), ("i-0a", 2, "-i-0a-2")]
+)
 def test_a_web_process_reads_its_slots_queue(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, slot: int, suffix: str
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, name: str, slot: int, suffix: str
 ) -> None:
     monkeypatch.setattr(backend, "_slot", None)
     responses.use_slot(slot)
-    app = broker.create_app(settings)
+    app = broker.create_app(dataclasses.replace(settings, web_name=name))
     assert app.backend.reply_queue == settings.response_queue + suffix
     task_id = expected(app)
     answer(app, task_id, slot)
