@@ -5,7 +5,8 @@ Seen with moto 5.2.5; tests/test_deploy.py fails without these:
 - an executed change set leaves the stack with its former parameters, outputs and tags;
 - a change set tells neither what follows from a parameter, nor that a condition is false, nor of replacements;
 - a bucket that an earlier stack has left is not taken over (ImportExistingResources);
-- a stack that cannot be created stays half made, and is not described any more.
+- a stack that cannot be created stays half made, and is not described any more;
+- an address outlives its stack.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Any
 
 from moto.cloudformation import models, parsing
 from moto.core.exceptions import ServiceException
+from moto.ec2.models import ec2_backends
+from moto.ec2.models.elastic_ip_addresses import ElasticAddress
 from moto.s3.models import s3_backends
 from werkzeug.exceptions import HTTPException
 
@@ -26,13 +29,23 @@ REFUSALS = (HTTPException, ServiceException)
 def mend() -> None:
     """Do so, for this process."""
     setattr(models.ChangeSet, "diff", _diff)  # noqa: B010 - mypy forbids =
+    setattr(models.Stack, "has_parameters", _has_parameters)  # noqa: B010
+    setattr(ElasticAddress, "delete_from_cloudformation_json", staticmethod(_release))  # noqa: B010
     setattr(models.CloudFormationBackend, "execute_change_set", _execute)  # noqa: B010
+
+
+def _has_parameters(stack: models.Stack, others: dict[str, Any]) -> bool:
+    return _as_text(stack.parameters) == _as_text(others)
+
+
+def _as_text(parameters: dict[str, Any]) -> dict[str, str]:
+    # Those that were not named come back as numbers, and would differ.
+    return {name: str(value) for name, value in parameters.items()}
 
 
 def _diff(change_set: models.ChangeSet) -> list[models.Change]:
     template, stack = change_set.template_dict, change_set.stack
-    # Those that were not named came back as numbers, and would differ.
-    change_set.parameters = {name: str(value) for name, value in change_set.parameters.items()}
+    change_set.parameters = _as_text(change_set.parameters)
     new = parsing.ResourceMap(
         stack.stack_id,
         stack.name,
@@ -107,3 +120,7 @@ def _roll_back(stack: Any, reason: str) -> None:
     stack.resource_map, stack.output_map = stack._create_resource_map(), stack._create_output_map()
     stack._add_stack_event("ROLLBACK_COMPLETE")
     stack.status = "ROLLBACK_COMPLETE"
+
+
+def _release(address: str, _definition: Any, account_id: str, region_name: str) -> None:
+    ec2_backends[account_id][region_name].release_address(address=address)
