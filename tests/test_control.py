@@ -19,7 +19,7 @@ from botocore.exceptions import ClientError
 
 from faceapp import broker
 from faceapp import stack as deployment
-from faceapp.broker import temporary
+from faceapp.broker import events, temporary
 from faceapp.broker.clients import sns_client, sqs_client
 from faceapp.broker.fanout import FANOUT_EXCHANGES, arn, topic_name
 from faceapp.broker.janitor import sweep
@@ -362,3 +362,39 @@ def test_the_scaler_listens_at_a_place_of_its_own(base: Settings) -> None:
     for each in listeners:
         each.stop()
     temporary_queues.delete_all()
+
+
+def test_events_that_sns_refuses_neither_pile_up_nor_hold_the_worker(
+    base: Settings, app: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Celery keeps all of them, and tries all of them again each time: an outage of minutes would be a storm."""
+    taken: list[str] = []
+    tries = 0
+
+    def publish(**named: Any) -> dict[str, Any]:
+        nonlocal tries
+        tries += 1
+        if refuses:
+            raise ClientError({"Error": {"Code": "Throttled", "Message": "not now"}}, "Publish")
+        taken.append(named["Message"])
+        return {"ResponseMetadata": {"HTTPStatusCode": 200}}
+
+    with app.connection_for_write() as connection:
+        dispatcher = app.events.Dispatcher(connection, hostname=NODE, buffer_group=["task"])
+        monkeypatch.setattr(dispatcher.producer.channel.fanout.get_client(), "publish", publish)
+        refuses = True
+        for n in range(100):
+            dispatcher.send("task-started", uuid=str(n))
+            dispatcher.flush()
+        assert tries == 1
+        assert "not now" in caplog.text
+        monkeypatch.setattr(dispatcher, "_quiet_until_s", time.monotonic())
+        dispatcher.flush()
+        assert tries == 2
+
+        refuses = False
+        monkeypatch.setattr(dispatcher, "_quiet_until_s", time.monotonic())
+        dispatcher.flush()
+
+    told = [event["uuid"] for each in taken for event in json.loads(json.loads(each)["body"])]
+    assert told == [str(n) for n in range(100 - events.KEPT, 100)]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import time
+from collections import deque
 from typing import Any
 
 import celery.app.events
@@ -18,6 +20,10 @@ EVENTS_WITHIN_S = 1.0
 """A worker's task events go out together, after this long."""
 EVENTS_TOGETHER = 100
 """Or when so many wait: about 50 KB, where SNS takes 256 and bills each 64 as a message."""
+QUIET_S = 20.0
+"""After an error a worker tries no more for so long: its loop, which acknowledges tasks, waits for each try."""
+KEPT = 20
+"""Publications that are kept meanwhile, the last ones."""
 HEARTBEAT_S = 60.0
 """Between two heartbeats of a worker; Celery's own 2 s would be 43,000 messages a day and worker."""
 
@@ -31,13 +37,34 @@ _last: EventDispatcher | None = None
 
 
 class EventDispatcher(celery.events.dispatcher.EventDispatcher):
-    """Celery's, which publishes a worker's task events at every turn of its loop: three calls to SNS a photo."""
+    """Celery's, which publishes a worker's task events at every turn of its loop: three calls to SNS a photo.
 
-    def __init__(self, *args: Any, on_send_buffered: Any = None, **kwargs: Any) -> None:
+    And which keeps all that could not be published, and tries all of it again at each of those turns.
+    """
+
+    def __init__(
+        self, *args: Any, on_send_buffered: Any = None, buffer_while_offline: bool = True, **kwargs: Any
+    ) -> None:
         self._flush_is_due = False
+        self._quiet_until_s = float("-inf")
+        self._keeps = buffer_while_offline
         self._is_workers = bool(on_send_buffered)
         soon = self._flush_soon if on_send_buffered else None
-        super().__init__(*args, **{"buffer_limit": EVENTS_TOGETHER, **kwargs}, on_send_buffered=soon)
+        named = {"buffer_limit": EVENTS_TOGETHER, **kwargs, "buffer_while_offline": False}
+        super().__init__(*args, **named, on_send_buffered=soon)
+        self._outbound_buffer: deque[tuple[Any, str]] = deque(maxlen=KEPT)
+
+    def _publish(self, event: Any, producer: Any, routing_key: str, **named: Any) -> None:
+        if not self._keeps or time.monotonic() >= self._quiet_until_s:
+            try:
+                super()._publish(event, producer, routing_key, **named)
+                return
+            except Exception as error:
+                if not self._keeps:
+                    raise
+                self._quiet_until_s = time.monotonic() + QUIET_S
+                logger.warning("events are not taken, again in %g s: %s", QUIET_S, error)
+        self._outbound_buffer.append((event, routing_key))
 
     def _flush_soon(self) -> None:
         if not self._flush_is_due:
