@@ -17,6 +17,7 @@ import pytest
 from faceapp import __version__
 from faceapp import stack as deployment
 from faceapp.config import Settings
+from faceapp.deploy.image import make_wheel
 from tests.aws import plain_client
 from tests.services import REPOSITORY
 from tests.test_units import IMAGE, needs
@@ -54,18 +55,7 @@ def provision(root: Path, python: Path, *options: str) -> subprocess.CompletedPr
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    # From a copy: building leaves folders behind.
-    source = folder / "source"
-    source.mkdir()
-    for name in ("faceapp", "deploy"):
-        shutil.copytree(REPOSITORY / name, source / name, symlinks=True)
-    for name in ("pyproject.toml", "requirements.txt", "README.md", "LICENSE"):
-        shutil.copy(REPOSITORY / name, source)
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(source)]
-    subprocess.run(command, check=True, capture_output=True, timeout=240)
-    [made] = folder.glob("*.whl")
-    return made
+    return make_wheel(tmp_path_factory.mktemp("wheel"))
 
 
 def tree(folder: Path) -> set[str]:

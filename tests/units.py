@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import subprocess
@@ -65,7 +64,7 @@ class Instance:
 
     def environ(self, name: str) -> dict[str, str]:
         """What systemd gives a service, which has nothing of this process's environment."""
-        found = {"PATH": os.environ.get("TEST_PATH", SYSTEM_PATH)}
+        found = {"PATH": SYSTEM_PATH}
         for value in values(name, "Environment"):
             found |= dict(each.split("=", 1) for each in shlex.split(self.here(value)))
         for value in values(name, "EnvironmentFile"):
