@@ -42,16 +42,13 @@ class EventDispatcher(celery.events.dispatcher.EventDispatcher):
     And which keeps all that could not be published, and tries all of it again at each of those turns.
     """
 
-    def __init__(
-        self, *args: Any, on_send_buffered: Any = None, buffer_while_offline: bool = True, **kwargs: Any
-    ) -> None:
+    def __init__(self, *args: Any, on_send_buffered: Any = None, **kwargs: Any) -> None:
         self._flush_is_due = False
         self._quiet_until_s = float("-inf")
-        self._keeps = buffer_while_offline
         self._is_workers = bool(on_send_buffered)
         soon = self._flush_soon if on_send_buffered else None
-        named = {"buffer_limit": EVENTS_TOGETHER, **kwargs, "buffer_while_offline": False}
-        super().__init__(*args, **named, on_send_buffered=soon)
+        super().__init__(*args, **{"buffer_limit": EVENTS_TOGETHER, **kwargs}, on_send_buffered=soon)
+        self._keeps, self.buffer_while_offline = self.buffer_while_offline, False  # Celery would raise no error to us
         self._outbound_buffer: deque[tuple[Any, str]] = deque(maxlen=KEPT)
 
     def _publish(self, event: Any, producer: Any, routing_key: str, **named: Any) -> None:
