@@ -156,9 +156,7 @@ def _sns(call: Mapping[str, Any], _: Account) -> Iterator[Need]:
 
 
 def _cloudwatch(call: Mapping[str, Any], _: Account) -> Iterator[Need]:
-    namespace = re.search(r"faceapp|AWS/\w+", call["body"])
-    assert namespace, call
-    context = {"cloudwatch:namespace": [namespace[0]]}
+    context = {"cloudwatch:namespace": [json.loads(call["body"])["Namespace"]]}
     yield Need(action=f"cloudwatch:{call['operation']}", resource="*", context=context)
 
 

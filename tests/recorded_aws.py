@@ -42,7 +42,7 @@ class Recorder(calls.CountCalls):
             "path": environ["PATH_INFO"],
             "if_match": environ.get("HTTP_IF_MATCH", ""),
             # Photos stay out.
-            "body": body.decode() if service != "s3" or operation == "DeleteObjects" else "",
+            "body": body.decode(errors="replace") if service != "s3" or operation == "DeleteObjects" else "",
         }
 
         def answer(status: str, *rest: Any) -> Any:

@@ -57,11 +57,14 @@ boto3.DEFAULT_SESSION.get_credentials()
 os.environ["AWS_ACCESS_KEY_ID"] = "worker"
 compute.main(sys.argv[1:])
 """
-SWEEP = """
+SELDOM = """
 from faceapp.broker.janitor import sweep
 from faceapp.config import settings
+from faceapp.scaling.alarms import Alarms
 
+# What the scaler does every ten minutes, and when something is wrong.
 print(sweep(settings()))
+Alarms(settings()).tell(dead_boots=1, spent_s=0)
 """
 SEEDED = 210
 """Photos of a gallery of which a worker writes a snapshot."""
@@ -75,10 +78,9 @@ UNSEEN = {
     ("web", "BecomeScalerOrFlower", "scaler"): "the same",
     ("web", "BecomeScalerOrFlower", "flower"): "the same",
     ("web", "Forget", "gallery-bucket/incoming/*"): "only when SQS refuses the task",
-    ("scaler", "FromOurTemplateOnly", "spot-instances-request/*"): "on-demand instances here",
+    ("scaler", "RequestSpot", "ec2:RunInstances"): "on-demand instances here",
+    ("scaler", "RequestSpot", "spot-instances-request/*"): "on-demand instances here",
     ("scaler", "StartAndStopAppTier", "ec2:TerminateInstances"): "for spot instances and those of an old template",
-    ("scaler", "TellMetrics", "cloudwatch:PutMetricData"): "the scaler tells them once a minute, after this run",
-    ("scaler", "TellMetrics", "*"): "the same",
 }
 """What this run cannot show: an action or a resource of a role's statement, and why."""
 
@@ -172,8 +174,8 @@ class Run:
         ):
             sqs.create_queue(QueueName=f"{self.settings.prefix}-{name}", tags={TAG: "1"})
 
-    def sweep(self) -> None:
-        """The scaler's janitor, after somebody was killed in the middle."""
+    def seldom(self) -> None:
+        """The scaler's janitor, after somebody was killed in the middle, and its alarms."""
         # Only now: the embedded SNS publishes nothing to a topic one of whose listeners is gone.
         sns = self.aws("sns")
         for exchange in ("celeryev", "celery.pidbox"):
@@ -182,8 +184,9 @@ class Run:
                 Protocol="sqs",
                 Endpoint=arn("sqs", f"{self.settings.prefix}-celeryev-flower-gone-1"),
             )
-        with process(self.folder / "sweep", self.env("scaler"), "-c", SWEEP) as sweep:
-            assert sweep.wait(60) == 0, (self.folder / "sweep").read_text()
+        env = self.env("scaler", FACEAPP_SCALER_CLOUDWATCH="yes")
+        with process(self.folder / "seldom", env, "-c", SELDOM) as seldom:
+            assert seldom.wait(60) == 0, (self.folder / "seldom").read_text()
 
     def use(self) -> None:
         with ExitStack() as running:
@@ -200,7 +203,7 @@ class Run:
                 with self.web("b", FACEAPP_WEB_NAME="i-0b") as (second, _):
                     assert Client(second).recognise(self.photo) == f"{self.photo.stem}:obama"
             self.scale_down_and_up(Client(first))
-            self.sweep()
+            self.seldom()
             self.refuse(first)
             scaler.send_signal(signal.SIGTERM)
             scaler.wait(30)
@@ -360,7 +363,7 @@ def test_what_each_must_not_do(recorded: Recorded) -> None:
         ("scaler", "ec2:StartInstances", instance, ours),
         ("scaler", "ec2:TerminateInstances", instance, ours),
         ("scaler", "ec2:RunInstances", instance, used | tags),
-        ("scaler", "ec2:RunInstances", arn("ec2", "spot-instances-request/sir-1"), used),
+        ("scaler", "ec2:RunInstances", arn("ec2", "spot-instances-request/sir-1"), {}),
         ("scaler", "iam:PassRole", f"arn:aws:iam::{ACCOUNT}:role/{prefix}-worker", passing),
         ("worker", "s3:GetObject", f"{bucket}gallery-bucket/vectors/a/1", {}),
         ("worker", "s3:DeleteObject", f"{bucket}gallery-bucket/vectors/a/1", {}),

@@ -273,6 +273,7 @@ def test_an_instances_settings_are_those_of_the_stack(full: Deployed) -> None:
     files = full.files("web")
     web = settings_in(files["/etc/faceapp/faceapp.env"])
     assert (web.scaler_policy, web.scaler_max_instances, web.scaler_daily_instance_s) == ("depth", 7, 3600)
+    assert web.scaler_cloudwatch == "yes", "the alarms listen for it"
     assert (web.scaler_types, web.scaler_subnets, web.web_wait_s) == ("c7i.large,m7a.medium", "", 120)
     for service in ("scaler", "flower"):
         profile = configparser.ConfigParser()
