@@ -19,7 +19,7 @@ from botocore.exceptions import ClientError
 
 from faceapp import broker
 from faceapp import stack as deployment
-from faceapp.broker import events, temporary
+from faceapp.broker import events, janitor, temporary
 from faceapp.broker.clients import sns_client, sqs_client
 from faceapp.broker.fanout import FANOUT_EXCHANGES, arn, topic_name
 from faceapp.broker.janitor import sweep
@@ -335,7 +335,7 @@ def test_names_longer_than_sqs_takes_are_cut_and_stay_apart(aws: str) -> None:
 
 def test_a_forked_child_owns_nothing() -> None:
     queues = TemporaryQueues()
-    queues._add("http://nowhere/1/mine")
+    queues._add("http://nowhere/1/mine", time.time())
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -398,3 +398,68 @@ def test_events_that_sns_refuses_neither_pile_up_nor_hold_the_worker(
 
     told = [event["uuid"] for each in taken for event in json.loads(json.loads(each)["body"])]
     assert told == [str(n) for n in range(100 - events.KEPT, 100)]
+
+
+def test_the_janitor_passes_over_what_is_not_its_own(base: Settings, app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stack whose prefix begins with this one's is listed with it, and anybody may listen to the topics."""
+    settings = echo_settings(base)
+    names = [f"{settings.prefix}-{each}" for each in ("a-test-req-queue", "celeryev-gone")]
+    for name in names:
+        sqs_client().create_queue(QueueName=name, tags={TAG: "1"})
+    sns, url = sns_client(), sqs_client().get_queue_url(QueueName=settings.request_queue)["QueueUrl"]
+    topic = arn(sns, "sns", url, topic_name(settings.prefix, "celeryev"))
+    sns.create_topic(Name=topic.rpartition(":")[2])
+    for endpoint in (
+        f"arn:aws:sqs:us-east-1:999999999999:{settings.prefix}-celeryev-theirs",
+        arn(sns, "sqs", url, "analytics"),
+        arn(sns, "sqs", url, f"{settings.prefix}-a-test-celeryev-x"),
+        arn(sns, "sqs", url, f"{settings.prefix}-celeryev-left"),
+    ):
+        sns.subscribe(TopicArn=topic, Protocol="sqs", Endpoint=endpoint)
+
+    client = sqs_client()
+    monkeypatch.setattr(janitor, "sqs_client", lambda: client)
+    for operation in ("list_queue_tags", "get_queue_url"):
+        monkeypatch.setattr(client, operation, refusing(getattr(client, operation), "-a-test-"))
+
+    deleted = sweep(settings)
+
+    assert deleted[0] == names[1]
+    assert len(deleted) == 2
+    assert subscribed(settings) == {"celeryev-theirs", "a-test-celeryev-x", "analytics"}
+
+
+def refusing(call: Any, part: str) -> Any:
+    """`call`, not allowed for queues with `part` in their names."""
+
+    def refuse(**named: Any) -> Any:
+        if part in str(named):
+            raise ClientError({"Error": {"Code": "AccessDenied", "Message": "not you"}}, "Call")
+        return call(**named)
+
+    return refuse
+
+
+@pytest.mark.parametrize("ahead_s", [240, -240])
+def test_a_listener_whose_clock_is_wrong_misses_nothing(
+    base: Settings, app: Any, monkeypatch: pytest.MonkeyPatch, ahead_s: float
+) -> None:
+    """Its requests are still taken (AWS allows five minutes), so it must not take the news for old."""
+    real_s = time.time
+    seen: list[str] = []
+    with app.connection_for_read() as connection:
+        receiver = app.events.Receiver(
+            connection, handlers={"*": lambda event: seen.append(event["type"])}, node_id="skewed"
+        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(time, "time", lambda: real_s() + ahead_s)
+            context = receiver.consumer_context(wakeup=False)
+            listening, _, _ = context.__enter__()
+        try:
+            assert abs(temporary_queues.began_s(url_of(echo_settings(base), "celeryev-skewed")) - real_s()) < 60
+            with app.events.default_dispatcher() as dispatcher:
+                dispatcher.send("worker-online")
+            wait_until(lambda: drained(listening) and seen, what="the event")
+        finally:
+            context.__exit__(None, None, None)
+    assert seen == ["worker-online"]

@@ -42,6 +42,8 @@ class EventDispatcher(celery.events.dispatcher.EventDispatcher):
     And which keeps all that could not be published, and tries all of it again at each of those turns.
     """
 
+    buffer_while_offline: bool
+
     def __init__(self, *args: Any, on_send_buffered: Any = None, **kwargs: Any) -> None:
         self._flush_is_due = False
         self._quiet_until_s = float("-inf")

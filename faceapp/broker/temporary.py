@@ -12,7 +12,9 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -40,9 +42,15 @@ def code_of(error: ClientError) -> str:
     return str(error.response.get("Error", {}).get("Code", ""))
 
 
+def clock_s(answer: Mapping[str, Any]) -> float:
+    """When SQS answered, by its own clock (Unix time): messages carry its times, and ours may be minutes away."""
+    date = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
+    return parsedate_to_datetime(date).timestamp() if date else time.time()
+
+
 @dataclass
 class _Queue:
-    began_s: float = field(default_factory=time.time)
+    began_s: float
     noted_s: float = field(default_factory=time.monotonic)
     subscriptions: set[str] = field(default_factory=set)
     stays: bool = False
@@ -78,7 +86,7 @@ class TemporaryQueues:
                 raise
             answer = sqs.create_queue(QueueName=name + SECOND, Attributes=attributes or {}, tags=tags)
         url = str(answer["QueueUrl"])
-        self._add(url, stays=stays)
+        self._add(url, clock_s(answer), stays=stays)
         return url
 
     def adopt(self, sqs: Any, url: str, *, stays: bool = False) -> None:
@@ -86,24 +94,25 @@ class TemporaryQueues:
         if url in self._queues:
             return
         try:
-            if TAG not in sqs.list_queue_tags(QueueUrl=url).get("Tags", {}):
+            answer = sqs.list_queue_tags(QueueUrl=url)
+            if TAG not in answer.get("Tags", {}):
                 return
         except ClientError as error:
             if not code_of(error).startswith("AccessDenied"):
                 raise
             # A role that may not look at tags has no queues of its own: the stack's template made this one.
             return
-        self._add(url, stays=stays)
+        self._add(url, clock_s(answer), stays=stays)
         self._note(url)
 
-    def _add(self, url: str, *, stays: bool = False) -> None:
+    def _add(self, url: str, began_s: float, *, stays: bool = False) -> None:
         with self._lock:
             if not self._queues:
                 atexit.register(self.delete_all)
-            self._queues.setdefault(url, _Queue(stays=stays))
+            self._queues.setdefault(url, _Queue(began_s, stays=stays))
 
     def began_s(self, url: str) -> float:
-        """Since when (Unix time) this process has the queue; 0 for one that is not its own."""
+        """Since when (Unix time, SQS's) this process has the queue; 0 for one that is not its own."""
         queue = self._queues.get(url)
         return queue.began_s if queue else 0.0
 
