@@ -169,6 +169,23 @@ def test_destroy_ends_what_was_made_at_run_time_and_nothing_else(
     assert [each["logGroupName"] for each in groups] == [f"/faceapp/{prefix}2"]
 
 
+def test_destroy_waits_for_the_second_stack(deploy: Deploy, clients: Callable[[str], Any], prefix: str) -> None:
+    clients("ec2").create_launch_template(
+        LaunchTemplateName=f"{prefix}-lt", LaunchTemplateData={"ImageId": IMAGE, "InstanceType": "t3.micro"}
+    )
+    clients("autoscaling").create_auto_scaling_group(
+        AutoScalingGroupName=f"{prefix}-web-tier",
+        MinSize=0,
+        MaxSize=0,
+        AvailabilityZones=["us-east-1a"],
+        LaunchTemplate={"LaunchTemplateName": f"{prefix}-lt"},
+        Tags=[{"Key": "aws:cloudformation:stack-name", "Value": "second", "PropagateAtLaunch": True}],
+    )
+    done = deploy("destroy", "--yes")
+    assert done.returncode == 1
+    assert "delete the stack second first" in done.stderr
+
+
 def test_destroy_goes_on_where_it_was_interrupted(
     deploy: Deploy, clients: Callable[[str], Any], settings: Settings
 ) -> None:

@@ -39,11 +39,11 @@ def deployed(target: Target) -> Target:
 
 def test_an_idle_stack_costs_its_web_instance_and_little_more() -> None:
     found = cost.estimate(WITH_IMAGE)
-    assert cost.total(found.idle_month) == pytest.approx(31, abs=1)
-    assert found.idle_month["EC2 web-instance"] > cost.total(found.idle_month) / 2
+    assert cost.total(found.idle_month) == pytest.approx(36, abs=1)
+    small = cost.estimate({**WITH_IMAGE, "WorkerMarket": "spot"}).idle_month
+    assert small["EC2 web-instance"] > cost.total(small) * 0.7
     assert cost.total(found.busy_hour) == pytest.approx(15 * (0.05132 + 0.005))
     assert 0.01 < cost.total(found.thousand_photos) < 0.05
-    assert not found.notes
 
 
 def test_what_is_chosen_shows_in_the_estimate() -> None:
@@ -64,9 +64,9 @@ def test_no_image_costs_next_to_nothing() -> None:
 
 
 def test_a_type_without_a_price_is_said() -> None:
-    assert cost.estimate({**WITH_IMAGE, "WorkerType": "x9.huge"}).notes == (
-        "No price is known here for x9.huge: not counted.",
-    )
+    sentence = "No price is known here for x9.huge: not counted."
+    assert sentence in cost.estimate({**WITH_IMAGE, "WorkerType": "x9.huge"}).notes
+    assert sentence not in cost.estimate(WITH_IMAGE).notes
 
 
 def test_the_templates_own_types_have_prices() -> None:

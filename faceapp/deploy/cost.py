@@ -2,19 +2,18 @@
 
 List prices in US dollars of us-east-1 (N. Virginia), Linux, on demand, as AWS's public price pages named them in
 January 2025; spot prices change by the hour, and a third of the on-demand price is what they were near. Other regions
-cost up to half as much again. Requests a photo are measured (`python -m benchmarks.path`), requests of an idle stack
-follow from the periods that are named here. Free tiers are not counted, so small stacks cost less.
+cost up to half as much again. Requests a photo are measured (`python -m benchmarks.path`), and so are requests of
+an idle stack. Free tiers are not counted, so small stacks cost less.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 PRICES_OF = "us-east-1, January 2025"
 HOURS = 730
 """Of a month."""
-MONTH_S = HOURS * 3600
 
 INSTANCE_HOUR = {
     "t3.micro": 0.0104,
@@ -43,22 +42,19 @@ SQS_REQUEST = 0.40 / 1e6
 SNS_PUBLISH = 0.50 / 1e6
 ALARM_MONTH, METRIC_MONTH = 0.10, 0.30
 
-VOLUME_GB = 8.0
-"""Of an instance: the image's."""
 PHOTO_MB = 0.5
 S3_PUTS_A_PHOTO, S3_GETS_A_PHOTO = 2.0, 1.0
-SQS_REQUESTS_A_PHOTO = 3.0
-EVENTS_A_PHOTO = 0.5
-"""Messages to SNS: a worker publishes its tasks' events in batches, so a busy one sends fewer than this."""
+SQS_REQUESTS_A_PHOTO, EVENTS_A_PHOTO = 3.6, 0.073
+"""With Flower listening (docs/broker.md): a worker publishes its tasks' events together."""
 WORKER_S_A_PHOTO = 0.035
 """CPU seconds, on one core of an AMD EPYC with avx512_bf16."""
 START_S = 45.0
 """From an instance's start to its first photo: it is billed."""
 LEAST_S = 60.0
 """EC2 bills a minute at least, and the policy keeps an instance for it."""
-LONG_POLL_S, TICK_S, LEASE_S, PING_S = 20.0, 3.0, 6.0, 30.0
-LISTENERS = 4
-"""Queues that somebody waits at all the time: the web tier's, the scaler's, Flower's two."""
+IDLE_PUTS_HOUR, IDLE_SQS_HOUR, IDLE_PUBLISHES_HOUR = 600, 1950, 90
+"""Of web tier, scaler and Flower with nothing to do, counted at the embedded AWS: the scaler's lease, its looks at the
+queue, everybody's long polls, pings over the events' topic. What EC2 and CloudFormation are asked costs nothing."""
 NOT_COUNTED = (
     "data sent to the internet (0.09 USD/GB), taxes, support, AMIs' snapshots (0.05 USD/GB-month), CloudWatch Logs "
     "(0.50 USD/GB taken in, with ShipLogs), KMS keys of your own; and free tiers, which make small stacks cheaper"
@@ -85,30 +81,38 @@ def estimate(parameters: Mapping[str, str]) -> Estimate:
     has_web, has_workers = bool(parameters["WebImage"]), bool(parameters["WorkerImage"])
     spot = parameters["WorkerMarket"] == "spot"
     workers = int(parameters["MaxInstances"]) if has_workers else 0
+    volume_month = int(parameters["VolumeGiB"]) * VOLUME_GB_MONTH
     unknown = [each for each in (web_type, worker_type) if each not in INSTANCE_HOUR]
     worker_hour = INSTANCE_HOUR.get(worker_type, 0.0) * (SPOT_SHARE if spot else 1) + PUBLIC_ADDRESS_HOUR
     idle = {"S3": 0.0, "SQS": 0.0, "CloudWatch": _alarms(parameters)}
     if has_web:
         idle["EC2 web-instance"] = (INSTANCE_HOUR.get(web_type, 0.0) + PUBLIC_ADDRESS_HOUR) * HOURS
-        idle["EBS"] = VOLUME_GB * VOLUME_GB_MONTH
-        idle["S3"] = MONTH_S / LEASE_S * S3_PUT
-        idle["SQS"] = (LISTENERS * MONTH_S / LONG_POLL_S + MONTH_S / TICK_S) * SQS_REQUEST
-        idle["SNS"] = MONTH_S / PING_S * SNS_PUBLISH
+        idle["EBS"] = volume_month
+        idle["S3"] = HOURS * IDLE_PUTS_HOUR * S3_PUT
+        idle["SQS"] = HOURS * IDLE_SQS_HOUR * SQS_REQUEST
+        idle["SNS"] = HOURS * IDLE_PUBLISHES_HOUR * SNS_PUBLISH
     if workers and not spot:
         # What was once started is stopped, and keeps its volume.
-        idle["EBS"] = idle.get("EBS", 0.0) + workers * VOLUME_GB * VOLUME_GB_MONTH
+        idle["EBS"] = idle.get("EBS", 0.0) + workers * volume_month
     return Estimate(
         idle_month=idle,
         thousand_photos=_photos(1000, worker_hour if workers else 0.0, keep_days=int(parameters["KeepDays"])),
-        busy_hour={"EC2 workers": workers * worker_hour, **({} if not spot else _volumes(workers))},
+        busy_hour={"EC2 workers": workers * worker_hour, **({"EBS": workers * volume_month / HOURS} if spot else {})},
         workers=workers,
-        notes=(f"No price is known here for {', '.join(unknown)}: not counted.",) if unknown else (),
+        notes=tuple(_notes(unknown, volumes=0 if spot else workers)),
     )
 
 
 def total(costs: Mapping[str, float]) -> float:
     """The sum."""
     return sum(costs.values())
+
+
+def _notes(unknown: Sequence[str], *, volumes: int) -> Iterator[str]:
+    if unknown:
+        yield f"No price is known here for {', '.join(unknown)}: not counted."
+    if volumes:
+        yield f"EBS, idle: with volumes of {volumes} workers that were started once and are stopped; spot leaves none."
 
 
 def _alarms(parameters: Mapping[str, str]) -> float:
@@ -125,7 +129,3 @@ def _photos(count: int, worker_hour: float, *, keep_days: int) -> dict[str, floa
         "SQS": count * SQS_REQUESTS_A_PHOTO * SQS_REQUEST,
         "SNS": count * EVENTS_A_PHOTO * SNS_PUBLISH,
     }
-
-
-def _volumes(workers: int) -> dict[str, float]:
-    return {"EBS": workers * VOLUME_GB * VOLUME_GB_MONTH / HOURS}

@@ -60,10 +60,11 @@ class Inventory:
 
 
 def take_stock(target: Target) -> Inventory:
-    """Look at everything. Raises DeployError, also for a stack that is not ours."""
+    """Look at everything. Raises DeployError, also for a stack that is not ours or that another one needs."""
     stack = find_stack(target)
     check_ours(stack, target.prefix)
     try:
+        _check_alone(target)
         resources = _resources(target) if stack else []
         return Inventory(
             stack_id=stack["StackId"] if stack else "",
@@ -112,6 +113,19 @@ def destroy(
         raise DeployError(f"Not all of it is gone: {error}\nRun the same command again to go on.") from error
     kept = [] if with_gallery else [target.settings.gallery_bucket]
     return [each for each in remains.find(target) if each.id not in kept and (with_images or each.kind != "image")]
+
+
+def _check_alone(target: Target) -> None:
+    """Raises DeployError while the stack of deploy/balanced.yaml is there: it would start web instances again."""
+    group = f"{target.prefix}-web-tier"
+    found = target.client("autoscaling").describe_auto_scaling_groups(AutoScalingGroupNames=[group])
+    for each in found["AutoScalingGroups"]:
+        tags = {tag["Key"]: tag["Value"] for tag in each.get("Tags", ())}
+        name = tags.get("aws:cloudformation:stack-name", "that made it")
+        raise DeployError(
+            f"More web servers stand in front of this stack ({group}, of deploy/balanced.yaml): delete the stack "
+            f"{name} first."
+        )
 
 
 def _terminate(target: Target, *, say: Callable[[str], None]) -> None:
