@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import textwrap
 import uuid
 from pathlib import Path
 
@@ -176,14 +177,29 @@ def test_cloud_init_takes_the_user_data(aws: str, tmp_path: Path) -> None:
         [version] = ec2.describe_launch_template_versions(
             LaunchTemplateName=f"{settings.prefix}-{tier}", Versions=["$Latest"]
         )["LaunchTemplateVersions"]
-        file = tmp_path / f"{tier}.yaml"
-        file.write_bytes(base64.b64decode(version["LaunchTemplateData"]["UserData"]))
-        done = subprocess.run(
-            [needs("cloud-init"), "schema", "--config-file", str(file)],
-            env={"PATH": os.environ["PATH"]},
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert "FACEAPP_WEB_PROCESSES=2" in file.read_text()
+        data = base64.b64decode(version["LaunchTemplateData"]["UserData"]).decode()
+        check_user_data(data, tmp_path)
+        assert "FACEAPP_WEB_PROCESSES=2" in data
+
+
+def test_cloud_init_takes_the_user_data_of_several_web_instances(tmp_path: Path) -> None:
+    needs("cloud-init")
+    text = (DEPLOY / "balanced.yaml").read_text()
+    # Behind its first line, which has cloud-init fill in the instance's id.
+    [data] = re.findall(r"## template: jinja\n(.*?)^ *- More:", text, re.MULTILINE | re.DOTALL)
+    check_user_data(textwrap.dedent(data).replace("{{ v1.instance_id }}", "i-0123456789abcdef0"), tmp_path)
+    with pytest.raises(AssertionError, match="write_files"):
+        check_user_data(textwrap.dedent(data).replace("path:", "where:"), tmp_path)
+
+
+def check_user_data(data: str, folder: Path) -> None:
+    file = folder / "user-data"
+    file.write_text(data)
+    done = subprocess.run(
+        [needs("cloud-init"), "schema", "--config-file", str(file)],
+        env={"PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
