@@ -7,7 +7,10 @@ import configparser
 import dataclasses
 import json
 import re
+import shutil
+import subprocess
 import uuid
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -410,7 +413,9 @@ def test_defaults_are_those_of_the_settings() -> None:
 # The second template.
 
 
-def test_web_servers_behind_a_load_balancer_are_named_after_their_instances(aws: str, full: Deployed) -> None:
+@pytest.fixture
+def balanced(full: Deployed) -> Iterator[Deployed]:
+    """The same with two web servers behind a load balancer; at the end they are gone."""
     full.apply()
     vpc = full.ec2.describe_vpcs(Filters=[{"Name": "is-default", "Values": ["true"]}])["Vpcs"][0]["VpcId"]
     found = full.ec2.describe_subnets(Filters=[{"Name": "vpc-id", "Values": [vpc]}])["Subnets"]
@@ -422,32 +427,40 @@ def test_web_servers_behind_a_load_balancer_are_named_after_their_instances(aws:
         TemplateBody=(DEPLOY / "balanced.yaml").read_text("utf-8"),
         Parameters=[{"ParameterKey": key, "ParameterValue": value} for key, value in given.items()],
     )
-    web = full.instances()
+    yield full
+    full.cloudformation.delete_stack(StackName=name)
+    assert full.instances() == []
+
+
+def test_two_web_servers_stand_behind_a_load_balancer(aws: str, balanced: Deployed) -> None:
+    web = balanced.instances()
     assert len(web) == 2
     for each in web:
         assert {tag["Key"]: tag["Value"] for tag in each["Tags"]}.items() >= {"Name": WEB_INSTANCE, TIER: "web"}.items()
-    data = full.template("web-tier")
-    assert full.iam.get_instance_profile(InstanceProfileName=data["IamInstanceProfile"]["Name"])
-    user_data = base64.b64decode(data["UserData"]).decode()
-    first, rest = user_data.split("\n", 1)
-    # What cloud-init makes of it on an instance.
-    assert first == "## template: jinja"
-    ids = {each["InstanceId"] for each in web}
-    names = set()
-    for each in ids:
-        filled = jinja2.Template(rest, undefined=jinja2.StrictUndefined).render(v1={"instance_id": each})
-        settings = settings_in(written(filled)["/etc/faceapp/faceapp.env"])
-        assert (settings.prefix, settings.web_host, settings.web_wait_s) == (full.prefix, "0.0.0.0", 300)
-        names.add(settings.web_name)
-    assert names == ids
+    data = balanced.template("web-tier")
+    assert balanced.iam.get_instance_profile(InstanceProfileName=data["IamInstanceProfile"]["Name"])
     balancing = plain_client("elbv2", aws)
-    [group] = balancing.describe_target_groups(Names=[f"{full.prefix}-web"])["TargetGroups"]
+    [group] = balancing.describe_target_groups(Names=[f"{balanced.prefix}-web"])["TargetGroups"]
     assert (group["HealthCheckPath"], group["Port"]) == ("/readyz", 8000)
-    [balancer] = balancing.describe_load_balancers(Names=[f"{full.prefix}-web"])["LoadBalancers"]
+    [balancer] = balancing.describe_load_balancers(Names=[f"{balanced.prefix}-web"])["LoadBalancers"]
     [listener] = balancing.describe_listeners(LoadBalancerArn=balancer["LoadBalancerArn"])["Listeners"]
     assert (listener["Protocol"], listener["Port"]) == ("HTTP", 8000)
-    full.cloudformation.delete_stack(StackName=name)
-    assert full.instances() == []
+
+
+def test_each_of_them_is_named_after_its_instance(balanced: Deployed, tmp_path: Path) -> None:
+    user_data = base64.b64decode(balanced.template("web-tier")["UserData"]).decode()
+    assert user_data.startswith("## template: jinja\n"), "else cloud-init fills in nothing"
+    facts = {"v1": {"instance_id": "i-0123456789abcdef0"}}
+    filled = jinja2.Template(user_data.partition("\n")[2], undefined=jinja2.StrictUndefined).render(facts)
+    settings = settings_in(written(filled)["/etc/faceapp/faceapp.env"])
+    assert (settings.prefix, settings.web_host, settings.web_wait_s) == (balanced.prefix, "0.0.0.0", 300)
+    assert settings.web_name == "i-0123456789abcdef0"
+    if cloud_init := shutil.which("cloud-init"):
+        (tmp_path / "facts").write_text(json.dumps(facts))
+        (tmp_path / "user-data").write_text(user_data)
+        command = [cloud_init, "devel", "render", "-i", "facts", "user-data"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60)
+        assert written(done.stdout) == written(filled)
 
 
 def test_the_load_balancer_waits_longer_than_the_web_tier() -> None:
