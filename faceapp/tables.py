@@ -31,7 +31,8 @@ def console(*, error: bool = False) -> Console:
 
 def to_json(document: Any) -> str:
     """One line of JSON."""
-    return json.dumps(document, ensure_ascii=False)
+    # A message can hold half a surrogate pair, which no terminal's encoding takes; as an escape it is JSON, too.
+    return json.dumps(document, ensure_ascii=False).encode(errors="backslashreplace").decode()
 
 
 def status(found: Status) -> RenderableType:
@@ -101,7 +102,7 @@ def dead_letter(found: DeadLetter) -> RenderableType:
 def loss(found: Listing) -> str:
     """What purging these would lose, in a sentence or two."""
     tasks = Counter(each.task or "no task" for each in found.letters)
-    kinds = ", ".join(f"{count} {task}" for task, count in tasks.most_common())
+    kinds = ", ".join(f"{count} {printable(task)}" for task, count in tasks.most_common())
     more = "" if found.complete else f" and about {found.total - len(found.letters)} more"
     photos = sum(each.photo == "there" for each in found.letters)
     kept = f" {counted(photos, 'photo')} of theirs stay in S3 until they expire." if photos else ""
@@ -114,7 +115,7 @@ def loss(found: Listing) -> str:
 def outcome(found: Outcome) -> str:
     """One line."""
     request = f" (request {found.request_id})" if found.request_id else ""
-    return f"{found.message_id}{request}: {found.detail}"
+    return printable(f"{found.message_id}{request}: {found.detail}").replace("\n", "\\n")
 
 
 def as_document(found: Any) -> dict[str, Any]:

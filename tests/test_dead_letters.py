@@ -322,6 +322,19 @@ def test_the_command_says_what_stays_and_fails(command: Command, put: Callable[[
     ]
 
 
+@pytest.mark.parametrize("odd", ["\ud800", "\x1b[2J", "x\n0 dead letters purged"])
+def test_what_no_terminal_takes_is_told_as_escapes(command: Command, put: Callable[[str], str], odd: str) -> None:
+    put(json.dumps({"headers": {"task": f"t{odd}", "id": odd}, "body": "x"}))
+
+    listed = command("list", "--json")
+    assert json.loads(listed.stdout)["letters"][0]["request_id"] == odd
+    assert command("list").returncode == 0
+    purged = command("purge", "--all", "--yes")
+    assert purged.returncode == 0, purged.stderr
+    assert "\x1b" not in purged.stdout
+    assert len(purged.stdout.splitlines()) == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "sentence"),
     [
