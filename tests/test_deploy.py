@@ -7,17 +7,21 @@ import re
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from typing import Any
 
+import boto3
 import pytest
 import yaml
+from botocore.stub import Stubber
 
 from faceapp import stack
 from faceapp.config import Settings
 from faceapp.deploy import changes, choices, show, template
-from faceapp.deploy.target import is_loopback
-from faceapp.errors import ConfigError
+from faceapp.deploy.apply import Event, follow
+from faceapp.deploy.target import Target, is_loopback
+from faceapp.errors import ConfigError, DeployError
 from faceapp.scaling.machine import STACK, TIER
 from tests.aws import plain_client
 
@@ -231,6 +235,93 @@ def test_nothing_is_done_when_nobody_can_be_asked(deploy: Deploy) -> None:
         done = deploy(command)
         assert done.returncode == 2
         assert "give --yes" in done.stderr
+
+
+@pytest.fixture
+def cloudformation(monkeypatch: pytest.MonkeyPatch, aws: str) -> Iterator[tuple[Target, Stubber]]:
+    """A CloudFormation that says what AWS's would: the embedded one's updates never fail."""
+    monkeypatch.setattr("faceapp.deploy.apply.POLL_S", 0)
+    target = Target(settings=Settings(prefix="x"), region="us-east-1", account="1", endpoint=aws)
+    client: Any = boto3.Session().client("cloudformation")
+    target._clients["cloudformation"] = client
+    with Stubber(client) as stub:
+        yield target, stub
+
+
+def says(stub: Stubber, state: str, *events: tuple[str, str, str]) -> None:
+    """The stack's state, and its events since the last time: name, status and reason, oldest first."""
+    now = datetime.now(UTC)
+    stub.add_response("describe_stacks", {"Stacks": [{"StackName": "x", "StackStatus": state, "CreationTime": now}]})
+    described = [
+        {
+            "EventId": uuid.uuid4().hex,
+            "StackId": "x",
+            "StackName": "x",
+            "Timestamp": now,
+            "LogicalResourceId": name,
+            "ResourceStatus": status,
+            "ResourceStatusReason": reason,
+        }
+        for name, status, reason in events
+    ]
+    stub.add_response("describe_stack_events", {"StackEvents": described[::-1]})
+
+
+def test_of_a_failed_update_the_first_real_reason_is_named(cloudformation: tuple[Target, Stubber]) -> None:
+    target, stub = cloudformation
+    says(stub, "UPDATE_IN_PROGRESS", ("x", "UPDATE_IN_PROGRESS", "User Initiated"))
+    says(
+        stub,
+        "UPDATE_ROLLBACK_IN_PROGRESS",
+        ("InBucket", "UPDATE_FAILED", "Resource update cancelled"),
+        ("WebInstance", "CREATE_FAILED", "no such image"),
+        ("x", "UPDATE_ROLLBACK_IN_PROGRESS", "The following resource(s) failed"),
+    )
+    says(stub, "UPDATE_ROLLBACK_COMPLETE", ("x", "UPDATE_ROLLBACK_COMPLETE", ""))
+    told: list[Event] = []
+    with pytest.raises(DeployError) as failure:
+        follow(target, "x", seen=set(), tell=told.append)
+    assert "First reason: WebInstance: no such image" in str(failure.value)
+    assert "Everything is as it was before" in str(failure.value)
+    assert [each.name for each in told] == ["x", "InBucket", "WebInstance", "x", "x"]
+
+
+def test_a_state_of_before_is_not_taken_for_the_end(cloudformation: tuple[Target, Stubber]) -> None:
+    target, stub = cloudformation
+    says(stub, "CREATE_COMPLETE")
+    says(stub, "UPDATE_IN_PROGRESS", ("x", "UPDATE_IN_PROGRESS", ""))
+    says(stub, "UPDATE_COMPLETE_CLEANUP_IN_PROGRESS", ("x", "UPDATE_COMPLETE_CLEANUP_IN_PROGRESS", ""))
+    says(stub, "UPDATE_COMPLETE", ("x", "UPDATE_COMPLETE", ""))
+    follow(target, "x", seen=set(), tell=lambda _: None)
+    stub.assert_no_pending_responses()
+
+
+@pytest.mark.parametrize(
+    ("state", "sentence"),
+    [
+        ("UPDATE_IN_PROGRESS", "somebody changes it just now"),
+        ("DELETE_FAILED", "'faceapp deploy destroy' goes on with that"),
+        ("UPDATE_ROLLBACK_FAILED", "continue-update-rollback"),
+    ],
+)
+def test_a_stack_that_cannot_be_changed_says_what_to_do(state: str, sentence: str) -> None:
+    with pytest.raises(DeployError, match=sentence):
+        changes.check_state({"StackName": "x", "StackStatus": state})
+    changes.check_state({"StackName": "x", "StackStatus": "UPDATE_ROLLBACK_COMPLETE"})
+
+
+def test_somebody_elses_plan_of_that_name_is_left_alone(
+    deploy: Deploy, clients: Callable[[str], Any], prefix: str
+) -> None:
+    body = yaml.safe_dump({"Resources": {"Topic": {"Type": "AWS::SNS::Topic"}}})
+    clients("cloudformation").create_change_set(
+        StackName=prefix, ChangeSetName="theirs", ChangeSetType="CREATE", TemplateBody=body
+    )
+    for command in (["plan"], ["destroy", "--yes"]):
+        done = deploy(*command)
+        assert done.returncode == 1
+        assert "Somebody plans a stack" in done.stderr
+    assert stacks(clients, prefix) == ["REVIEW_IN_PROGRESS"]
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,11 @@ def apply(target: Any, wanted: dict[str, str], yes: bool) -> None:
     except BaseException:
         changes.discard(target, found)
         raise
-    execute(target, found, tell=lambda event: console.print(show.event(event), soft_wrap=True))
+    try:
+        execute(target, found, tell=lambda event: console.print(show.event(event), soft_wrap=True))
+    except KeyboardInterrupt:
+        click.echo("CloudFormation goes on with it: 'faceapp deploy status' shows how far it is.", err=True)
+        raise
     click.echo(f"The stack {target.prefix} is as planned.")
     if url := outputs(target).get("Url"):
         click.echo(f"When the web-instance has booted: {url}  ('faceapp deploy open')")

@@ -60,6 +60,7 @@ def follow(target: Target, stack_id: str, *, seen: set[str], tell: Callable[[Eve
     """Tell of each new event until the stack's state is final. Raises DeployError when that is not a good one."""
     client = target.client("cloudformation")
     causes: list[Event] = []
+    told: set[str] = set()
     deadline_s = time.monotonic() + TIMEOUT_S
     while True:
         stack = _describe(client, stack_id)
@@ -68,7 +69,9 @@ def follow(target: Target, stack_id: str, *, seen: set[str], tell: Callable[[Eve
         for event in _new(client, stack_id, seen):
             tell(event)
             causes += [event] if event.cause else []
-        if state.endswith(("_COMPLETE", "_FAILED")) and not state.endswith("CLEANUP_IN_PROGRESS"):
+            told |= {event.status} if event.name == target.prefix else set()
+        # A final state of which no event tells is that of before: CloudFormation takes a moment to begin.
+        if state in told and state.endswith(("_COMPLETE", "_FAILED")):
             break
         if time.monotonic() > deadline_s:
             raise DeployError(
@@ -128,8 +131,6 @@ def _describe(client: Any, stack_id: str) -> dict[str, Any]:
     try:
         found: dict[str, Any] = client.describe_stacks(StackName=stack_id)["Stacks"][0]
     except ClientError as error:
-        if "does not exist" in str(error):
-            return {"StackStatus": "DELETE_COMPLETE"}
         raise DeployError(f"CloudFormation does not say how the stack is: {error}") from error
     return found
 

@@ -18,6 +18,7 @@ from faceapp.scaling.machine import STACK
 NO_CHANGES = ("didn't contain changes", "No updates are to be performed")
 TIMEOUT_S = 300
 WAIT_S = 2.0
+CHANGE_SET = "faceapp-"
 HOLD_DATA = ("AWS::S3::Bucket", "AWS::SQS::Queue")
 NEVER_UPDATED = {
     "ROLLBACK_COMPLETE": "its creation failed and was rolled back: 'faceapp deploy destroy' removes what is left of "
@@ -102,7 +103,8 @@ def parameters_of(stack: Mapping[str, Any] | None) -> dict[str, str]:
 
 def check_ours(stack: Mapping[str, Any] | None, prefix: str) -> None:
     """Raises DeployError when the stack was not made by these commands or `faceapp up`."""
-    if not stack:
+    # A plan of ours that was interrupted has left it, and such a stack has neither tags nor resources.
+    if not stack or stack["StackStatus"] == "REVIEW_IN_PROGRESS":
         return
     tags = {each["Key"]: each["Value"] for each in stack.get("Tags", ())}
     if tags.get(STACK) != prefix:
@@ -136,7 +138,8 @@ def make(target: Target, wanted: Mapping[str, str]) -> Plan:
     stack = find_stack(target)
     check_ours(stack, target.prefix)
     check_state(stack)
-    if stack and stack["StackStatus"] == "REVIEW_IN_PROGRESS":  # a plan that was interrupted
+    if stack and stack["StackStatus"] == "REVIEW_IN_PROGRESS":
+        check_own_plans(target)
         _delete_and_wait(client, stack["StackId"])
         stack = None
     current, defaults = parameters_of(stack), template.parameters()
@@ -153,7 +156,7 @@ def make(target: Target, wanted: Mapping[str, str]) -> Plan:
     try:
         answer = client.create_change_set(
             StackName=target.prefix,
-            ChangeSetName=f"faceapp-{time.time_ns()}",
+            ChangeSetName=f"{CHANGE_SET}{time.time_ns()}",
             ChangeSetType=kind,
             TemplateBody=template.body(),
             Parameters=[_parameter(name, wanted, current, default) for name, default in defaults.items()],
@@ -197,6 +200,18 @@ def discard(target: Target, plan: Plan) -> None:
             client.delete_change_set(ChangeSetName=plan.change_set)
     if plan.kind == "CREATE" and plan.stack_id:
         _delete_and_wait(client, plan.stack_id)
+
+
+def check_own_plans(target: Target) -> None:
+    """Raises DeployError when somebody else reviews a change set for a stack of this name."""
+    client, prefix = target.client("cloudformation"), target.prefix
+    for page in client.get_paginator("list_change_sets").paginate(StackName=prefix):
+        for each in page["Summaries"]:
+            if each["StackName"] == prefix and not each["ChangeSetName"].startswith(CHANGE_SET):
+                raise DeployError(
+                    f"Somebody plans a stack {prefix} that is not faceapp's (change set {each['ChangeSetName']}): "
+                    "choose another name with --prefix."
+                )
 
 
 def _nothing(stack: Mapping[str, Any] | None, current: Mapping[str, str]) -> Plan:

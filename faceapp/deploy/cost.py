@@ -1,9 +1,9 @@
 """What a stack costs, estimated: idle for a month, a thousand photos more, an hour with all workers.
 
-List prices in US dollars of us-east-1 (N. Virginia), Linux, on demand, as AWS's public price pages named them in
-January 2025; spot prices change by the hour, and a third of the on-demand price is what they were near. Other regions
-cost up to half as much again. Requests a photo are measured (`python -m benchmarks.path`), and so are requests of
-an idle stack. Free tiers are not counted, so small stacks cost less.
+List prices in US dollars of us-east-1 (N. Virginia), Linux, on demand, as they were known in January 2025: AWS changes
+them, and its price pages are the truth. Spot prices change by the hour; a third of the on-demand price is what they
+were near. Other regions cost up to half as much again. Requests a photo are measured (`python -m benchmarks.path`), and
+so are requests of an idle stack. Free tiers are not counted, so small stacks cost less.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from botocore.exceptions import BotoCoreError, ClientError, WaiterError
 
 from faceapp.deploy import apply, remains
 from faceapp.deploy.apply import Event
-from faceapp.deploy.changes import check_ours, find_stack
+from faceapp.deploy.changes import check_ours, check_own_plans, find_stack
 from faceapp.deploy.remains import Thing
 from faceapp.deploy.target import Target
 from faceapp.errors import DeployError
@@ -64,6 +64,8 @@ def take_stock(target: Target) -> Inventory:
     stack = find_stack(target)
     check_ours(stack, target.prefix)
     try:
+        if stack and stack["StackStatus"] == "REVIEW_IN_PROGRESS":
+            check_own_plans(target)
         _check_alone(target)
         resources = _resources(target) if stack else []
         return Inventory(
