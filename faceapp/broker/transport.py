@@ -303,12 +303,8 @@ class Channel(SQS.Channel):
         # kombu hands on an empty list, not a response, when SQS answered 5xx or not in time (since celery/kombu#1064
         # and celery/kombu#1173), and trips over it here.
         received = messages.get("Messages", []) if messages else []
-        if received and self.closed:  # this poll was under way when the connection was given up
-            entries = [
-                {"Id": str(n), "ReceiptHandle": each["ReceiptHandle"], "VisibilityTimeout": 0}
-                for n, each in enumerate(received)
-            ]
-            quick_sqs_client().change_message_visibility_batch(QueueUrl=queue, Entries=entries)
+        if self.closed:  # this poll was under way when the connection was given up
+            self._hand_back(queue, received)
             return 0
         for each in self._news(qname, received):
             # One by one: what is raised here, for a message that makes no sense, ends the worker, or its polling
@@ -319,6 +315,24 @@ class Channel(SQS.Channel):
                 logger.exception("a message that cannot be taken in stays in %s", qname)
                 self.qos.reject(each["ReceiptHandle"])
         return len(received)
+
+    def _hand_back(self, url: str, messages: list[Any]) -> None:
+        """Make messages visible again; those that fail are so when their visibility timeout is over."""
+        entries = [
+            {"Id": str(n), "ReceiptHandle": each["ReceiptHandle"], "VisibilityTimeout": 0}
+            for n, each in enumerate(messages)
+        ]
+        try:
+            if entries:
+                quick_sqs_client().change_message_visibility_batch(QueueUrl=url, Entries=entries)
+        except (BotoCoreError, ClientError) as error:
+            logger.warning("%d messages stay out of sight for their whole visibility timeout: %s", len(entries), error)
+
+    def _loop1(self, queue: str, messages_fetched: Any = None) -> None:
+        # A closed channel has no connection, which kombu asks for the pause before the next poll. What is raised here
+        # keeps the event loop from the answers to other polls.
+        if not self.closed:
+            super()._loop1(queue, messages_fetched)
 
     def _delete_message(self, queue_name: str, message: Any) -> None:
         # kombu deletes a no-ack consumer's messages through the asynchronous client, which needs an event loop:
