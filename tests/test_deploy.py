@@ -324,6 +324,52 @@ def test_somebody_elses_plan_of_that_name_is_left_alone(
     assert stacks(clients, prefix) == ["REVIEW_IN_PROGRESS"]
 
 
+def test_whoever_answers_wrongly_changes_nothing(
+    aws_endpoint: str, deploy: Deploy, clients: Callable[[str], Any], prefix: str
+) -> None:
+    """At a terminal, where it asks."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "FACEAPP_"))}
+
+    def type_in(answer: str, *command: str) -> tuple[int, str]:
+        line = [sys.executable, "-m", "faceapp", "deploy", *command, "--endpoint-url", aws_endpoint, "--prefix", prefix]
+        ours, theirs = os.openpty()
+        process = subprocess.Popen(
+            line, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environ
+        )
+        os.write(ours, f"{answer}\n".encode())
+        output, _ = process.communicate(timeout=120)
+        os.close(ours)
+        os.close(theirs)
+        return process.returncode, output
+
+    status, output = type_in("n", "apply")
+    assert (status, "Apply this to AWS account 123456789012" in output) == (1, True)
+    assert stacks(clients, prefix) == []
+    status, output = type_in("y", "apply")
+    assert (status, stacks(clients, prefix)) == (0, ["CREATE_COMPLETE"]), output
+    status, output = type_in("yes", "destroy")
+    assert (status, "nothing was changed" in output) == (1, True)
+    assert stacks(clients, prefix) == ["CREATE_COMPLETE"]
+    assert type_in(prefix, "destroy", "--with-gallery")[0] == 0
+    assert stacks(clients, prefix) == []
+
+
+def test_images_stay_unless_they_are_named(deploy: Deploy, clients: Callable[[str], Any], prefix: str) -> None:
+    ec2 = clients("ec2")
+    [instance] = ec2.run_instances(ImageId=IMAGE, MinCount=1, MaxCount=1)["Instances"]
+    tags = [{"ResourceType": "image", "Tags": [{"Key": STACK, "Value": prefix}]}]
+    made = ec2.create_image(InstanceId=instance["InstanceId"], Name=prefix, TagSpecifications=tags)["ImageId"]
+    assert deploy("apply", "--yes", "--image", "latest").returncode == 0
+    assert (
+        changes.parameters_of(clients("cloudformation").describe_stacks(StackName=prefix)["Stacks"][0])["WorkerImage"]
+        == made
+    )
+    assert "but 1 image." in said(deploy("destroy", "--yes", "--with-gallery"))
+    assert ec2.describe_images(ImageIds=[made])["Images"]
+    assert deploy("destroy", "--yes", "--with-images").returncode == 0
+    assert ec2.describe_images(Filters=[{"Name": "image-id", "Values": [made]}])["Images"] == []
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
