@@ -19,7 +19,7 @@ from botocore.stub import Stubber
 from faceapp import stack
 from faceapp.config import Settings
 from faceapp.deploy import changes, choices, show, template
-from faceapp.deploy.apply import Event, follow
+from faceapp.deploy.apply import Event, execute, follow
 from faceapp.deploy.target import Target, is_loopback
 from faceapp.errors import ConfigError, DeployError
 from faceapp.scaling.machine import STACK, TIER
@@ -296,6 +296,40 @@ def test_a_state_of_before_is_not_taken_for_the_end(cloudformation: tuple[Target
     stub.assert_no_pending_responses()
 
 
+def test_an_accounts_stack_is_protected_from_then_on(cloudformation: tuple[Target, Stubber]) -> None:
+    embedded, stub = cloudformation
+    target = Target(settings=embedded.settings, region="us-east-1", account="1")
+    target._clients["cloudformation"] = embedded.client("cloudformation")
+    stub.add_response("describe_stack_events", {"StackEvents": []})
+    stub.add_response("execute_change_set", {}, {"ChangeSetName": "set"})
+    says(stub, "CREATE_COMPLETE", ("x", "CREATE_COMPLETE", ""))
+    protected = {"EnableTerminationProtection": True, "StackName": "x"}
+    stub.add_response("update_termination_protection", {"StackId": "x"}, protected)
+    plan = changes.Plan(kind="CREATE", change_set="set", stack_id="x", changes=(), parameters=(), after={})
+    execute(target, plan, tell=lambda _: None)
+    stub.assert_no_pending_responses()
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        ({}, "Say in which region"),
+        ({"AWS_REGION": "eu-west-1"}, "AWS does not let us in (region eu-west-1): Unable to locate credentials"),
+        ({"AWS_PROFILE": "none"}, "The AWS profile cannot be used"),
+        ({"AWS_ENDPOINT_URL": "aws"}, "--endpoint-url aws is no URL"),
+    ],
+)
+def test_an_account_that_cannot_be_reached_is_one_sentence(more: dict[str, str], sentence: str) -> None:
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "FACEAPP_"))}
+    nothing = dict.fromkeys(("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"), os.devnull)
+    environ = {**own, **nothing, "AWS_EC2_METADATA_DISABLED": "true", **more}
+    line = [sys.executable, "-m", "faceapp", "deploy", "plan"]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=60, env=environ)
+    assert done.returncode in (1, 2)
+    assert sentence in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("state", "sentence"),
     [
@@ -378,7 +412,12 @@ def test_images_stay_unless_they_are_named(deploy: Deploy, clients: Callable[[st
         (["--set", "FACEAPP_PREFIX=x"], "FACEAPP_PREFIX is not set here: the prefix is given by --prefix"),
         (["--set", "FACEAPP_WEIGHTS=a b"], "FACEAPP_WEIGHTS='a b' cannot be sent"),
         (["--parameter", "Colour=red"], "The template has no parameter Colour"),
+        (["--parameter", "Prefix=red"], "The parameter Prefix is not set here"),
+        (["--parameter", "KeepLogDays=2"], "KeepLogDays='2' cannot be used: it takes 1 or 3 or 5"),
+        (["--parameter", "VolumeGiB=4"], "VolumeGiB='4' cannot be used: it takes a whole number, 8 to 1024"),
         (["--worker-types", "large"], "FACEAPP_SCALER_TYPES='large' cannot be used"),
+        (["--cidr", "everybody"], "AccessCidr='everybody' cannot be used: it takes an IPv4 range, 203.0.113.7/32"),
+        (["--image", "mine"], "cannot be used"),
     ],
 )
 def test_what_faceapp_would_not_start_with_is_refused_before_anything_is_sent(
@@ -436,6 +475,11 @@ def described(**more: str) -> changes.Change:
     change = {"LogicalResourceId": "InBucket", "ResourceType": "AWS::S3::Bucket", "PhysicalResourceId": "x-in", **more}
     details = [{"Target": {"Name": "BucketName"}, "CausingEntity": "Prefix"}, {"Target": {"Name": "Tags"}}]
     return changes._change({**change, "Details": details}, template.resources())
+
+
+def test_the_templates_own_defaults_pass_its_rules() -> None:
+    for name, value in template.parameters().items():
+        template.check(name, value)
 
 
 def test_what_would_lose_data_is_said_in_words() -> None:

@@ -43,9 +43,8 @@ def wanted(options: Mapping[str, str | None], settings: Sequence[str], current: 
     """
     found = {name: value for name, value in options.items() if value is not None}
     known = template.parameters()
-    for name in found:
-        if name not in known:
-            raise ConfigError(f"The template has no parameter {name}; it has {', '.join(sorted(known))}.")
+    if "Prefix" in found:
+        raise ConfigError(f"The parameter Prefix is not set here: {NOT_SET_HERE['FACEAPP_PREFIX']}.")
     plain = _plain(current.get(PLAIN, ""))
     for name, value in _pairs(settings):
         if name in NOT_SET_HERE:
@@ -60,6 +59,8 @@ def wanted(options: Mapping[str, str | None], settings: Sequence[str], current: 
     _check(plain, after)
     if settings:
         found[PLAIN] = " ".join(f"{name}={value}" for name, value in sorted(plain.items()))
+    for name, value in found.items():
+        template.check(name, value)
     if "TaskTimeLimit" in found and "VisibilityTimeout" not in found:
         found["VisibilityTimeout"] = str(int(found["TaskTimeLimit"]) + VISIBILITY_MARGIN_S)
     return found

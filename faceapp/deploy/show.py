@@ -50,8 +50,9 @@ def warnings(changes: Iterable[Change]) -> list[str]:
             found.append(f"{each.name} ({each.id or each.kind}) {what}: {lost} would be LOST.")
         elif each.name in WEB and each.action != "add":
             found.append(
-                f"{each.name} {what}: the new one takes over the address when it runs, the old one lets open requests "
-                "end within its stop time; whoever is cut off finds the result by its id."
+                f"{each.name} {what}: the address moves to the new one before that has booted, so there are no answers "
+                "for a minute, and open requests are cut off. What was accepted is done all the same, and found by its "
+                "id."
             )
     return found
 

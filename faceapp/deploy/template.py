@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import yaml
 
 from faceapp import stack
-from faceapp.errors import DeployError
+from faceapp.errors import ConfigError, DeployError
 
 MOST_BYTES = 51_200
 """CloudFormation's limit for a template that is sent along (a longer one would have to lie in S3)."""
@@ -50,8 +51,31 @@ def without_comments(text: str) -> str:
 
 def parameters() -> dict[str, str]:
     """The template's parameters with their defaults."""
+    return {name: str(each["Default"]) for name, each in _declared().items()}
+
+
+def check(name: str, value: str) -> None:
+    """Raises ConfigError when the template does not take this value, or has no such parameter."""
+    declared = _declared()
+    if name not in declared:
+        raise ConfigError(f"The template has no parameter {name}; it has {', '.join(sorted(declared))}.")
+    rules = declared[name]
+    takes = rules.get("ConstraintDescription", "")
+    if "AllowedValues" in rules:
+        allowed = [str(each) for each in rules["AllowedValues"]]
+        fits, takes = value in allowed, " or ".join(allowed)
+    elif rules["Type"] == "Number":
+        low, high = rules.get("MinValue", 0), rules.get("MaxValue", float("inf"))
+        fits, takes = value.isdecimal() and low <= int(value) <= high, f"a whole number, {low} to {high}"
+    else:
+        fits = bool(re.fullmatch(rules.get("AllowedPattern", "(?s).*"), value))
+    if not fits:
+        raise ConfigError(f"{name}={value!r} cannot be used: it takes {takes}")
+
+
+def _declared() -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = yaml.load(stack.template(), Loader=_Loader)["Parameters"]
-    return {name: str(each["Default"]) for name, each in found.items()}
+    return found
 
 
 def resources() -> dict[str, dict[str, Any]]:
