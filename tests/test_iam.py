@@ -78,6 +78,7 @@ UNSEEN = {
     ("web", "BecomeScalerOrFlower", "scaler"): "the same",
     ("web", "BecomeScalerOrFlower", "flower"): "the same",
     ("web", "Forget", "gallery-bucket/incoming/*"): "only when SQS refuses the task",
+    ("flower", "OwnEventQueue", "sqs:CreateQueue"): "a killed predecessor's is taken over here",
     ("scaler", "RequestSpot", "ec2:RunInstances"): "on-demand instances here",
     ("scaler", "RequestSpot", "spot-instances-request/*"): "on-demand instances here",
     ("scaler", "StartAndStopAppTier", "ec2:TerminateInstances"): "for spot instances and those of an old template",
@@ -178,11 +179,12 @@ class Run:
         """The scaler's janitor, after somebody was killed in the middle, and its alarms."""
         # Only now: the embedded SNS publishes nothing to a topic one of whose listeners is gone.
         sns = self.aws("sns")
-        for exchange in ("celeryev", "celery.pidbox"):
+        gone = {"celeryev": "celeryev-flower-gone-1", "celery.pidbox": "celery_app-tier-instance-8-celery-pidbox"}
+        for exchange, queue in gone.items():
             sns.subscribe(
                 TopicArn=arn("sns", topic_name(self.settings.prefix, exchange)),
                 Protocol="sqs",
-                Endpoint=arn("sqs", f"{self.settings.prefix}-celeryev-flower-gone-1"),
+                Endpoint=arn("sqs", f"{self.settings.prefix}-{queue}"),
             )
         env = self.env("scaler", FACEAPP_SCALER_CLOUDWATCH="yes")
         with process(self.folder / "seldom", env, "-c", SELDOM) as seldom:
