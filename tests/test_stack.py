@@ -27,6 +27,7 @@ from faceapp.broker.fanout import topic_name
 from faceapp.config import Settings
 from faceapp.errors import DeployError
 from faceapp.scaler import DEAD_BOOTS
+from faceapp.scaling.alarms import NAMESPACE, WORTH_TELLING
 from faceapp.scaling.machine import APP_TIER, STACK, TIER, WEB_INSTANCE
 from tests.aws import plain_client
 
@@ -379,15 +380,16 @@ def test_alarms_ask_for_what_is_told() -> None:
     assert asked == {
         ("AWS/SQS", "ApproximateNumberOfMessagesVisible"),
         ("AWS/SQS", "ApproximateAgeOfOldestMessage"),
-        ("faceapp", "DeadBoots"),
-        ("faceapp", "BudgetShare"),
+        (NAMESPACE, "DeadBoots"),
+        (NAMESPACE, "BudgetShare"),
     }
     assert alarms["DeadBootsAlarm"]["Threshold"] == DEAD_BOOTS
+    assert alarms["BudgetAlarm"]["Threshold"] > WORTH_TELLING
     for each in alarms.values():
         assert each["TreatMissingData"] == "notBreaching"
         assert each["AlarmActions"] == ["AlarmTopic"]
         [dimension] = each["Dimensions"]
-        assert dimension["Name"] == ("Stack" if each["Namespace"] == "faceapp" else "QueueName")
+        assert dimension["Name"] == ("Stack" if each["Namespace"] == NAMESPACE else "QueueName")
 
 
 def test_parameters_say_what_they_are_and_stand_in_a_group() -> None:
