@@ -329,7 +329,7 @@ def test_names_longer_than_sqs_takes_are_cut_and_stay_apart(aws: str) -> None:
     sqs_client().create_queue(QueueName=settings.request_queue)
     with broker.create_app(settings).connection_for_read() as connection:
         names = {connection.default_channel.canonical_queue_name(f"celeryev.{'h' * 63}-{n}") for n in range(3)}
-    assert {len(name) for name in names} == {80}
+    assert {len(name) for name in names} == {80 - len(SECOND)}
     assert len(names) == 3
 
 
@@ -463,3 +463,51 @@ def test_a_listener_whose_clock_is_wrong_misses_nothing(
         finally:
             context.__exit__(None, None, None)
     assert seen == ["worker-online"]
+
+
+def just_deleted(client: Any, name: str) -> Any:
+    """`client`'s create_queue, for which the queue `name` was deleted less than a minute ago."""
+    create = client.create_queue
+
+    def make(*, QueueName: str, **named: Any) -> Any:
+        if QueueName == name:
+            raise ClientError({"Error": {"Code": "QueueDeletedRecently", "Message": "wait 60 seconds"}}, "CreateQueue")
+        return create(QueueName=QueueName, **named)
+
+    return make
+
+
+def test_the_second_name_is_one_that_the_topics_may_send_to(
+    base: Settings, app: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with app.connection_for_read() as connection:
+        channel = connection.default_channel
+        name = channel.canonical_queue_name("celeryev.again")
+        monkeypatch.setattr(channel.sqs(), "create_queue", just_deleted(channel.sqs(), name))
+        url, own = channel.queue_of("celeryev.again")
+    assert own.endswith(f"{name}{SECOND}")
+    policy = sqs_client().get_queue_attributes(QueueUrl=url, AttributeNames=["Policy"])["Attributes"]["Policy"]
+    assert json.loads(policy)["Statement"][0]["Resource"] == own
+
+
+def test_answers_come_although_the_queue_for_them_was_swept_just_now(
+    aws: str, base: Settings, app: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with celery_worker("tests.echo", tmp_path / "log", environ(aws, base), "-c", "1", "-n", NODE):
+        wait_until(lambda: app.control.inspect([NODE], timeout=5).ping(), what="an answer")
+        replies = app.control._replies()
+        monkeypatch.setattr(replies._sqs, "create_queue", just_deleted(replies._sqs, replies.queue_name))
+        sqs_client().delete_queue(QueueUrl=replies._queue_url)
+        monkeypatch.setattr(temporary, "NOTE_EVERY_S", 0.0)
+        assert app.control.inspect([NODE], timeout=10).ping() == {NODE: {"ok": "pong"}}
+
+
+def test_a_child_forked_while_a_queue_is_noted_does_not_hang() -> None:
+    queues = TemporaryQueues()
+    with queues._lock:
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(10)
+            queues._add("http://nowhere/1/childs", time.time())
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0

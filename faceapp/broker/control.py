@@ -23,6 +23,7 @@ import celery.app.control
 from kombu import pidbox
 
 from faceapp.broker.reader import QueueReader
+from faceapp.broker.temporary import temporary_queues
 
 logger = logging.getLogger(__name__)
 
@@ -57,10 +58,24 @@ class Replies(QueueReader):
     """The answers to this process's questions, by ticket. Any thread may call any method."""
 
     def __init__(self, prefix: str, *, wait_s: int) -> None:
+        self._prefix = prefix
+        self._naming = threading.Lock()
         self.routing_key = uuid.uuid4().hex[:12]
-        name = f"{prefix}-{self.routing_key}-{REPLY_EXCHANGE.replace('.', '-')}"
-        super().__init__(name, wait_s=wait_s, life="process")
+        super().__init__(self._name(), wait_s=wait_s, life="process")
         self._questions: dict[str, Question] = {}
+
+    def _name(self) -> str:
+        return f"{self._prefix}-{self.routing_key}-{REPLY_EXCHANGE.replace('.', '-')}"
+
+    def _ensure_queue(self) -> None:
+        with self._naming:
+            super()._ensure_queue()
+            if not self._queue_url.endswith(f"/{self.queue_name}"):
+                # The janitor gave the name up less than a minute ago. Workers find the queue by its name alone.
+                temporary_queues.delete(self.__dict__.pop("_queue_url"))
+                self.routing_key = uuid.uuid4().hex[:12]
+                self.queue_name = self._name()
+                super()._ensure_queue()
 
     @contextmanager
     def question(self, ticket: str, *, expected: int | None) -> Iterator[Question]:

@@ -79,12 +79,15 @@ class TemporaryQueues:
         for that: it takes the name with `SECOND` behind it. Raises ClientError.
         """
         tags = {TAG: str(int(time.time()))}
+        attributes = attributes or {}
         try:
-            answer = sqs.create_queue(QueueName=name, Attributes=attributes or {}, tags=tags)
+            answer = sqs.create_queue(QueueName=name, Attributes=attributes, tags=tags)
         except ClientError as error:
             if code_of(error) not in DELETED_JUST_NOW:
                 raise
-            answer = sqs.create_queue(QueueName=name + SECOND, Attributes=attributes or {}, tags=tags)
+            # Its policy names the queue that SNS may send to.
+            attributes = {key: value.replace(f':{name}"', f':{name}{SECOND}"') for key, value in attributes.items()}
+            answer = sqs.create_queue(QueueName=name + SECOND, Attributes=attributes, tags=tags)
         url = str(answer["QueueUrl"])
         self._add(url, clock_s(answer), stays=stays)
         return url
@@ -106,10 +109,11 @@ class TemporaryQueues:
         self._note(url)
 
     def _add(self, url: str, began_s: float, *, stays: bool = False) -> None:
+        queues = self._queues  # first: a forked child gets another lock, too, since its parent may have held this one
         with self._lock:
-            if not self._queues:
+            if not queues:
                 atexit.register(self.delete_all)
-            self._queues.setdefault(url, _Queue(began_s, stays=stays))
+            queues.setdefault(url, _Queue(began_s, stays=stays))
 
     def began_s(self, url: str) -> float:
         """Since when (Unix time, SQS's) this process has the queue; 0 for one that is not its own."""

@@ -21,7 +21,7 @@ from vine import promise
 from faceapp.broker.clients import CLIENT_CONFIG, QUICK_CONFIG, quick_sqs_client
 from faceapp.broker.control import REPLY_EXCHANGE
 from faceapp.broker.fanout import FANOUT_EXCHANGES, Fanout, arn, listener_attributes, topic_name
-from faceapp.broker.temporary import temporary_queues
+from faceapp.broker.temporary import SECOND, temporary_queues
 from faceapp.errors import BrokerUnavailable
 
 logger = logging.getLogger(__name__)
@@ -33,8 +33,8 @@ LISTENER_DELETES_WITHIN_S = 20.0
 GATHER_S = 0.25
 """Between two receives outside a worker."""
 CLOCKS_AGREE_S = 2.0
-LONGEST_NAME = 80
-"""Of a queue."""
+LONGEST_NAME = 80 - len(SECOND)
+"""Of a queue: SQS takes 80 characters."""
 
 
 class HTTPConnection(AsyncHTTPSConnection):
