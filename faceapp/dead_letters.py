@@ -116,7 +116,10 @@ class DeadLetters:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._storage = Storage(settings)
-        self._sqs = broker.sqs_client(read_timeout=10)
+        try:
+            self._sqs = broker.sqs_client(read_timeout=10)
+        except (BotoCoreError, ValueError) as error:  # a profile that is not there, an endpoint that is no URL
+            raise BrokerUnavailable(f"AWS cannot be asked: {error}") from error
         self._urls: dict[str, str] = {}
 
     @property

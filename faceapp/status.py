@@ -5,9 +5,10 @@ Each part is asked at the same time as the others, and one that does not answer 
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any, Generic, Literal, TypeVar
@@ -29,6 +30,8 @@ from faceapp.storage import Storage
 WORKERS_ANSWER_S = 2.5
 """Workers that have not answered by then count as silent."""
 AWS_ANSWERS_S = 3.0
+ANSWERS_WITHIN_S = 10.0
+"""A part that takes longer counts as silent, whatever its own time limits and tries are."""
 STATES = ["pending", "running", "stopping", "stopped"]
 FRESH_S = 60.0
 """A worker of an instance that has run for less may still be on its way."""
@@ -152,22 +155,44 @@ class Status:
 def ask(settings: Settings, app: Any, *, aws: str) -> Status:
     """Ask every part, all at once: takes a few seconds at most. `app` is the Celery app whose workers are asked."""
     scaler = ScalerStatus(settings)
-    with ThreadPoolExecutor(5) as threads:
-        queues = threads.submit(_part, lambda: _queues(settings))
-        instances = threads.submit(_part, lambda: _instances(settings))
-        workers = threads.submit(_part, lambda: _workers(settings, app))
-        people = threads.submit(_part, lambda: len(People(Storage(settings)).list_people()))
-        word: Future[Part[Scaler]] = threads.submit(lambda: _scaler(settings, scaler))
+    queues = _Asked("The queues", lambda: _queues(settings))
+    instances = _Asked("The instances", lambda: _instances(settings))
+    workers = _Asked("The workers", lambda: _workers(settings, app))
+    people = _Asked("The people", lambda: len(People(Storage(settings)).list_people()))
+    word = _scaler(settings, scaler)
+    until_s = time.monotonic() + ANSWERS_WITHIN_S
     return Status(
         time_s=time.time(),
         prefix=settings.prefix,
         aws=aws,
-        queues=queues.result(),
-        instances=instances.result(),
-        workers=workers.result(),
-        scaler=word.result(),
-        people=people.result(),
+        queues=queues.part(until_s),
+        instances=instances.part(until_s),
+        workers=workers.part(until_s),
+        scaler=word,
+        people=people.part(until_s),
     )
+
+
+class _Asked(Generic[T]):
+    """A part that is being asked, in a daemon thread: nobody waits for one whose tries take minutes to fail."""
+
+    def __init__(self, what: str, ask: Callable[[], T]) -> None:
+        self._what, self._ask = what, ask
+        self._answer: Future[Part[T]] = Future()
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            self._answer.set_result(_part(self._ask))
+        except Exception as error:
+            self._answer.set_exception(error)
+
+    def part(self, until_s: float) -> Part[T]:
+        """The answer, or that there was none until then (time.monotonic)."""
+        try:
+            return self._answer.result(max(0.0, until_s - time.monotonic()))
+        except TimeoutError:
+            return Part(trouble=f"{self._what} do not answer within {ANSWERS_WITHIN_S:g} s.")
 
 
 def _part(ask: Callable[[], T]) -> Part[T]:
@@ -175,6 +200,8 @@ def _part(ask: Callable[[], T]) -> Part[T]:
         return Part(value=ask())
     except FaceappError as error:
         return Part(trouble=error.detail)
+    except (BotoCoreError, ValueError) as error:  # a profile that is not there, an endpoint that is no URL
+        return Part(trouble=f"AWS cannot be asked: {error}")
 
 
 def _queues(settings: Settings) -> tuple[Queue, ...]:

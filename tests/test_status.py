@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from faceapp import broker
+from faceapp import broker, status, tasks
 from faceapp import stack as deployment
 from faceapp.config import Settings
 from faceapp.scaling.machine import DRAINING, READY, STACK
@@ -240,3 +240,33 @@ class TestWhichAws:
             server.shutdown()
         assert done.returncode == 2
         assert "There is no AWS to ask" in done.stderr
+
+
+def test_a_part_that_takes_minutes_is_not_waited_for(stack: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an AWS that takes connections and says nothing."""
+    late = threading.Event()
+    monkeypatch.setattr(status, "ANSWERS_WITHIN_S", 0.1)
+    monkeypatch.setattr(status, "_workers", lambda *_: late.wait(20) and ())
+    try:
+        found = status.ask(stack, tasks.app, aws="nowhere")
+        assert found.workers.trouble == "The workers do not answer within 0.1 s."
+        assert not found.healthy
+    finally:
+        late.set()
+
+
+@pytest.mark.parametrize("odd", [{"AWS_PROFILE": "nope"}, {"AWS_ENDPOINT_URL": "nonsense"}])
+@pytest.mark.parametrize("command", [["status"], ["dead-letters", "list"]])
+def test_an_aws_setup_that_cannot_be_used_is_said(
+    stack: Settings, aws_endpoint: str, odd: dict[str, str], command: list[str]
+) -> None:
+    answer = subprocess.run(
+        [sys.executable, "-m", "faceapp", *command],
+        env=environ(aws_endpoint, stack, **odd),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert answer.returncode == 1
+    assert "AWS cannot be asked" in answer.stdout + answer.stderr
+    assert "Traceback" not in answer.stderr
