@@ -406,6 +406,12 @@ def test_parameters_say_what_they_are_and_stand_in_a_group() -> None:
                 assert each["MinValue"] <= each["Default"] <= each["MaxValue"], name
 
 
+@pytest.mark.parametrize("file", ["stack.yaml", "balanced.yaml"])
+def test_cloudformation_takes_a_template_of_this_size(file: str) -> None:
+    """A longer one would have to lie in S3 first, and neither moto nor cfn-lint says so."""
+    assert (DEPLOY / file).stat().st_size <= 51_200
+
+
 def test_defaults_are_those_of_the_settings() -> None:
     ours = deployment.parameters(Settings())
     parameters = template()["Parameters"]
