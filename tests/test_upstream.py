@@ -213,7 +213,7 @@ def test_the_lookup_by_name_stays_while_kombu_lists_the_queues(stack: Settings, 
 def test_the_shortened_names_stay_while_kombu_makes_longer_ones_than_sqs_takes(kombus: Any, ours: Any) -> None:
     """Channel.canonical_queue_name"""
     assert len(kombus.canonical_queue_name("x" * 80)) > 80
-    assert len(ours.canonical_queue_name("x" * 80)) == 80
+    assert len(ours.canonical_queue_name("x" * 80)) <= 80
 
 
 def test_the_refusal_to_make_queues_stays_while_kombu_makes_what_the_template_should(aws: str, calls: Calls) -> None:
