@@ -334,6 +334,7 @@ def test_the_broker_page_shows_the_queues_and_dead_letters_stand_out(watched: Fl
     sqs = boto3.client("sqs")
     dead = echo.SETTINGS.dead_letter_queue
     url = sqs.get_queue_url(QueueName=dead)["QueueUrl"]
+    empty(sqs, url)  # of what other tests made
     page = watched.get("/broker").text
     for column in ("Visible", "In flight", "Delayed"):
         assert f"<th>{column}</th>" in page
@@ -348,7 +349,14 @@ def test_the_broker_page_shows_the_queues_and_dead_letters_stand_out(watched: Fl
         assert found[echo.SETTINGS.request_queue]["kind"] == "requests"
         assert [each for each in found if each.startswith(echo.SETTINGS.response_queue)]
     finally:
-        sqs.purge_queue(QueueUrl=url)
+        empty(sqs, url)
+
+
+def empty(sqs: Any, url: str) -> None:
+    """Delete a queue's messages; SQS purges once a minute at most."""
+    while messages := sqs.receive_message(QueueUrl=url, MaxNumberOfMessages=10).get("Messages"):
+        for message in messages:
+            sqs.delete_message(QueueUrl=url, ReceiptHandle=message["ReceiptHandle"])
 
 
 def test_metrics_tell_of_workers_and_tasks(watched: Flower) -> None:
@@ -370,7 +378,6 @@ def test_two_flowers_each_get_every_event_and_leave_no_queue(
     watched: Flower, env: dict[str, str], tmp_path: Path
 ) -> None:
     before = set(event_queues())
-    assert len(before) == 1
     with flower(env, tmp_path / "log") as second:
         wait_until(lambda: WORKER in second.workers(), what="the heartbeat that it asked for")
         port = second.url.rpartition(":")[2]
