@@ -101,6 +101,7 @@ def identify(metadata: Metadata, *, within_s: float = UP_WITHIN_S) -> dict[str, 
         "AWS_DEFAULT_REGION": region,
         "PUBLIC_NAME": metadata.get("public-hostname") or "",
         "PUBLIC_ADDRESS": metadata.get("public-ipv4") or "",
+        "PRIVATE_ADDRESS": metadata.get("local-ipv4") or "",
     }
     for variable, value in found.items():
         if value and not SAFE.fullmatch(value):

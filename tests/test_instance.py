@@ -43,7 +43,7 @@ def run(imds: Service, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_an_instance_writes_down_what_it_is_and_starts_its_tier(imds: Service, commands: Path, tmp_path: Path) -> None:
-    imds.answers["public-ipv4"] = "203.0.113.7"
+    imds.answers |= {"public-ipv4": "203.0.113.7", "local-ipv4": "10.0.0.7"}
     file = tmp_path / "instance.env"
     done = run(imds, "identify", "--file", str(file))
     assert done.returncode == 0, done.stderr
@@ -55,6 +55,7 @@ def test_an_instance_writes_down_what_it_is_and_starts_its_tier(imds: Service, c
         "AWS_DEFAULT_REGION=us-east-1",
         "PUBLIC_NAME=",
         "PUBLIC_ADDRESS=203.0.113.7",
+        "PRIVATE_ADDRESS=10.0.0.7",
     ]
     assert commands.read_text() == "start --no-block faceapp-app.target\n"
 

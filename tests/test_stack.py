@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import boto3
 import jinja2
@@ -306,6 +307,8 @@ def test_only_tls_or_the_courses_port_is_open_and_only_to_who_may_come(
     # The embedded EC2 gives an address no tags.
     addresses = [each["PublicIp"] for each in full.ec2.describe_addresses()["Addresses"]]
     assert outputs["Url"] in [f"{scheme}://{each}:{port}" for each in addresses]
+    told = full.files("web")["/etc/faceapp/faceapp.env"].splitlines()
+    assert f"FIXED_ADDRESS={urlsplit(outputs['Url']).hostname}" in told, "the certificate is for it"
 
 
 def test_a_stack_is_made_in_steps_updated_with_a_new_image_and_deleted(full: Deployed) -> None:

@@ -280,8 +280,10 @@ def test_every_service_that_logs_is_shipped() -> None:
 def certificate(instance: Instance) -> Path:
     """The certificate that an instance makes for itself."""
     needs("openssl")
+    with (instance.etc / "faceapp.env").open("a") as told:
+        told.write("FIXED_ADDRESS=198.51.100.9\n")
     with (instance.run / "instance.env").open("a") as facts:
-        facts.write("PUBLIC_ADDRESS=203.0.113.7\n")
+        facts.write("PUBLIC_ADDRESS=203.0.113.7\nPRIVATE_ADDRESS=10.0.0.7\n")
     done = instance.once("faceapp-tls.service")
     assert done.returncode == 0, done.stderr
     return instance.etc / "tls" / "certificate.pem"
@@ -295,7 +297,8 @@ def test_an_instances_own_certificate_is_for_its_names_and_its_key_is_nobody_els
         text=True,
         check=True,
     ).stdout
-    assert "DNS:localhost, IP Address:127.0.0.1, IP Address:203.0.113.7" in said
+    addresses = ("127.0.0.1", "198.51.100.9", "203.0.113.7", "10.0.0.7")
+    assert f"DNS:localhost, {', '.join(f'IP Address:{each}' for each in addresses)}" in said
     assert "TLS Web Server Authentication" in said
     assert (certificate.parent / "key.pem").stat().st_mode & 0o777 == 0o600
     assert sorted(each.name for each in certificate.parent.iterdir()) == ["certificate.pem", "key.pem"]
