@@ -12,8 +12,10 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+from click.testing import CliRunner
 
 from faceapp import stack as deployment
+from faceapp.cli.deploy import deploy as commands
 from faceapp.deploy import apply, cost, logs, status, template
 from faceapp.deploy.changes import discard, make
 from faceapp.deploy.target import Target, connect
@@ -129,6 +131,15 @@ def test_logs_come_in_order_by_unit_and_since(deployed: Target, aws: str) -> Non
     assert logs.read(deployed, "flower", since_s=900, last=9) == []
     put(client, deployed, "web-instance/faceapp-web.service", (now_ms, "three"))
     assert [each.text for each in islice(logs.follow(deployed, None, found), 1)] == ["three"]
+
+
+def test_no_lines_are_said_to_be_none(deployed: Target) -> None:
+    runner = CliRunner(env={"COLUMNS": "200"})
+    where = ["--endpoint-url", deployed.endpoint, "--prefix", deployed.prefix]
+    for unit in logs.UNITS:
+        done = runner.invoke(commands, ["logs", unit, *where, "--since", "2h"], catch_exceptions=False)
+        assert (done.exit_code, done.stdout) == (0, "")
+        assert done.stderr == "Nothing was logged in the last 2h: --since looks further back.\n"
 
 
 def test_where_no_logs_are_shipped_it_says_how(target: Target) -> None:

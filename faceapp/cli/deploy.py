@@ -204,7 +204,9 @@ def status(target: Any) -> None:
 
 
 @deploy.command()
-@click.argument("unit", required=False, type=click.Choice(["web", "worker", "scaler", "flower", "nginx", "instance"]))
+@click.argument(
+    "unit", required=False, type=click.Choice(["web", "worker", "scaler", "flower", "nginx", "instance", "spot"])
+)
 @on_target
 @click.option("--since", default="15m", show_default=True, metavar="TIME", help="How far back, as 90s, 15m, 2h or 7d.")
 @click.option("--last", type=click.IntRange(1, 10_000), default=100, show_default=True, help="So many lines at most.")
@@ -217,6 +219,8 @@ def logs(target: Any, unit: str | None, since: str, last: int, follow: bool) -> 
     lines = logs.read(target, unit, since_s=logs.ago_s(since), last=last)
     for each in lines:
         click.echo(printable(str(each)))
+    if not (lines or follow):
+        click.echo(f"Nothing was logged in the last {since}: --since looks further back.", err=True)
     with suppress(KeyboardInterrupt):
         for each in logs.follow(target, unit, lines) if follow else ():
             click.echo(printable(str(each)))
