@@ -92,6 +92,15 @@ def test_without_an_image_nothing_boots_and_it_says_so(deploy: Deploy) -> None:
     assert "Without an image there is no web-instance" in said(done)
 
 
+def test_what_comes_with_a_parameter_is_in_the_plan(deploy: Deploy) -> None:
+    assert deploy("apply", "--yes").returncode == 0
+    planned = deploy("plan", "--image", IMAGE)
+    for resource in ("WebInstance", "WebTemplate", "WorkerTemplate", "WebAddress"):
+        assert re.search(rf"add +{resource} ", planned.stdout), planned.stdout
+    assert not re.search(r"add +\w+Bucket ", planned.stdout)
+    assert "Nothing to change." in deploy("plan").stdout
+
+
 def test_from_nothing_to_a_stack_and_back(deploy: Deploy, clients: Callable[[str], Any], settings: Settings) -> None:
     prefix = settings.prefix
     done = deploy("apply", "--yes", "--image", IMAGE, "--max-instances", "3", "--set", "FACEAPP_LOG_LEVEL=DEBUG")

@@ -58,19 +58,27 @@ def _diff(change_set: models.ChangeSet) -> list[models.Change]:
     )
     new.load()
     here = {name for name, each in stack.resource_map._parsed_resources.items() if each is not None}
-    wanted = {
-        name
-        for name, each in template["Resources"].items()
-        if not each.get("Condition") or new.lazy_condition_map[each["Condition"]]
-    }
+    wanted, before = (
+        _wanted(new, template["Resources"]),
+        _wanted(stack.resource_map, stack.resource_map._resource_json_map),
+    )
     found = stack.resource_map.build_resource_diff(template, change_set.parameters)
     # What moto passes over is in no stack of its own, and would be new each time.
-    passed_over = {name for name in wanted - here if name in stack.resource_map._resource_json_map}
+    passed_over = (wanted & before) - here
     types = {**stack.resource_map._resource_json_map, **template["Resources"]}
     changes = [("Add", name) for name in template["Resources"] if name in wanted - here - passed_over]
     changes += [("Modify", name) for name in found["Modify"] if name in wanted & here]
     changes += [("Remove", name) for name in types if name in here - wanted]
     return [_change(action, name, types[name]["Type"]) for action, name in changes]
+
+
+def _wanted(known: parsing.ResourceMap, resources: dict[str, Any]) -> set[str]:
+    """The names of those whose condition is true."""
+    return {
+        name
+        for name, each in resources.items()
+        if not each.get("Condition") or known.lazy_condition_map[each["Condition"]]
+    }
 
 
 def _change(action: str, name: str, kind: str) -> models.Change:
