@@ -14,4 +14,4 @@ def fail(request_id: str) -> None:
 
 
 for name in ("faceapp.recognize", "faceapp.enrol", "tests.fail"):
-    app.task(name=name)(fail)
+    app.task(name=name, shared=False)(fail)

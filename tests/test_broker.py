@@ -63,7 +63,8 @@ def task_of(aws: str) -> Iterator[TaskMaker]:
             raise NotImplementedError
 
         apps.append(broker.create_app(settings))
-        return apps[-1].task(name=name)(body)
+        # Not for every other app, too.
+        return apps[-1].task(name=name, shared=False)(body)
 
     yield make
     for app in apps:

@@ -119,9 +119,17 @@ def flower(env: dict[str, str], log: Path, *options: str, app: str = "tests.echo
             process.wait()
 
 
+def deploy_echo() -> None:
+    """The echo app's stack, with time enough for a task that hangs; other tests have its messages come back at once."""
+    deployment.apply(echo.SETTINGS)
+    sqs = boto3.client("sqs")
+    url = sqs.get_queue_url(QueueName=echo.SETTINGS.request_queue)["QueueUrl"]
+    sqs.set_queue_attributes(QueueUrl=url, Attributes={"VisibilityTimeout": "90"})
+
+
 @pytest.fixture(scope="module")
 def env(system: Settings, aws_endpoint: str) -> dict[str, str]:
-    deployment.apply(echo.SETTINGS)
+    deploy_echo()
     return environ(aws_endpoint, system, AWS_SECRET_ACCESS_KEY=SECRET, AWS_ACCESS_KEY_ID=SECRET)
 
 

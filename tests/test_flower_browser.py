@@ -13,12 +13,11 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from faceapp import stack as deployment
 from faceapp.config import Settings
 from tests import echo
 from tests.services import celery_worker, environ, wait_until
 from tests.test_browser import BROWSERS, OPTIONS
-from tests.test_flower import ECHO, WORKER, Flower, flower
+from tests.test_flower import ECHO, WORKER, Flower, deploy_echo, flower
 
 pytestmark = pytest.mark.browser
 
@@ -56,7 +55,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def env(system: Settings, aws_endpoint: str) -> dict[str, str]:
-    deployment.apply(echo.SETTINGS)
+    deploy_echo()
     return environ(aws_endpoint, system)
 
 

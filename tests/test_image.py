@@ -14,6 +14,7 @@ import uuid
 from pathlib import Path
 
 import pytest
+import torch
 
 from faceapp import __version__
 from faceapp import stack as deployment
@@ -43,11 +44,11 @@ def a_python(folder: Path, packages: Path) -> Path:
     return made
 
 
-def provision(root: Path, python: Path, *options: str) -> subprocess.CompletedProcess[str]:
+def provision(root: Path, python: Path, *options: str, **named: str) -> subprocess.CompletedProcess[str]:
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "FACEAPP_", "PIP_"))}
     return subprocess.run(
         [str(PROVISION), "--root", str(root), *options],
-        env={**environ, "PYTHON": str(python), "PIP_NO_INDEX": "1"},
+        env={**environ, "PYTHON": str(python), "PIP_NO_INDEX": "1", **named},
         capture_output=True,
         text=True,
         timeout=240,
@@ -66,7 +67,9 @@ def tree(folder: Path) -> set[str]:
 @pytest.mark.system
 def test_the_image_has_what_its_units_run_and_can_be_made_twice(wheel: Path, tmp_path: Path) -> None:
     root, python = tmp_path / "root", a_python(tmp_path, Path(sysconfig.get_path("purelib")))
-    first = provision(root, python, "--wheel", str(wheel))
+    # Whichever build of torch the tests run with.
+    build = {"CUDA": "yes"} if torch.version.cuda else {}
+    first = provision(root, python, "--wheel", str(wheel), **build)
     assert first.returncode == 0, first.stdout + first.stderr
     assert re.search(r"provision: dlib-\S+ finds \d+ faces in noise", first.stdout)
 
@@ -85,7 +88,7 @@ def test_the_image_has_what_its_units_run_and_can_be_made_twice(wheel: Path, tmp
     assert (package / "stack.yaml").read_text() == (DEPLOY / "stack.yaml").read_text()
 
     before = tree(root)
-    second = provision(root, python, "--wheel", str(wheel))
+    second = provision(root, python, "--wheel", str(wheel), **build)
     assert second.returncode == 0, second.stdout + second.stderr
     assert tree(root) == before
 

@@ -10,7 +10,7 @@ from faceapp.errors import ConfigError
 from faceapp.scaling.policies.base import Decision, Observation
 from faceapp.scaling.simulation import contest, workloads
 from faceapp.scaling.simulation.contest import CONTESTANTS, Task
-from faceapp.scaling.simulation.engine import Simulation
+from faceapp.scaling.simulation.engine import HEARTBEAT_S, Simulation
 from faceapp.scaling.simulation.workloads import Workload
 from faceapp.scaling.simulation.world import USUAL, Faults, Result, World
 
@@ -221,7 +221,7 @@ def test_lost_events_leave_it_to_the_heartbeat() -> None:
     assert result.done_s == pytest.approx((21,))
     late = [observation for observation in seen if observation.phase("booting") and observation.now_s > 20]
     assert late
-    assert max(observation.now_s for observation in late) < 20 + 30 + 3
+    assert max(observation.now_s for observation in late) < 20 + HEARTBEAT_S + 3
     assert seen[-1].service_s == 1.0
 
 
