@@ -138,7 +138,7 @@ class Flower(flower.app.Flower):
             leave(f"Flower cannot listen on {where}: {error.strerror or error}.", status=1)
         # Two Flowers on one machine each get every event.
         place = port or zlib.crc32(os.path.abspath(self.options.unix_socket).encode())
-        self.events.place = f"{socket.gethostname().partition('.')[0][:20]}-{place}"
+        self.events.place = f"{socket.gethostname().partition('.')[0]}-{place}"
         return port
 
     def _listen(self) -> int | None:
