@@ -11,19 +11,20 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from email.utils import parsedate_to_datetime
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from kombu.exceptions import KombuError, OperationalError
 
-from faceapp import broker
 from faceapp.broker.clients import DEFAULT_REGION
 from faceapp.config import Settings
 from faceapp.errors import BrokerUnavailable, FaceappError, FleetError
 from faceapp.gallery import People
 from faceapp.http.scaler import ScalerStatus
+from faceapp.queues import Queue, queues
+from faceapp.queues import client as sqs
 from faceapp.scaling.machine import NAME, STACK, Machine, from_description
 from faceapp.storage import Storage
 
@@ -38,8 +39,6 @@ FRESH_S = 60.0
 
 T = TypeVar("T")
 
-Kind = Literal["requests", "responses", "dead letters"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Part(Generic[T]):
@@ -47,21 +46,6 @@ class Part(Generic[T]):
 
     value: T | None = None
     trouble: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Queue:
-    """A queue's messages, by SQS's approximate counts."""
-
-    name: str
-    kind: Kind
-    visible: int
-    in_flight: int
-    delayed: int
-
-    @property
-    def messages(self) -> int:
-        return self.visible + self.in_flight + self.delayed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +139,7 @@ class Status:
 def ask(settings: Settings, app: Any, *, aws: str) -> Status:
     """Ask every part, all at once: takes a few seconds at most. `app` is the Celery app whose workers are asked."""
     scaler = ScalerStatus(settings)
-    queues = _Asked("The queues", lambda: _queues(settings))
+    counted = _Asked("The queues", lambda: tuple(queues(sqs(), settings)))
     instances = _Asked("The instances", lambda: _instances(settings))
     workers = _Asked("The workers", lambda: _workers(settings, app))
     people = _Asked("The people", lambda: len(People(Storage(settings)).list_people()))
@@ -165,7 +149,7 @@ def ask(settings: Settings, app: Any, *, aws: str) -> Status:
         time_s=time.time(),
         prefix=settings.prefix,
         aws=aws,
-        queues=queues.part(until_s),
+        queues=counted.part(until_s),
         instances=instances.part(until_s),
         workers=workers.part(until_s),
         scaler=word,
@@ -202,47 +186,6 @@ def _part(ask: Callable[[], T]) -> Part[T]:
         return Part(trouble=error.detail)
     except (BotoCoreError, ValueError) as error:  # a profile that is not there, an endpoint that is no URL
         return Part(trouble=f"AWS cannot be asked: {error}")
-
-
-def _queues(settings: Settings) -> tuple[Queue, ...]:
-    sqs = broker.sqs_client(read_timeout=AWS_ANSWERS_S, retries={"mode": "standard", "total_max_attempts": 1})
-    found = []
-    try:
-        found.append(_count(sqs, settings.request_queue, "requests"))
-        found += [_count(sqs, name, "responses") for name in _response_queues(sqs, settings)]
-        found.append(_count(sqs, settings.dead_letter_queue, "dead letters"))
-    except (BotoCoreError, ClientError) as error:
-        raise BrokerUnavailable(f"SQS does not answer: {error}") from error
-    # A process that has just ended takes its response queue with it.
-    return tuple(each for each in found if each)
-
-
-def _response_queues(sqs: Any, settings: Settings) -> list[str]:
-    try:
-        pages = sqs.get_paginator("list_queues").paginate(QueueNamePrefix=settings.response_queue)
-        urls = [url for page in pages for url in page.get("QueueUrls", ())]
-        return sorted(str(url).rpartition("/")[2] for url in urls)
-    except ClientError:  # a least-privilege role may not list
-        return [settings.response_queue]
-
-
-def _count(sqs: Any, name: str, kind: Kind) -> Queue | None:
-    try:
-        url = sqs.get_queue_url(QueueName=name)["QueueUrl"]
-        counts = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["All"])["Attributes"]
-    except sqs.exceptions.QueueDoesNotExist:
-        if kind == "responses":
-            return None
-        raise BrokerUnavailable(
-            f"The queue {name} does not exist: deploy the stack first, or set FACEAPP_PREFIX to the stack's name."
-        ) from None
-    return Queue(
-        name=name,
-        kind=kind,
-        visible=int(counts["ApproximateNumberOfMessages"]),
-        in_flight=int(counts["ApproximateNumberOfMessagesNotVisible"]),
-        delayed=int(counts["ApproximateNumberOfMessagesDelayed"]),
-    )
 
 
 def _instances(settings: Settings) -> tuple[Instance, ...]:

@@ -15,7 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from faceapp.dead_letters import DeadLetter, Listing, Outcome
-from faceapp.status import Instance, Part, Queue, Scaler, Status, Worker
+from faceapp.queues import Queue
+from faceapp.status import Instance, Part, Scaler, Status, Worker
 
 SHORT_ID = 8
 PIPE_COLUMNS = 80

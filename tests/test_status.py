@@ -19,8 +19,9 @@ import pytest
 from faceapp import broker, status, tasks
 from faceapp import stack as deployment
 from faceapp.config import Settings
+from faceapp.queues import Queue
 from faceapp.scaling.machine import DRAINING, READY, STACK
-from faceapp.status import Instance, Part, Queue, Status, Worker, ask
+from faceapp.status import Instance, Part, Status, Worker, ask
 from tests.aws import plain_client
 from tests.services import aws_environ, celery_worker, environ, wait_until
 
