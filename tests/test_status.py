@@ -121,8 +121,8 @@ def test_a_part_that_does_not_answer_leaves_the_others(stack: Settings, monkeypa
     assert found.people.trouble.startswith(f"The bucket {stack.gallery_bucket} refused")
     assert [each.name for each in found.queues.value or ()] == [
         stack.request_queue,
-        stack.response_queue,
         stack.dead_letter_queue,
+        stack.response_queue,
     ]
     assert found.problems == (found.instances.trouble, found.people.trouble)
     assert not found.healthy
