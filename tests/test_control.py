@@ -493,7 +493,12 @@ def test_the_second_name_is_one_that_the_topics_may_send_to(
         url, own = channel.queue_of("celeryev.again")
     assert own.endswith(f"{name}{SECOND}")
     policy = sqs_client().get_queue_attributes(QueueUrl=url, AttributeNames=["Policy"])["Attributes"]["Policy"]
-    assert json.loads(policy)["Statement"][0]["Resource"] == own
+    topics_may, nobody_without_tls = json.loads(policy)["Statement"]
+    assert topics_may["Resource"] == nobody_without_tls["Resource"] == own
+    assert (nobody_without_tls["Effect"], nobody_without_tls["Condition"]) == (
+        "Deny",
+        {"Bool": {"aws:SecureTransport": "false"}},
+    )
 
 
 def test_answers_come_although_the_queue_for_them_was_swept_just_now(

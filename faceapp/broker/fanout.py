@@ -37,18 +37,27 @@ def arn(client: Any, service: str, queue_url: str, name: str) -> str:
 
 
 def listener_attributes(queue_arn: str, topics: list[str]) -> dict[str, str]:
-    """The attributes of a queue that `topics` (ARNs) may send to."""
-    statement = {
-        "Effect": "Allow",
-        "Principal": {"Service": "sns.amazonaws.com"},
-        "Action": "sqs:SendMessage",
-        "Resource": queue_arn,
-        "Condition": {"ArnEquals": {"aws:SourceArn": topics}},
-    }
+    """The attributes of a queue that `topics` (ARNs) may send to, and nobody without TLS."""
+    statements = [
+        {
+            "Effect": "Allow",
+            "Principal": {"Service": "sns.amazonaws.com"},
+            "Action": "sqs:SendMessage",
+            "Resource": queue_arn,
+            "Condition": {"ArnEquals": {"aws:SourceArn": topics}},
+        },
+        {
+            "Effect": "Deny",
+            "Principal": "*",
+            "Action": "sqs:*",
+            "Resource": queue_arn,
+            "Condition": {"Bool": {"aws:SecureTransport": "false"}},
+        },
+    ]
     return {
         "MessageRetentionPeriod": str(RETENTION_S),
         "SqsManagedSseEnabled": "true",
-        "Policy": json.dumps({"Version": "2012-10-17", "Statement": [statement]}),
+        "Policy": json.dumps({"Version": "2012-10-17", "Statement": statements}),
     }
 
 
