@@ -22,6 +22,9 @@ CUDA=${CUDA:-no}
 FLUENT_BIT_DEB=${FLUENT_BIT_DEB:-}
 FLUENT_BIT_SHA256=${FLUENT_BIT_SHA256:-}
 
+# What is not compiled here is compiled at each start of a service, which cannot keep it.
+unset PYTHONDONTWRITEBYTECODE PIP_NO_COMPILE
+
 deploy=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 requirements=$(dirname "$deploy")/requirements.txt
 wheel='' root='' clean=yes
@@ -129,9 +132,8 @@ END
     pip install --no-deps --force-reinstall "$wheel"
     # Both would only show at run time.
     "$venv/bin/python" -m pip check
-    # pip has compiled what it installed, and services could not: their file system is read-only.
-    [[ -d $("$venv/bin/python" -c 'import faceapp; print(faceapp.__path__[0])')/__pycache__ ]] ||
-        die 'pip has compiled nothing: unset PYTHONDONTWRITEBYTECODE and PIP_NO_COMPILE'
+    # Services could not: their file system is read-only. pip does so itself, unless one of its settings forbids it.
+    "$venv/bin/python" -m compileall -q "$("$venv/bin/python" -c 'import faceapp; print(faceapp.__path__[0])')"
 }
 
 pip() {
