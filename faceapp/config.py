@@ -94,6 +94,21 @@ class Settings:
     web_wait_s: float = _real(300.0, 0.1, 3600, "how long POST / waits for an answer")
     web_max_photo_bytes: int = _whole(20 * MIB, 1024, 512 * MIB, "the largest photo accepted")
     web_max_request_bytes: int = _whole(64 * MIB, 1024, 1024 * MIB, "the largest upload accepted in one request")
+    web_waiting: int = _whole(
+        1000, 1, 100_000, "requests with photos that one web process takes at once; more are answered 503"
+    )
+    web_upload_s: float = _real(60.0, 0.1, 3600, "a request's upload takes no longer")
+    web_upload_bytes: int = _whole(
+        256 * MIB, 1024, 1024 * 1024 * MIB, "uploads that one web process holds in memory; more are answered 503"
+    )
+    web_auth: str = _choice(
+        "loopback",
+        "loopback",
+        "classic",
+        "always",
+        doc="who needs an API key: whoever is not on this machine, the same but for POST /, everybody",
+    )
+    web_rate_per_minute: int = _whole(6000, 0, 1_000_000, "requests a minute for one API key; 0: no limit")
     web_metrics: str = _choice(
         "loopback",
         "off",
@@ -109,6 +124,8 @@ class Settings:
 
     worker_processes: int = _whole(0, 0, 256, "worker processes; 0: one a core")
     task_time_limit_s: int = _whole(60, 5, 3600, "a task that runs longer is killed and tried again")
+    queue_age_s: int = _whole(3600, 1, 345_600, "a photo that waited in the queue for longer is not looked at any more")
+    worker_memory_mib: int = _whole(1024, 0, 1024 * 1024, "memory that one task may take; 0: no limit")
     queue_wait_s: int = _whole(20, 0, 20, "how long one long poll of a queue waits")
 
     worker_image: str = _text(
@@ -170,6 +187,12 @@ class Settings:
     aws_port: int = _whole(4566, 1, 65535, "the embedded AWS's port (make up)")
     flower_host: str = _text("127.0.0.1", "the address that Flower listens on", pattern=r"[\w.:-]+", takes="a host")
     flower_port: int = _whole(5555, 1, 65535, "Flower's port")
+    api_key: str = _text(
+        "",
+        "the API key that this machine's commands send",
+        pattern=r"(fa_[0-9a-f]{8}_[0-9A-Za-z_-]{43})?",
+        takes="a key as 'faceapp keys create' prints it",
+    )
     log_level: str = _choice("INFO", "DEBUG", "INFO", "WARNING", "ERROR", doc="how much is logged")
     log_format: str = _choice("human", "human", "json", doc="what a log line looks like: for people, or a JSON object")
 

@@ -113,6 +113,40 @@ class InvalidName(BadRequest):
     code = "name_invalid"
 
 
+class Unauthorized(FaceappError):
+    """This needs an API key: send it as 'Authorization: Bearer <key>'."""
+
+    code = "key_missing"
+    status = 401
+
+
+class KeyInvalid(Unauthorized):
+    """This API key is not known (any more)."""
+
+    code = "key_invalid"
+
+
+class RoleMissing(FaceappError):
+    """This API key may not do that."""
+
+    code = "role_missing"
+    status = 403
+
+
+class CrossSite(FaceappError):
+    """Another site's page may not use this service."""
+
+    code = "cross_site"
+    status = 403
+
+
+class RateLimited(FaceappError):
+    """This API key sends more requests than it may: wait before the next."""
+
+    code = "rate_limited"
+    status = 429
+
+
 class NotFound(FaceappError):
     """There is nothing here."""
 
@@ -143,6 +177,33 @@ class RecognitionTimeout(FaceappError):
 
     code = "recognition_timeout"
     status = 504
+
+
+class RecognitionExpired(FaceappError):
+    """The photo waited in the queue for longer than it may: it was not looked at, send it again."""
+
+    code = "recognition_expired"
+    status = 503
+
+
+class RecognitionFailed(FaceappError):
+    """No worker could finish this photo, three of them tried: it is put aside for somebody to look at."""
+
+    code = "recognition_failed"
+
+
+class Overloaded(FaceappError):
+    """As many requests as this service takes wait already: try again."""
+
+    code = "overloaded"
+    status = 503
+
+
+class UploadTimeout(FaceappError):
+    """The upload took too long."""
+
+    code = "upload_timeout"
+    status = 408
 
 
 class StorageUnavailable(FaceappError):
