@@ -9,13 +9,14 @@ CHECKOV := $(VENV)/checkov
 CHECKS := $(CHECKOV)/.checks
 
 .DEFAULT_GOAL := help
-.PHONY: help up check test bench bench-scaler accuracy clean
+.PHONY: help up check test test-faults bench bench-scaler accuracy clean
 .DELETE_ON_ERROR:
 
 help: ## print this
 	@echo "make up         run everything on this machine (PEOPLE=DIR enrols DIR/<name>/<photo>.jpg)"
-	@echo "make check      format, lint, types, import directions, templates"
-	@echo "make test       all tests (ARGS='-k name' for some)"
+	@echo "make check      format, lint, types, import directions, security, templates"
+	@echo "make test       all tests but the slow ones of faults (ARGS='-k name' for some)"
+	@echo "make test-faults  every fault: parts killed, hung, cut off, under load (FAULT_TABLE=FILE writes the table)"
 	@echo "make bench      the benchmarks' tables"
 	@echo "make bench-scaler  the scaling policies beside others' and a lower bound (ARGS='--seed 1' for the same again)"
 	@echo "make accuracy   recognition rates on labelled photos (FACES=DIR)"
@@ -29,11 +30,16 @@ check: $(DEVELOPS) $(CHECKS)
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/bandit --configfile pyproject.toml --quiet --recursive faceapp tools
+	$(BIN)/python tools/audit.py requirements.txt requirements-dev.txt
 	$(BIN)/cfn-lint deploy/*.yaml
 	$(CHECKOV)/bin/checkov --framework cloudformation --directory deploy --compact --quiet --skip-download
 
 test: $(DEVELOPS)
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -m 'not slow_fault' $(ARGS)
+
+test-faults: $(DEVELOPS)
+	$(BIN)/pytest tests/faults $(ARGS)
 
 bench: $(DEVELOPS)
 	$(BIN)/python -m benchmarks

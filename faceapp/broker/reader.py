@@ -153,6 +153,6 @@ class QueueReader(ABC):
     def _back_off(self, error: Exception, failures: int) -> None:
         """Pause before the next try, longer each time; look the queue up again in case it was made anew."""
         self.__dict__.pop("_queue_url", None)
-        pause_s = min(10.0, 0.2 * 2 ** min(failures, 6)) * random.uniform(0.5, 1.0)
+        pause_s = min(10.0, 0.2 * 2 ** min(failures, 6)) * random.uniform(0.5, 1.0)  # nosec B311 # jitter
         logger.warning("reading the queue %s failed, again in %.1f s: %s", self.queue_name, pause_s, error)
         time.sleep(pause_s)

@@ -74,11 +74,15 @@ def check(name: str, value: str) -> None:
 
 
 def _declared() -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = yaml.load(stack.template(), Loader=_Loader)["Parameters"]
-    return found
+    return _section("Parameters")
 
 
 def resources() -> dict[str, dict[str, Any]]:
     """The template's resources by logical name."""
-    found: dict[str, dict[str, Any]] = yaml.load(stack.template(), Loader=_Loader)["Resources"]
+    return _section("Resources")
+
+
+def _section(name: str) -> dict[str, dict[str, Any]]:
+    text = stack.template()
+    found: dict[str, dict[str, Any]] = yaml.load(text, Loader=_Loader)[name]  # nosec B506 # it is a SafeLoader
     return found

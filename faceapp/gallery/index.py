@@ -174,7 +174,7 @@ class Gallery:
         self._table, self._marker, self._entry, self._loaded = table, journal.etag, journal.last, True
         if names is None:
             # Not all at the same moment: the workers of an instance start together.
-            self._relist_at = time.monotonic() + self._relist_s * random.uniform(0.8, 1.2)
+            self._relist_at = time.monotonic() + self._relist_s * random.uniform(0.8, 1.2)  # nosec B311 # jitter
         if table is not before:
             logger.info("the gallery is at version %s (%d fetched)", table.version, len(fetched))
         self._keep_snapshot(

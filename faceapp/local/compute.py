@@ -126,7 +126,8 @@ class Host:
         now_s = time.monotonic()
         for instance, name in instances.items():
             if instance not in self._machines:
-                boot_s = random.uniform(self._settings.local_boot_min_s, self._settings.local_boot_max_s)
+                low_s, high_s = self._settings.local_boot_min_s, self._settings.local_boot_max_s
+                boot_s = random.uniform(low_s, high_s)  # nosec B311 # no secret
                 self._machines[instance] = Machine(instance, name, start_at_s=now_s + boot_s)
                 logger.info("%s (%s): boots, %.1f s", name, instance, boot_s)
         for machine in list(self._machines.values()):

@@ -253,7 +253,7 @@ def environment(settings: Settings) -> dict[str, str]:
     environ.update(
         AWS_ENDPOINT_URL=endpoint(settings),
         AWS_ACCESS_KEY_ID="local",
-        AWS_SECRET_ACCESS_KEY="local",
+        AWS_SECRET_ACCESS_KEY="local",  # nosec B106 # the embedded AWS takes any
         AWS_REGION=REGION,
         AWS_DEFAULT_REGION=REGION,
         AWS_CONFIG_FILE=os.devnull,

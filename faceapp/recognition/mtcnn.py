@@ -7,7 +7,7 @@ correction (4), landmarks (10: five x, five y).
 
 from __future__ import annotations
 
-import pickle
+import pickle  # nosec B403 # for the name of its error
 from collections.abc import Sequence
 
 import torch

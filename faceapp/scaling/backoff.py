@@ -66,7 +66,7 @@ class Backoff:
     """When an operation may be tried again: pauses that double, with jitter, and begin anew after a success."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic, rng: random.Random | None = None) -> None:
-        self._clock, self._rng = clock, rng or random.Random()
+        self._clock, self._rng = clock, rng or random.Random()  # nosec B311 # jitter
         self._failures: dict[Trouble, int] = {}
         self._until_s = float("-inf")
 

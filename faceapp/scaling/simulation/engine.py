@@ -62,10 +62,10 @@ class Simulation:
         self._force = force
         self._keep_trace = keep_trace
         seed = f"{workload.name}/{workload.seed}"
-        self._fleet_rng = random.Random(f"fleet/{seed}")
-        self._queue_rng = random.Random(f"queue/{seed}")
-        self._fault_rng = random.Random(f"faults/{seed}")
-        self._gauge = QueueGauge(world, random.Random(f"gauge/{seed}"))
+        self._fleet_rng = random.Random(f"fleet/{seed}")  # nosec B311 # repeatable
+        self._queue_rng = random.Random(f"queue/{seed}")  # nosec B311 # repeatable
+        self._fault_rng = random.Random(f"faults/{seed}")  # nosec B311 # repeatable
+        self._gauge = QueueGauge(world, random.Random(f"gauge/{seed}"))  # nosec B311 # repeatable
         self._estimates = Estimates(service_s=PRIOR_SERVICE_S, boot_s=PRIOR_BOOT_S)
         self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._pushed = 0

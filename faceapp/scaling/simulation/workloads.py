@@ -106,7 +106,7 @@ def make(name: str, seed: int, world: World) -> Workload:
 
     Raises ConfigError for a name that does not exist and for a CSV that cannot be used.
     """
-    rng = random.Random(f"{name}/{seed}")
+    rng = random.Random(f"{name}/{seed}")  # nosec B311 # repeatable
     if name in SHAPES:
         arrivals = SHAPES[name](rng)
     elif name.endswith(".csv"):
@@ -121,7 +121,7 @@ def make(name: str, seed: int, world: World) -> Workload:
 def of(name: str, seed: int, arrivals_s: Iterable[float], world: World) -> Workload:
     """A workload of these arrivals, with service times drawn for them."""
     arrivals = tuple(sorted(arrivals_s))
-    rng = random.Random(f"service/{name}/{seed}")
+    rng = random.Random(f"service/{name}/{seed}")  # nosec B311 # repeatable
     sigma = math.sqrt(math.log1p(world.service_spread**2))
     mu = math.log(world.service_s) - sigma * sigma / 2
     service = tuple(rng.lognormvariate(mu, sigma) for _ in arrivals)
