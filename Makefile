@@ -9,7 +9,7 @@ CHECKOV := $(VENV)/checkov
 CHECKS := $(CHECKOV)/.checks
 
 .DEFAULT_GOAL := help
-.PHONY: help up check test test-faults bench bench-scaler accuracy clean
+.PHONY: help up check test test-faults fuzz bench bench-scaler accuracy clean
 .DELETE_ON_ERROR:
 
 help: ## print this
@@ -17,6 +17,7 @@ help: ## print this
 	@echo "make check      format, lint, types, import directions, security, templates"
 	@echo "make test       all tests but the slow ones of faults (ARGS='-k name' for some)"
 	@echo "make test-faults  every fault: parts killed, hung, cut off, under load (FAULT_TABLE=FILE writes the table)"
+	@echo "make fuzz       broken photos, files, messages and requests, EXAMPLES=20000 of each kind"
 	@echo "make bench      the benchmarks' tables"
 	@echo "make bench-scaler  the scaling policies beside others' and a lower bound (ARGS='--seed 1' for the same again)"
 	@echo "make accuracy   recognition rates on labelled photos (FACES=DIR)"
@@ -40,6 +41,9 @@ test: $(DEVELOPS)
 
 test-faults: $(DEVELOPS)
 	$(BIN)/pytest tests/faults $(ARGS)
+
+fuzz: $(DEVELOPS)
+	FUZZ_EXAMPLES=$(or $(EXAMPLES),20000) $(BIN)/pytest -m fuzz --timeout 0 --hypothesis-show-statistics $(ARGS)
 
 bench: $(DEVELOPS)
 	$(BIN)/python -m benchmarks

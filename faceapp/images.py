@@ -74,8 +74,10 @@ def decode(data: bytes, *, max_pixels: int, max_side_px: int, draft_side_px: int
         full_width = image.width
         if draft_side_px and photo.format == "JPEG":
             image.draft(None, (draft_side_px, draft_side_px))
-        scale = float(round(full_width / image.width))
+        scale, size = float(round(full_width / image.width)), image.size
         image.load()
+        if image.size != size:  # an HEIC's container may lie: every length of the answer would be wrong
+            raise ImageError("The photo is damaged: it has another size than its header says.")
         rgb = _rgb(image)
         if orientation in _UPRIGHT:
             rgb = rgb.transpose(_UPRIGHT[orientation])

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import pickle  # nosec B403 # for the name of its error
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +12,7 @@ from torch import Tensor, nn
 
 from faceapp.errors import WeightsError
 from faceapp.recognition import vision
+from faceapp.recognition.files import torch_file
 
 CHIP_PX = 160
 DIMENSION = 512
@@ -38,7 +37,7 @@ def load(weights: str) -> nn.Module:
     """
     if not weights:
         raise WeightsError("the facenet embedder needs a weights file: name it in FACEAPP_WEIGHTS")
-    state = _load(Path(weights))
+    state = torch_file(Path(weights))
     try:
         network: nn.Module = vision.facenet_pytorch().InceptionResnetV1()
     except ImportError as error:
@@ -71,28 +70,19 @@ def load_course_gallery(path: Path) -> list[tuple[str, NDArray[np.float32]]]:
 
     Returns a name and a descriptor [512] for each. Raises WeightsError when the file has another shape.
     """
-    found = _load(path)
+    found = torch_file(path)
     wrong = WeightsError(f"{path} is no gallery: a list of embeddings and a list of as many names are expected")
     if not isinstance(found, list | tuple) or len(found) != 2:
         raise wrong
     embeddings, names = found
     if not isinstance(embeddings, list | tuple | Tensor) or not isinstance(names, list | tuple):
         raise wrong
-    people = []
-    for name, embedding in zip(names, embeddings, strict=False):
-        if not isinstance(name, str) or not isinstance(embedding, Tensor) or embedding.numel() != DIMENSION:
-            raise wrong
-        people.append((name, embedding.detach().float().numpy().reshape(DIMENSION)))
-    if len(embeddings) != len(names):
-        raise wrong
-    return people
-
-
-def _load(path: Path) -> Any:
-    """What torch saved in `path`, tensors and plain containers only: a pickle that would run code is refused."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise WeightsError(f"{path} is not a file that torch saved, or it is damaged") from error
+        if not all(isinstance(name, str) for name in names):
+            raise wrong
+        return [
+            (name, embedding.detach().float().numpy().reshape(DIMENSION))
+            for name, embedding in zip(names, embeddings, strict=True)
+        ]
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:  # tensors are of many kinds
+        raise wrong from error

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from faceapp.errors import WeightsError
 
@@ -25,3 +28,16 @@ def package_file(package: str, name: str) -> Path:
     if path is None or not path.is_file():
         raise WeightsError(f"{name} is missing: install the package {package} again")
     return path
+
+
+def torch_file(path: Path) -> Any:
+    """What torch saved in `path`, tensors and plain containers only: a pickle that would run code is refused.
+
+    Raises WeightsError.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # its unpickler raises nearly every builtin exception on a damaged file
+        raise WeightsError(f"{path} is not a file that torch saved, or it is damaged") from error

@@ -7,15 +7,13 @@ correction (4), landmarks (10: five x, five y).
 
 from __future__ import annotations
 
-import pickle  # nosec B403 # for the name of its error
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from faceapp.errors import WeightsError
-from faceapp.recognition.files import MTCNN_ONET, MTCNN_PNET, MTCNN_RNET, package_file
+from faceapp.recognition.files import MTCNN_ONET, MTCNN_PNET, MTCNN_RNET, package_file, torch_file
 
 StateDict = dict[str, Tensor]
 
@@ -94,9 +92,5 @@ def _dense(weight: Tensor, bias: Tensor, channels: int) -> nn.Linear:
 
 
 def _state(file: tuple[str, str]) -> StateDict:
-    path = package_file(*file)
-    try:
-        state: StateDict = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise WeightsError(f"{path} cannot be read: {error}") from error
+    state: StateDict = torch_file(package_file(*file))
     return state
