@@ -97,7 +97,9 @@ class Settings:
     web_waiting: int = _whole(
         1000, 1, 100_000, "requests with photos that one web process takes at once; more are answered 503"
     )
-    web_upload_s: float = _real(60.0, 0.1, 3600, "a request's upload takes no longer")
+    web_upload_s: float = _real(
+        60.0, 0.1, 3600, "a request's upload takes no longer, and no longer does the client to take its answer"
+    )
     web_upload_bytes: int = _whole(
         256 * MIB, 1024, 1024 * 1024 * MIB, "uploads that one web process holds in memory; more are answered 503"
     )
@@ -235,7 +237,13 @@ class Settings:
                 values[known[variable].name] = rule.parse(text)
             except ValueError:
                 raise ConfigError(f"{variable}={text!r} cannot be used: it takes {rule.takes}") from None
-        return cls(**values)
+        found = cls(**values)
+        if found.web_waiting >= found.web_connections:
+            raise ConfigError(
+                f"FACEAPP_WEB_WAITING={found.web_waiting} cannot be used: it takes less than FACEAPP_WEB_CONNECTIONS "
+                f"({found.web_connections}), for probes and refusals need connections, too"
+            )
+        return found
 
 
 @cache

@@ -199,6 +199,12 @@ class Overloaded(FaceappError):
     status = 503
 
 
+class ClientGone(BadRequest):
+    """The client closed the connection before its answer was there; the photo is recognised all the same."""
+
+    code = "client_gone"
+
+
 class UploadTimeout(FaceappError):
     """The upload took too long."""
 

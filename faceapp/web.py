@@ -7,7 +7,20 @@ from flask import Flask
 
 from faceapp.config import Settings
 from faceapp.config import settings as environment_settings
-from faceapp.http import api, classic, dispatch, health, metrics, openapi, page, problems, scaler, trail, uploads
+from faceapp.http import (
+    admission,
+    api,
+    classic,
+    dispatch,
+    health,
+    metrics,
+    openapi,
+    page,
+    problems,
+    scaler,
+    trail,
+    uploads,
+)
 
 SECURITY_HEADERS = {
     "Content-Security-Policy": (
@@ -42,6 +55,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     trail.register(app)
     app.after_request(_finish)
     problems.register(app)
+    admission.register(app, settings)
     for module in (page, classic, api, scaler, health, openapi):
         app.register_blueprint(module.blueprint)
     return app

@@ -6,8 +6,10 @@ No model is loaded here: a task's body imports it where it runs.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -19,13 +21,20 @@ from kombu.exceptions import LimitExceeded, OperationalError
 
 from faceapp import broker, logs, tasks, tracing
 from faceapp.config import Settings
-from faceapp.errors import BrokerUnavailable, FaceappError, StorageUnavailable
+from faceapp.errors import BrokerUnavailable, ClientGone, FaceappError, StorageUnavailable
 from faceapp.gallery import People
+from faceapp.http import admission, connections
 from faceapp.http.metrics import Metrics
 from faceapp.http.uploads import Upload
 from faceapp.schema import Enrolment, Recognition
 from faceapp.storage import Storage
 
+CLIENT_S = 3.0
+"""How often a wait looks whether the client is still there."""
+READY_S = 1.0
+"""An answer of S3 and SQS is good for as long: probes come from many sides."""
+STORED_AT_ONCE = 64
+"""Photos; as many connections to S3 are kept open."""
 LOOK_AFTER_S = 15.0
 """A longer wait looks into S3, for a result whose answer was lost, after this and then after twice the time each."""
 
@@ -41,6 +50,30 @@ class Ticket:
     answer: Any = None
 
 
+class _Readiness:
+    """What S3 and SQS answered, asked for by one at a time and shared by all who want to know within a second."""
+
+    def __init__(self, ask: Callable[[], None]) -> None:
+        self._ask = ask
+        self._lock = threading.Lock()
+        self._until_s = 0.0
+        self._error: FaceappError | None = None
+
+    def check(self) -> None:
+        """Raises what asking raised."""
+        with self._lock:
+            if time.monotonic() >= self._until_s:
+                try:
+                    self._ask()
+                    self._error = None
+                except FaceappError as error:
+                    self._error = error
+                self._until_s = time.monotonic() + READY_S
+            known = self._error
+        if known:
+            raise type(known)(known.detail)
+
+
 class Dispatch:
     """The web tier's way to storage, gallery and queue. Any thread may call any method."""
 
@@ -49,9 +82,14 @@ class Dispatch:
         self.metrics = metrics
         self.storage = Storage(settings)
         self.people = People(self.storage)
+        self._storing = threading.BoundedSemaphore(STORED_AT_ONCE)
+        self._readiness = _Readiness(self._ask)
 
     def ready(self) -> None:
-        """Raises StorageUnavailable or BrokerUnavailable when S3 or SQS does not answer."""
+        """Raises StorageUnavailable or BrokerUnavailable when S3 or SQS does not answer, or just now did not."""
+        self._readiness.check()
+
+    def _ask(self) -> None:
         self.storage.ready()
         broker.ready(self.settings)
 
@@ -65,10 +103,15 @@ class Dispatch:
 
     def _begin(self, upload: Upload, *, request_id: str, waits: bool) -> Any:
         attributes = {"faceapp.photo_bytes": len(upload.data)}
-        with self.metrics.stage("store"), tracing.span("store photo", kind="CLIENT", attributes=attributes):
+        with (
+            self.metrics.stage("store"),
+            tracing.span("store photo", kind="CLIENT", attributes=attributes),
+            self._storing,
+        ):
             self.storage.put_photo(
                 request_id, upload.data, file_name=upload.file_name, content_type=upload.content_type
             )
+        upload.let_go()
         try:
             with self.metrics.stage("send"):
                 return _send(tasks.recognize, request_id, waits=waits)
@@ -82,6 +125,7 @@ class Dispatch:
 
         An answer can get lost on its way: a process that dies takes those with it that its long poll was handed.
         """
+        admission.body_is_stored()
         with self.metrics.counting(), self.metrics.waiting():
             result = self._wait(ticket, deadline_s)
         self.metrics.result(result)
@@ -113,8 +157,9 @@ class Dispatch:
         """
         with self.metrics.counting(len(uploads)):
             answer = self._begin_enrolment(name, uploads, request_id=request_id)
+        admission.body_is_stored()
         try:
-            with self.metrics.waiting():
+            with self.metrics.counting(len(uploads)), self.metrics.waiting():
                 document = _get(answer, wait_s)
         finally:
             answer.forget()
@@ -126,7 +171,9 @@ class Dispatch:
         try:
             with tracing.span("store photos", kind="CLIENT", attributes={"faceapp.photos": len(uploads)}):
                 for n, upload in enumerate(uploads):
-                    self.storage.put_incoming(request_id, n, upload.data, name=name, file_name=upload.file_name)
+                    with self._storing:
+                        self.storage.put_incoming(request_id, n, upload.data, name=name, file_name=upload.file_name)
+                    upload.let_go()
             return _send(tasks.enrol, request_id, waits=True)
         except FaceappError:
             with suppress(FaceappError):
@@ -155,12 +202,20 @@ def _send(task: Any, request_id: str, *, waits: bool) -> Any:
 
 
 def _get(answer: Any, timeout_s: float) -> dict[str, Any] | None:
+    """The answer, or None when it is not there in time. Raises ClientGone: nobody reads it, and its place is needed."""
+    deadline_s = time.monotonic() + timeout_s
     with tracing.span("wait for the answer"):
-        try:
-            document: dict[str, Any] | None = answer.get(timeout=max(0.0, timeout_s))
-            return document
-        except CeleryTimeoutError:
-            return None
+        while True:
+            left_s = max(0.0, deadline_s - time.monotonic())
+            try:
+                document: dict[str, Any] | None = answer.get(timeout=min(left_s, CLIENT_S))
+                return document
+            except CeleryTimeoutError:
+                if left_s <= CLIENT_S:
+                    return None
+            client = connections.current()
+            if client and client.gone:
+                raise ClientGone
 
 
 def new_id() -> str:

@@ -80,6 +80,18 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livesum",
         )
+        self._admitted = Gauge(
+            "faceapp_web_admitted_requests",
+            "Requests with photos that have a place: at most FACEAPP_WEB_WAITING a process, one more is overloaded.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self._uploading = Gauge(
+            "faceapp_web_upload_bytes",
+            "Of requests' bodies that are coming in or not in S3 yet: at most FACEAPP_WEB_UPLOAD_BYTES a process.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
         self._answers = Counter(
             "faceapp_web_answers",
             "Messages of the response queue: delivered, late (nobody waits any more: late or doubled), corrupt.",
@@ -117,6 +129,14 @@ class Metrics:
         with self._waiting.track_inprogress(), self.stage("wait"):
             yield
         self._catch_up()
+
+    def admitted(self, change: int) -> None:
+        """So many more requests have a place."""
+        self._admitted.inc(change)
+
+    def uploading(self, change_bytes: int) -> None:
+        """So many more bytes of bodies are held."""
+        self._uploading.inc(change_bytes)
 
     @contextmanager
     def counting(self, photos: int = 1) -> Iterator[None]:

@@ -10,7 +10,7 @@ from typing import Any
 import flask
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
-from faceapp.errors import FaceappError, UploadTooLarge
+from faceapp.errors import FaceappError, Overloaded, UploadTooLarge
 
 logger = logging.getLogger(__name__)
 
@@ -54,29 +54,15 @@ def document(status: int, code: str, detail: str, members: Mapping[str, Any] | N
 
 
 def _answer(error: FaceappError, members: Mapping[str, Any] | None = None) -> flask.Response:
-    if error.status >= 500:
+    # As many as there can be of them need no second line each: trail.py counts and tells every request.
+    if error.status >= 500 and not isinstance(error, Overloaded):
         logger.error("%s %s: %s: %s", flask.g.request_id, flask.request.endpoint, error.code, error.detail)
-    if error.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
-        _drain()
     answer = flask.jsonify(document(error.status, error.code, error.detail, members))
     answer.status_code = error.status
     answer.content_type = CONTENT_TYPE
     if error.status in RETRY_AFTER_S:
         answer.retry_after = RETRY_AFTER_S[error.status]
     return answer
-
-
-def _drain() -> None:
-    """Drop what the client still sends, up to as much as is allowed at all.
-
-    Most clients look for an answer only when they have sent everything; to them a closed connection is a broken one.
-    """
-    environ = flask.request.environ
-    if not environ.get("wsgi.input_terminated"):
-        return
-    left_bytes = flask.current_app.config["FACEAPP"].web_max_request_bytes
-    while left_bytes > 0 and (chunk := environ["wsgi.input"].read(min(left_bytes, 64 * 1024))):
-        left_bytes -= len(chunk)
 
 
 def _faceapp_error(error: FaceappError) -> flask.Response:

@@ -18,13 +18,18 @@ from gunicorn.glogging import Logger
 
 from faceapp.config import Settings
 from faceapp.errors import LocalError
+from faceapp.http import connections
 
 logger = logging.getLogger(__name__)
 
-BACKLOG = 2048
+BACKLOG = 4096
 KEEPALIVE_S = 15
-KEPT_ALIVE = 256
-"""Idle connections that a process keeps open besides those it works for."""
+SPARE_CONNECTIONS = 4096
+"""Connections of a process besides those it works for: idle ones, and those that are told that there is no place.
+
+A connection above the limit is not accepted before another ends, so it is answered by nobody: this must be so many that
+the limit of FACEAPP_WEB_WAITING is the one that is met.
+"""
 LAST_ANSWERS_S = 5
 METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 """prometheus_client's variable: where the processes of one server keep their numbers, so that each can tell of all."""
@@ -35,8 +40,9 @@ OTHER_FILES = 512
 class Server(BaseApplication):  # type: ignore[misc] # gunicorn is untyped
     """Flask's app on a listening socket (its file descriptor, which gunicorn closes), in `web_processes` processes."""
 
-    def __init__(self, settings: Settings, listener: int) -> None:
+    def __init__(self, settings: Settings, listener: int, *, most_connections: int) -> None:
         self.settings = settings
+        self.most_connections = most_connections
         self.listener = listener
         super().__init__()
 
@@ -45,9 +51,9 @@ class Server(BaseApplication):  # type: ignore[misc] # gunicorn is untyped
         values = {
             "bind": f"fd://{self.listener}",
             "workers": settings.web_processes,
-            "worker_class": settings.web_worker_class,
+            "worker_class": connections.WORKERS[settings.web_worker_class],
             "threads": settings.web_connections,
-            "worker_connections": settings.web_connections + KEPT_ALIVE,
+            "worker_connections": self.most_connections,
             "keepalive": KEEPALIVE_S,
             # Requests in flight may still wait for their answers when the server is told to stop.
             "graceful_timeout": math.ceil(settings.web_wait_s) + LAST_ANSWERS_S,
@@ -83,14 +89,20 @@ class Lines(Logger):  # type: ignore[misc] # gunicorn is untyped
 
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; SystemExit then. Raises LocalError if it cannot start."""
-    _allow_open_files(settings.web_connections + KEPT_ALIVE + OTHER_FILES)
+    wanted = settings.web_connections + SPARE_CONNECTIONS
+    most_connections = _allow_open_files(wanted + OTHER_FILES) - OTHER_FILES
+    if most_connections <= settings.web_connections:
+        raise LocalError(
+            f"The system allows a process too few open files for {settings.web_connections} requests at once: allow "
+            f"{wanted + OTHER_FILES} (ulimit -Hn), or choose a smaller FACEAPP_WEB_CONNECTIONS and FACEAPP_WEB_WAITING."
+        )
     listener = listen(settings)
     # A folder that somebody else named is not ours to fill, and not ours to remove.
     os.environ.pop(METRICS_FOLDER, None)
     if settings.web_processes > 1:
         os.environ[METRICS_FOLDER] = metrics_folder()
     logger.info("the web tier listens on %s", url(listener))
-    Server(settings, listener.detach()).run()
+    Server(settings, listener.detach(), most_connections=min(wanted, most_connections)).run()
 
 
 def listen(settings: Settings) -> socket.socket:
@@ -119,12 +131,16 @@ def metrics_folder() -> str:
         ) from error
 
 
-def _allow_open_files(count: int) -> None:
-    """Many systems allow a process 1,024 open files, which is less than the requests that it may hold open."""
+def _allow_open_files(count: int) -> int:
+    """How many files this process may have open: `count` if the system lets it, whatever it was allowed before.
+
+    Many systems begin with 1,024, which is less than the requests that a process may hold open.
+    """
     allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if allowed < count:
         allowed = count if most == resource.RLIM_INFINITY else min(count, most)
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, most))
+    return allowed
 
 
 def url(listener: socket.socket) -> str:

@@ -26,9 +26,9 @@ TEXT_BYTES = 512 * 1024
 _LINE_BREAKING = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Upload:
-    """A file of the form that is a photo by its header; `data` is the file as it came."""
+    """A file of the form that is a photo by its header; `data` is the file as it came, until it is let go of."""
 
     file_name: str
     data: bytes
@@ -37,6 +37,10 @@ class Upload:
     @property
     def content_type(self) -> str:
         return _media_type(self.photo)
+
+    def let_go(self) -> None:
+        """The photo is in S3: a request that waits for its answer needs no copy of it."""
+        self.data = b""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,10 +147,13 @@ def _check(file: FileStorage, settings: Settings) -> Upload | Refusal:
             limit_mib = settings.web_max_photo_bytes / 2**20
             raise UploadTooLarge(f"The photo is larger than {limit_mib:.3g} MiB, which is the most this service takes.")
         data = sink.getvalue()
+        # The bytes are one object until one of the two lets go of it; Flask keeps the form as long as the request.
+        sink.close()
         photo = images.inspect(data, max_pixels=settings.photo_max_pixels, max_side_px=settings.photo_max_side_px)
         return Upload(file_name=name, data=data, photo=photo)
     except FaceappError as error:
-        return Refusal(file_name=name, error=error)
+        # The traceback's frames hold the photo.
+        return Refusal(file_name=name, error=error.with_traceback(None))
 
 
 def _size_bytes(file: FileStorage) -> int:

@@ -1,0 +1,151 @@
+"""How many requests with photos a process takes at once: one more is told to come back, and the others do not notice.
+
+A request has its place from its head until its answer is made, and its body counts until the photos are in S3. What is
+refused is answered before it is read (see connections.py for how the client hears it). The numbers are a process's own.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import flask
+from werkzeug.exceptions import RequestEntityTooLarge
+
+from faceapp.config import Settings
+from faceapp.errors import Overloaded, UploadTimeout
+from faceapp.http import connections
+from faceapp.http.metrics import Metrics
+
+UPLOADS = {"classic.answer", "api.recognise", "api.enrol"}
+
+
+class Admission:
+    """The places of one process. Any thread may call any method."""
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self._most = settings.web_waiting
+        self._most_bytes = settings.web_upload_bytes
+        self._metrics = metrics
+        self._lock = threading.Lock()
+        self._places = 0
+        self._bytes = 0
+
+    def enter(self) -> Place:
+        """A place. Raises Overloaded."""
+        with self._lock:
+            if self._places >= self._most:
+                raise Overloaded
+            self._places += 1
+        self._metrics.admitted(1)
+        return Place(self)
+
+    def leave(self) -> None:
+        """Give a place back."""
+        with self._lock:
+            self._places -= 1
+        self._metrics.admitted(-1)
+
+    def hold(self, size_bytes: int, *, own_bytes: int) -> None:
+        """Count bytes, for a request that holds `own_bytes` already. Raises Overloaded, but not for the only one."""
+        with self._lock:
+            if self._bytes > own_bytes and self._bytes + size_bytes > self._most_bytes:
+                raise Overloaded("As many uploads as this service can hold are coming in already: try again.")
+            self._bytes += size_bytes
+        self._metrics.uploading(size_bytes)
+
+    def let_go(self, size_bytes: int) -> None:
+        """Count bytes no longer."""
+        with self._lock:
+            self._bytes -= size_bytes
+        self._metrics.uploading(-size_bytes)
+
+
+class Place:
+    """One request's place. For the one thread that handles the request."""
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+        self._bytes = 0
+
+    def hold(self, size_bytes: int) -> None:
+        """The request brings so many bytes. Raises Overloaded."""
+        self._admission.hold(size_bytes, own_bytes=self._bytes)
+        self._bytes += size_bytes
+
+    def let_go(self) -> None:
+        """Nothing of the request's body is in memory any more."""
+        self._admission.let_go(self._bytes)
+        self._bytes = 0
+
+    def leave(self) -> None:
+        """The answer is made."""
+        self.let_go()
+        self._admission.leave()
+
+
+class Body:
+    """A request's body (wsgi.input) that counts what is read of it, if its head did not say, and knows its time."""
+
+    def __init__(self, stream: Any, place: Place, *, counted: bool) -> None:
+        self._stream = stream
+        self._place = place
+        self._counted = counted
+
+    def read(self, size: int = -1) -> bytes:
+        """As a file's. Raises UploadTimeout and Overloaded."""
+        try:
+            data: bytes = self._stream.read(size)
+        except OSError:
+            _check_time()
+            raise
+        _check_time()
+        if not self._counted:
+            self._place.hold(len(data))
+        return data
+
+
+def register(app: flask.Flask, settings: Settings) -> None:
+    """Admit `app`'s uploads; to be called after everything else that refuses requests by their head."""
+    app.extensions["faceapp-admission"] = Admission(settings, app.extensions["faceapp-metrics"])
+    app.before_request(_enter)
+    app.after_request(_close_if_unread)
+    app.teardown_request(_leave)
+
+
+def body_is_stored() -> None:
+    """The photos of the request that is handled here are in S3 and not in memory."""
+    if place := flask.g.get("place"):
+        place.let_go()
+
+
+def _enter() -> None:
+    request = flask.request
+    # Flask answers OPTIONS under the same endpoint.
+    if request.endpoint not in UPLOADS or request.method == "OPTIONS":
+        return
+    length = request.content_length
+    if length is not None and length > flask.current_app.config["MAX_CONTENT_LENGTH"]:
+        raise RequestEntityTooLarge
+    admission: Admission = flask.current_app.extensions["faceapp-admission"]
+    place = flask.g.place = admission.enter()
+    place.hold(length or 0)
+    request.environ["wsgi.input"] = Body(request.environ["wsgi.input"], place, counted=length is not None)
+
+
+def _close_if_unread(response: flask.Response) -> flask.Response:
+    if client := connections.current():
+        client.close_if_unread()
+    return response
+
+
+def _leave(_: BaseException | None = None) -> None:
+    if place := flask.g.pop("place", None):
+        place.leave()
+
+
+def _check_time() -> None:
+    client = connections.current()
+    if client and client.late:
+        settings: Settings = flask.current_app.config["FACEAPP"]
+        raise UploadTimeout(f"The upload took longer than {settings.web_upload_s:g} s.")

@@ -1,0 +1,185 @@
+"""Clients' connections under gunicorn: a slow one costs a bounded time, and one that is refused hears why.
+
+gunicorn's sockets block for as long as a client likes. Here each worker class hands its requests a `Client` instead: a
+socket whose heads, bodies and answers have a time each, whatever thread or greenlet waits for them, and which is closed
+in the right order when an answer goes out before the request is read: closed at once, unread bytes make the kernel
+reset the connection, and the answer is lost on its way.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import flask
+from gunicorn.http.body import ChunkedReader
+from gunicorn.workers.ggevent import GeventWorker
+from gunicorn.workers.gthread import ThreadWorker
+
+from faceapp.config import Settings
+
+HEAD_S = 15.0
+"""A request's head takes no longer, from its first byte or from when the connection was opened."""
+LINGER_S = 5.0
+"""After an answer to a request that was not read: how long what still comes is dropped."""
+LINGER_PIECE_BYTES = 64 * 1024
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+RESET_AT_CLOSE = struct.pack("ii", 1, 0)
+
+
+class Client:
+    """A client's socket as gunicorn uses it; what is not here is the socket's own."""
+
+    def __init__(self, sock: Any, settings: Settings) -> None:
+        self._sock = sock
+        self._settings = settings
+        self._request: Any = None
+        self._deadline_s: float | None = None
+        self._expects = False
+        self._lingers = False
+        self.late = False
+        """The request's time was over before it was there."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+    def begin(self, request: Any) -> None:
+        """A request's head is there; `request` is gunicorn's."""
+        self._request = request
+        self._deadline_s = time.monotonic() + self._settings.web_upload_s
+        # gunicorn would say "100 Continue" before we can say no; recv() does once somebody wants the body.
+        self._expects, request._expected_100_continue = request._expected_100_continue, False
+
+    def end(self) -> None:
+        """The request was answered."""
+        self._request = self._deadline_s = None
+        self._expects = False
+        if self._lingers:
+            self._linger()
+
+    def recv(self, size: int) -> bytes:
+        """Some bytes of the request; none when it has ended or its time is over (see `late`)."""
+        if self._expects:
+            self._expects = False
+            self.sendall(CONTINUE)
+        if self._deadline_s is None:
+            self._deadline_s = time.monotonic() + HEAD_S
+        try:
+            with self._within(self._deadline_s - time.monotonic()):
+                data: bytes = self._sock.recv(size)
+                return data
+        except TimeoutError:
+            self.late = True
+            return b""
+
+    def sendall(self, data: bytes) -> None:
+        """Send all, or reset the connection when the client does not take it in time."""
+        with self._taken():
+            self._sock.sendall(data)
+
+    def sendfile(self, *args: Any, **named: Any) -> int:
+        """The same for a file."""
+        with self._taken():
+            sent: int = self._sock.sendfile(*args, **named)
+            return sent
+
+    @property
+    def gone(self) -> bool:
+        """Whether the client has closed the connection, or its sending half: it does not wait for an answer."""
+        before_s = self._sock.gettimeout()
+        try:
+            self._sock.settimeout(0.0)
+            return not self._sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+        finally:
+            self._sock.settimeout(before_s)
+
+    def close_if_unread(self) -> None:
+        """To be called before an answer: nobody knows where the next request starts if this one was not read."""
+        reader = self._request.body.reader
+        unread = reader.parser is not None if isinstance(reader, ChunkedReader) else reader.length > 0
+        if unread or self.late:
+            self._request.force_close()
+            self._lingers = True
+
+    def _linger(self) -> None:
+        """Drop what the client still sends, within bounds: most look for an answer only when they have sent all."""
+        deadline_s, left_bytes = time.monotonic() + LINGER_S, self._settings.web_max_request_bytes
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+            while left_bytes > 0 and (left_s := deadline_s - time.monotonic()) > 0:
+                self._sock.settimeout(left_s)
+                data = self._sock.recv(LINGER_PIECE_BYTES)
+                if not data:
+                    return
+                left_bytes -= len(data)
+        except OSError:
+            return
+
+    @contextmanager
+    def _taken(self) -> Iterator[None]:
+        try:
+            with self._within(self._settings.web_upload_s):
+                yield
+        except TimeoutError:
+            # Else the kernel would go on trying to send what it holds.
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)
+            raise BrokenPipeError(errno.EPIPE, "the client does not take its answer") from None
+
+    @contextmanager
+    def _within(self, seconds: float) -> Iterator[None]:
+        before_s = self._sock.gettimeout()
+        # Zero would mean not to wait at all, which is another error.
+        self._sock.settimeout(max(seconds, 0.001))
+        try:
+            yield
+        finally:
+            self._sock.settimeout(before_s)
+
+
+class GreenletWorker(GeventWorker):  # type: ignore[misc] # gunicorn is untyped
+    """gunicorn's gevent worker for slow clients."""
+
+    def handle(self, listener: Any, client: Any, addr: Any) -> None:
+        super().handle(listener, Client(client, self.app.settings), addr)
+
+    def handle_request(self, listener_name: Any, req: Any, sock: Client, addr: Any) -> Any:
+        sock.begin(req)
+        try:
+            return super().handle_request(listener_name, req, sock, addr)
+        finally:
+            sock.end()
+
+
+class PoolWorker(ThreadWorker):  # type: ignore[misc] # gunicorn is untyped
+    """gunicorn's gthread worker for slow clients."""
+
+    def enqueue_req(self, conn: Any) -> None:
+        if not isinstance(conn.sock, Client):
+            conn.sock = Client(conn.sock, self.app.settings)
+        super().enqueue_req(conn)
+
+    def handle_request(self, req: Any, conn: Any) -> Any:
+        conn.sock.begin(req)
+        try:
+            return super().handle_request(req, conn)
+        finally:
+            conn.sock.end()
+
+
+WORKERS = {"gevent": GreenletWorker, "gthread": PoolWorker}
+"""By FACEAPP_WEB_WORKER_CLASS."""
+
+
+def current() -> Client | None:
+    """The connection of the request that is handled here; None under any other server than ours."""
+    client = flask.request.environ.get("gunicorn.socket") if flask.has_request_context() else None
+    return client if isinstance(client, Client) else None
