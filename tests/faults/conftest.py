@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import urllib3
 
 from faceapp.samples import PEOPLE
 from tests.faults.system import Books, System, running
@@ -47,9 +46,7 @@ def gallery(
             patch.setenv(name, value)
         with running(aws_endpoint, tmp_path_factory.mktemp("gallery")) as system:
             for person, photos in PEOPLE.items():
-                fields = [("photo", (each, samples[each].read_bytes(), "image/jpeg")) for each in photos]
-                answer = urllib3.request("PUT", f"{system.url}/v1/people/{person}", fields=fields, timeout=120)
-                assert answer.status == 201, answer.data
+                system.enrol(person, [samples[each] for each in photos])
             bucket = system.settings.gallery_bucket
             return {key: system.s3.get_object(Bucket=bucket, Key=key)["Body"].read() for key in system.keys(bucket)}
 

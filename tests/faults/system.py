@@ -42,6 +42,8 @@ from tests.faults.faulty import HOLDS, LET_GO
 from tests.services import environ, wait_until
 
 FAULTY = "tests.faults.faulty"
+HOST = f"import {FAULTY}; from faceapp.local import compute; compute.main()"
+"""The compute host, whose workers do what the photos say, too."""
 PHOTO_PX = 512
 """The longer side of what is posted: the recogniser looks at no more anyway."""
 PEOPLE: Mapping[str, str] = {"obama3.jpg": "obama", "biden.jpg": "biden", "astronaut.png": "eileen_collins"}
@@ -98,6 +100,7 @@ class System:
         self.s3, self.sqs, self.ec2 = (plain_client(service, aws) for service in ("s3", "sqs", "ec2"))
         self.queue_url = str(self.sqs.get_queue_url(QueueName=settings.request_queue)["QueueUrl"])
         self.web: Service | None = None
+        self.workers: list[Service] = []
         self._numbers: Counter[str] = Counter()
 
     # The processes.
@@ -114,13 +117,18 @@ class System:
         self.services.wait_for(lambda: self.get("/healthz") == 200, timeout_s=60, what="The web tier does not answer")
         return web
 
-    def start_worker(self, *options: str, app: str = FAULTY, wait: bool = True, **environment: str) -> Service:
+    def start_worker(self, *options: str, app: str = FAULTY, **environment: str) -> Service:
         """Start a worker of one process, or of what the options say, and wait until it takes messages."""
+        worker = self.begin_worker(*options, app=app, **environment)
+        self.wait_for_worker(worker)
+        return worker
+
+    def begin_worker(self, *options: str, app: str = FAULTY, **environment: str) -> Service:
+        """Start a worker, which will be there soon."""
         name = f"worker-{self._numbers['worker'] + 1}"
         command = ["-m", "celery", "-A", app, "worker", "--loglevel", "INFO", "--concurrency", "1"]
         worker = self.start("worker", *command, "--hostname", f"celery@{name}", *options, **environment)
-        if wait:
-            self.wait_for_worker(worker)
+        self.workers.append(worker)
         return worker
 
     def wait_for_worker(self, worker: Service) -> None:
@@ -134,7 +142,7 @@ class System:
 
     def start_host(self) -> Service:
         """Start what makes the embedded EC2's instances real workers."""
-        host = self.start("host", "-m", "faceapp.local.compute", "--logs", str(self.services.log_folder))
+        host = self.start("host", "-c", HOST, "--logs", str(self.services.log_folder))
         self.services.wait_for(
             lambda: compute.READY in host.log.read_text(), timeout_s=120, what="The compute host is not ready"
         )
@@ -163,6 +171,11 @@ class System:
         """The processes that hold one."""
         return [int(each.stem) for each in self.folder.glob("*.held")]
 
+    def wait_for_held(self) -> int:
+        """The process that holds one, as soon as there is one."""
+        wait_until(self.held, timeout_s=90, what="a photo at work")
+        return self.held()[0]
+
     def let_go(self) -> None:
         (self.folder / LET_GO).touch()
 
@@ -171,16 +184,26 @@ class System:
     def get(self, path: str) -> int:
         """The status of a GET; 0 when nobody answers."""
         try:
-            return urllib3.request("GET", f"{self.url}{path}", retries=False, timeout=10).status
+            return self._request("GET", path, timeout=10).status
         except urllib3.exceptions.HTTPError:
             return 0
 
     def result(self, request_id: str) -> dict[str, Any]:
         """What the web tier says to the photo's id."""
-        answer = urllib3.request("GET", f"{self.url}/v1/recognitions/{request_id}", retries=False, timeout=30)
-        document = answer.json()
+        document = self._request("GET", f"/v1/recognitions/{request_id}", timeout=30).json()
         assert isinstance(document, dict)
         return document
+
+    def enrol(self, name: str, photos: Sequence[Path]) -> None:
+        """Have a worker enrol the photos."""
+        fields = [("photo", (each.name, each.read_bytes(), "image/jpeg")) for each in photos]
+        answer = self._request("PUT", f"/v1/people/{name}", timeout=120, fields=fields)
+        assert answer.status == 201, answer.data
+
+    def _request(self, method: str, path: str, *, timeout: float, **more: Any) -> urllib3.BaseHTTPResponse:
+        # A connection that stayed open would be waited for by a web tier that is told to leave.
+        headers = {"Connection": "close"}
+        return urllib3.request(method, f"{self.url}{path}", headers=headers, retries=False, timeout=timeout, **more)
 
     def keys(self, bucket: str) -> list[str]:
         pages = self.s3.get_paginator("list_objects_v2").paginate(Bucket=bucket)
@@ -251,6 +274,7 @@ def running(
             "scaler_boot_s": 4.0,
             "worker_image": IMAGE,
             "worker_type": "t3.micro",
+            "web_wait_s": 120.0,
             "queue_wait_s": 2,
             "local_boot_min_s": 0.0,
             "local_boot_max_s": 0.0,
@@ -267,7 +291,7 @@ def running(
             system.sqs.set_queue_attributes(QueueUrl=system.queue_url, Attributes=attributes)
         for key, data in (gallery or {}).items():
             system.s3.put_object(Bucket=own.gallery_bucket, Key=key, Body=data)
-        started = [system.start_worker(wait=False) for _ in range(workers)]
+        started = [system.begin_worker() for _ in range(workers)]
         if scaler:
             system.start_host()
             system.start_scaler()
@@ -400,9 +424,9 @@ class Books:
         return not (self.lost or self.doubled or self.wrong)
 
 
-def books(system: System, burst: Burst, *, timeout_s: float = 120) -> Books:
-    """Wait for the last reply and for an empty queue, and account for every photo of the burst."""
-    replies = burst.join()
+def books(system: System, *bursts: Burst, timeout_s: float = 120) -> Books:
+    """Wait for the last reply and for an empty queue, and account for every photo of the bursts."""
+    replies = [reply for each in bursts for reply in each.join()]
     wait_until(lambda: system.messages() == 0, timeout_s=timeout_s, what="an empty request queue")
     stored, executions = system.photos(), system.executions()
     letters = {each.request_id: each.reason for each in DeadLetters(system.settings).listing().letters}
