@@ -15,12 +15,17 @@ CONNECT_TIMEOUT_S = 5
 
 
 class Client:
-    """The service at `url`. Raises the error that the service names, and ServiceUnreachable when nothing answers."""
+    """The service at `url`. Raises the error that the service names, and ServiceUnreachable when nothing answers.
 
-    def __init__(self, url: str, *, timeout_s: float = 600) -> None:
+    `key` is the API key to send; without one the service has to be on this machine, or open.
+    """
+
+    def __init__(self, url: str, *, key: str = "", timeout_s: float = 600) -> None:
         self.url = url.rstrip("/")
         timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=timeout_s)
-        self._http = urllib3.PoolManager(timeout=timeout, retries=False)
+        headers = {"Authorization": f"Bearer {key}"} if key else None
+        # Redirects are not followed: a key is for this service alone.
+        self._http = urllib3.PoolManager(timeout=timeout, retries=False, headers=headers)
 
     def ready(self) -> bool:
         """Whether the web tier reaches S3 and SQS."""

@@ -26,6 +26,8 @@ class Rule:
     parse: Callable[[str], Any]
     takes: str
     doc: str
+    secret: bool = False
+    """Not to be shown."""
 
 
 def _number(convert: Callable[[str], Any], low: float, high: float) -> Callable[[str], Any]:
@@ -63,8 +65,8 @@ def _choice(default: str, *values: str, doc: str) -> Any:
     return field(default=default, metadata={"rule": Rule(_pattern("|".join(values)), " or ".join(values), doc)})
 
 
-def _text(default: str, doc: str, *, pattern: str = r"(?s).*", takes: str = "text") -> Any:
-    return field(default=default, metadata={"rule": Rule(_pattern(pattern), takes, doc)})
+def _text(default: str, doc: str, *, pattern: str = r"(?s).*", takes: str = "text", secret: bool = False) -> Any:
+    return field(default=default, repr=not secret, metadata={"rule": Rule(_pattern(pattern), takes, doc, secret)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +129,7 @@ class Settings:
     worker_processes: int = _whole(0, 0, 256, "worker processes; 0: one a core")
     task_time_limit_s: int = _whole(60, 5, 3600, "a task that runs longer is killed and tried again")
     queue_age_s: int = _whole(3600, 1, 345_600, "a photo that waited in the queue for longer is not looked at any more")
-    worker_memory_mib: int = _whole(1024, 0, 1024 * 1024, "memory that one task may take; 0: no limit")
+    worker_memory_mib: int = _whole(1536, 0, 1024 * 1024, "memory that one task may take; 0: no limit")
     queue_wait_s: int = _whole(20, 0, 20, "how long one long poll of a queue waits")
 
     worker_image: str = _text(
@@ -194,6 +196,7 @@ class Settings:
         "the API key that this machine's commands send",
         pattern=r"(fa_[0-9a-f]{8}_[0-9A-Za-z_-]{43})?",
         takes="a key as 'faceapp keys create' prints it",
+        secret=True,
     )
     log_level: str = _choice("INFO", "DEBUG", "INFO", "WARNING", "ERROR", doc="how much is logged")
     log_format: str = _choice("human", "human", "json", doc="what a log line looks like: for people, or a JSON object")
@@ -236,7 +239,8 @@ class Settings:
             try:
                 values[known[variable].name] = rule.parse(text)
             except ValueError:
-                raise ConfigError(f"{variable}={text!r} cannot be used: it takes {rule.takes}") from None
+                shown = "its value" if rule.secret else repr(text)
+                raise ConfigError(f"{variable}={shown} cannot be used: it takes {rule.takes}") from None
         found = cls(**values)
         if found.web_waiting >= found.web_connections:
             raise ConfigError(

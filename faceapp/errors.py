@@ -126,6 +126,13 @@ class KeyInvalid(Unauthorized):
     code = "key_invalid"
 
 
+class KeysUnreadable(FaceappError):
+    """The API keys cannot be read, so nobody's is good."""
+
+    code = "keys_unreadable"
+    status = 503
+
+
 class RoleMissing(FaceappError):
     """This API key may not do that."""
 
@@ -164,6 +171,12 @@ class PersonNotFound(NotFound):
     """Nobody with this name is enrolled."""
 
     code = "person_not_found"
+
+
+class KeyNotFound(NotFound):
+    """There is no API key with this id."""
+
+    code = "key_not_found"
 
 
 class DeadLetterNotFound(NotFound):

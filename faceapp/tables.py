@@ -6,7 +6,7 @@ import dataclasses
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -50,6 +50,17 @@ def status(found: Status) -> RenderableType:
     ]
     parts += [Text(f"! {each}", style="yellow") for each in found.problems] or [Text("All is well.", style="green")]
     return Group(*parts)
+
+
+def keys(found: Sequence[Mapping[str, Any]], *, aws: str) -> RenderableType:
+    """A line for each API key, as the command shows them; times are cut to the minute."""
+    if not found:
+        return Text(f"No API keys ({aws}).")
+    table = _table("id", "name", "role", "created", "expires", "rotated: old one until")
+    for each in found:
+        times = [(each[name] or "-")[:16].replace("T", " ") for name in ("created", "expires", "previous_until")]
+        _row(table, each["id"], each["name"], each["role"], *times)
+    return Group(Text(f"{counted(len(found), 'API key')} ({aws}); times are UTC"), table)
 
 
 def dead_letters(found: Listing, *, aws: str) -> RenderableType:

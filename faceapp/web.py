@@ -10,6 +10,7 @@ from faceapp.config import settings as environment_settings
 from faceapp.http import (
     admission,
     api,
+    auth,
     classic,
     dispatch,
     health,
@@ -50,11 +51,12 @@ def create_app(settings: Settings | None = None) -> Flask:
         MAX_FORM_PARTS=settings.web_max_files + uploads.TEXT_FIELDS,
     )
     app.json.sort_keys = False  # type: ignore[attr-defined]
-    app.extensions["faceapp"] = dispatch.Dispatch(settings, metrics.register(app))
+    service = app.extensions["faceapp"] = dispatch.Dispatch(settings, metrics.register(app))
     app.extensions["faceapp-scaler"] = scaler.ScalerStatus(settings)
     trail.register(app)
     app.after_request(_finish)
     problems.register(app)
+    auth.register(app, service.storage)
     admission.register(app, settings)
     for module in (page, classic, api, scaler, health, openapi):
         app.register_blueprint(module.blueprint)

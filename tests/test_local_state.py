@@ -94,6 +94,18 @@ def test_nothing_is_written_while_the_version_stays(s3: Any, folder: Path) -> No
     assert list(json.loads((folder / "index.json").read_text())) == ["photos/ann/1", "version"]
 
 
+def test_a_revoked_key_does_not_come_back(s3: Any, folder: Path) -> None:
+    """Keys change without the gallery."""
+    bucket, again = Bucket(s3), Bucket(s3)
+    bucket.put(photos__ann__1=b"ann")
+    state = bucket.state(folder)
+    for keys in (b"two keys", b"one key"):
+        s3.put_object(Bucket=bucket.name, Key="keys/keys.json", Body=keys)
+        state.save()
+    again.state(folder).restore()
+    assert again.contents()["keys/keys.json"] == b"one key"
+
+
 def test_restoring_is_no_change(s3: Any, folder: Path) -> None:
     bucket, again = Bucket(s3), Bucket(s3)
     bucket.put(photos__ann__1=b"ann")

@@ -21,7 +21,8 @@ from faceapp import tasks
 from faceapp.config import Settings
 from faceapp.errors import LocalError
 from faceapp.http import server
-from faceapp.http.metrics import PROXY_HEADERS, may_read
+from faceapp.http.metrics import may_read
+from faceapp.origins import PROXY_HEADERS
 from tests.services import celery_worker, environ, wait_until
 from tests.web import BOUNDARY, Client, File, client_of, form, messages, plain, problem, web_server
 

@@ -10,6 +10,7 @@ from faceapp import __version__
 from faceapp.cli.common import Commands
 from faceapp.cli.dead_letters import dead_letters
 from faceapp.cli.deploy import deploy
+from faceapp.cli.keys import keys
 from faceapp.cli.people import people, recognize
 from faceapp.cli.services import flower, scaler, up, web, worker
 from faceapp.cli.simulate import simulate
@@ -33,8 +34,10 @@ def list_settings() -> None:
     current = settings()
     for each in fields(Settings):
         rule = each.metadata["rule"]
-        click.echo(f"FACEAPP_{each.name.upper()}={getattr(current, each.name)}\n    {rule.doc} ({rule.takes})")
+        value = getattr(current, each.name)
+        shown = "(set)" if rule.secret and value else value
+        click.echo(f"FACEAPP_{each.name.upper()}={shown}\n    {rule.doc} ({rule.takes})")
 
 
-for command in (up, web, worker, flower, scaler, people, recognize, simulate, status, dead_letters, deploy):
+for command in (up, web, worker, flower, scaler, people, recognize, simulate, status, dead_letters, keys, deploy):
     main.add_command(command)

@@ -18,7 +18,7 @@ def people(context: click.Context, url: str) -> None:
     """Enrol, list and forget people."""
     from faceapp.client import Client
 
-    context.obj = Client(url)
+    context.obj = Client(url, key=settings().api_key)
 
 
 @people.command("list")
@@ -86,6 +86,6 @@ def recognize(photos: tuple[Path, ...], url: str, local: bool, gallery: Path | N
         return
     from faceapp.client import Client
 
-    client = Client(url)
+    client = Client(url, key=settings().api_key)
     for photo in photos:
         click.echo(client.recognise(photo))

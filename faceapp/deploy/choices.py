@@ -30,6 +30,7 @@ NOT_SET_HERE = {
     "FACEAPP_WEB_HOST": "it follows from --port",
     "FACEAPP_WEB_PORT": "it follows from --port",
     "FACEAPP_AWS_PORT": "it is for 'faceapp up' only",
+    "FACEAPP_API_KEY": "it is a secret of whoever asks the service",
 }
 VALUE = re.compile(r"[^\s'\"\\$]*")
 """What a line of systemd's environment files takes without quotes."""

@@ -9,12 +9,12 @@ from __future__ import annotations
 import ipaddress
 import socket
 from typing import Any
-from urllib.parse import urlsplit
 
 from tornado.httputil import HTTPHeaders, HTTPServerRequest
 from tornado.web import OutputTransform, RequestHandler
 
 from faceapp.errors import ConfigError
+from faceapp.origins import is_cross_site, names_loopback
 
 
 def is_protected(options: Any) -> bool:
@@ -44,23 +44,14 @@ def is_loopback(address: str) -> bool:
 
 def refusal(request: HTTPServerRequest) -> str:
     """Why a request comes from elsewhere, as a sentence; nothing when it does not."""
-    if not _names_loopback(request.host):
+    if not names_loopback(request.host):
         return "This Flower asks for no password, so it answers to 127.0.0.1 and localhost only."
     if _is_link(request):
         return ""
     headers = request.headers
-    origin, site = headers.get("Origin"), headers.get("Sec-Fetch-Site", "none")
-    if site not in ("same-origin", "none") or (origin is not None and urlsplit(origin).netloc != request.host):
+    if is_cross_site(host=request.host, origin=headers.get("Origin"), fetch_site=headers.get("Sec-Fetch-Site")):
         return "This Flower asks for no password, so other pages may not use it."
     return ""
-
-
-def _names_loopback(host: str) -> bool:
-    try:
-        name = urlsplit(f"//{host}").hostname or ""
-        return name == "localhost" or ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
 
 
 def _is_link(request: HTTPServerRequest) -> bool:

@@ -12,7 +12,6 @@ one that is asked adds them up. Labels take values from the code only, never a n
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import threading
 import time
@@ -29,12 +28,12 @@ from werkzeug.exceptions import Forbidden
 from faceapp import __version__, tasks
 from faceapp.config import Settings
 from faceapp.errors import FaceappError
+from faceapp.origins import address_of, came_by_proxy
 from faceapp.schema import UNKNOWN, Enrolment, Recognition, Timings
 
 ANSWER_BUCKETS_S = (0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300)
 """From a warm worker's answer to what a whole burst waits; 120 is FACEAPP_SCALER_SLO_S, 300 FACEAPP_WEB_WAIT_S."""
 STAGE_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
-PROXY_HEADERS = ("Forwarded", "Via", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Real-Ip")
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 
 blueprint = flask.Blueprint("metrics", __name__)
@@ -221,12 +220,8 @@ def may_read(readers: str, peer: str | None, headers: Collection[str]) -> bool:
     """Whether a request from `peer` (an IP address) may read the numbers; `readers` is the setting's value."""
     if readers in ("off", "any"):
         return readers == "any"
-    try:
-        address = ipaddress.ip_address((peer or "").partition("%")[0])
-    except ValueError:
-        return False
-    address = getattr(address, "ipv4_mapped", None) or address
-    if any(name.title() in PROXY_HEADERS for name in headers):
+    address = address_of(peer)
+    if address is None or came_by_proxy(headers):
         return False
     return address.is_loopback or (readers == "private" and address.is_private)
 

@@ -18,6 +18,8 @@ import flask
 from werkzeug.exceptions import NotFound
 
 from faceapp import __version__, schema
+from faceapp.http import auth
+from faceapp.keys import ROLES
 
 ASSETS = {
     "swagger-ui.css": "text/css",
@@ -29,6 +31,13 @@ A_DAY_S = 86400
 JSON_TYPES: dict[Any, str] = {str: "string", float: "number", int: "integer"}
 ID = {"type": "string", "pattern": "^[0-9a-f]{32}$"}
 LINKS = {"type": "object", "properties": {"self": {"type": "string", "format": "uri-reference"}}}
+KEY = {
+    "type": "http",
+    "scheme": "bearer",
+    "bearerFormat": "fa_<8 hexadecimal digits>_<43 characters>",
+    "description": "An API key of `faceapp keys create`. Its role is recognise, enrol or admin, each of which may do "
+    "what those before it may.",
+}
 
 blueprint = flask.Blueprint("openapi", __name__, template_folder="templates")
 
@@ -72,7 +81,8 @@ def document() -> dict[str, Any]:
             "summary": "Photos in, names out.",
             "description": "Every error is a problem document (RFC 9457) with a stable `code`. A request may bring an "
             "`X-Request-ID` of 1 to 64 letters, digits, `.`, `_` and `-`, else it gets one: it comes back with the "
-            "answer and is in every log line about the request.",
+            "answer and is in every log line about the request. Programs on the service's own machine need no API key "
+            "(unless FACEAPP_WEB_AUTH says so), others send theirs as `Authorization: Bearer <key>`.",
             "license": {"name": "MIT", "identifier": "MIT"},
         },
         "tags": [
@@ -81,9 +91,21 @@ def document() -> dict[str, Any]:
             {"name": "people", "description": "Whom the service knows."},
             {"name": "health", "description": "For load balancers and monitoring."},
         ],
-        "paths": _paths(),
-        "components": {"schemas": _schemas(), "responses": _responses()},
+        "paths": _guarded(_paths()),
+        "components": {"schemas": _schemas(), "responses": _responses(), "securitySchemes": {"key": KEY}},
     }
+
+
+def _guarded(paths: dict[str, Any]) -> dict[str, Any]:
+    """The paths, with the role that each operation needs and how a caller is refused."""
+    for path, item in paths.items():
+        for method, operation in item.items():
+            if role := auth.ROLES.get(f"{method.upper()} {path}"):
+                # Without one on the service's own machine.
+                operation["security"] = [{"key": [role]}, {}]
+                refusals = {status: _refusal(status) for status in ("401", "403", "429", "503")}
+                operation["responses"] = dict(sorted({**operation["responses"], **refusals}.items()))
+    return paths
 
 
 def _paths() -> dict[str, Any]:
@@ -230,13 +252,17 @@ def _operation(
     problems: list[str] | None = None,
 ) -> dict[str, Any]:
     status_of = {name: status for status, (name, _) in PROBLEMS.items()}
-    errors = {status_of[name]: {"$ref": f"#/components/responses/{name}"} for name in problems or ()}
+    errors = {status_of[name]: _refusal(status_of[name]) for name in problems or ()}
     operation = {"tags": [tag], "summary": summary, "description": description, "parameters": parameters}
     return {
         **{key: value for key, value in operation.items() if value},
         **({"requestBody": body} if body else {}),
         "responses": {**answers, **errors},
     }
+
+
+def _refusal(status: str) -> dict[str, Any]:
+    return {"$ref": f"#/components/responses/{PROBLEMS[status][0]}"}
 
 
 def _path_parameter(name: str, of: dict[str, Any], description: str) -> dict[str, Any]:
@@ -261,11 +287,13 @@ def _json(name: str, description: str, *headers: str) -> dict[str, Any]:
 
 PROBLEMS = {
     "400": ("BadRequest", "The request cannot be understood, or a name cannot be a person's."),
-    "403": ("Forbidden", "This is not for the address that asks."),
+    "401": ("Unauthorized", "This needs an API key, or the one that came is not good (any more)."),
+    "403": ("Forbidden", "This is not for this key's role, for another site's page, or for the address that asks."),
     "404": ("NotFound", "There is nothing here (any more)."),
     "413": ("TooLarge", "Too many bytes or too many files."),
     "415": ("NotAPhoto", "The file is no photo in a format this service reads."),
     "422": ("Unreadable", "The photo is broken or too large, or cannot be enrolled: no face, several faces."),
+    "429": ("TooManyRequests", "This key is used more often than it may be; `Retry-After` says when it may again."),
     "503": ("Unavailable", "S3 or SQS does not answer."),
     "504": ("Timeout", "No answer came in time; the photo is kept, `links.self` has its result later."),
 }
@@ -321,6 +349,7 @@ def _schemas() -> dict[str, Any]:
                 "errors": {"type": "array", "items": photo_failure},
                 "id": {**ID, "description": "of the recognition that is still to come"},
                 "links": LINKS,
+                "role": {"enum": list(ROLES), "description": "that a key would need"},
             },
         },
     }
@@ -350,5 +379,6 @@ def _json_schema(hint: Any) -> dict[str, Any]:
     if origin is tuple and arguments[-1] is Ellipsis:
         return {"type": "array", "items": _json_schema(arguments[0])}
     if origin is tuple:
-        return {"type": "array", "prefixItems": [_json_schema(each) for each in arguments]}
+        (of,) = set(arguments)
+        return {"type": "array", "items": _json_schema(of), "minItems": len(arguments), "maxItems": len(arguments)}
     return {"type": JSON_TYPES[hint]}

@@ -18,8 +18,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from faceapp.errors import LocalError
 
-VERSION = "version"
-"""The object that the gallery replaces after every change (see faceapp/gallery)."""
+MARKS = ("version", "keys/keys.json")
+"""Objects that tell of changes: the gallery replaces the first after each, and the API keys are all in the second."""
 INCOMING = "incoming/"
 """Photos that wait to be enrolled: they belong to a request that will not be there any more."""
 
@@ -49,7 +49,7 @@ class GalleryState:
 
     def __init__(self, s3: Any, bucket: str, folder: Path) -> None:
         self._s3, self._bucket, self._folder = s3, bucket, folder
-        self._saved_version: str | None = None
+        self._saved_version: tuple[str | None, ...] = (None,) * len(MARKS)
 
     def restore(self) -> int:
         """Put the mirrored objects into the bucket, and say how many. Raises LocalError when the folder is damaged."""
@@ -99,9 +99,12 @@ class GalleryState:
     def _index(self) -> Path:
         return self._folder / "index.json"
 
-    def _version(self) -> str | None:
+    def _version(self) -> tuple[str | None, ...]:
+        return tuple(map(self._etag, MARKS))
+
+    def _etag(self, key: str) -> str | None:
         try:
-            return str(self._s3.head_object(Bucket=self._bucket, Key=VERSION)["ETag"])
+            return str(self._s3.head_object(Bucket=self._bucket, Key=key)["ETag"])
         except ClientError:
             return None
 

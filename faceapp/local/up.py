@@ -24,7 +24,7 @@ from botocore.config import Config
 from faceapp import samples, stack
 from faceapp.client import Client
 from faceapp.config import Settings
-from faceapp.errors import FaceappError, LocalError
+from faceapp.errors import FaceappError, LocalError, RoleMissing, Unauthorized
 from faceapp.folders import Enrolled, enrol_people, find_people, sample_people
 from faceapp.http.scaler import ScalerStatus
 from faceapp.local import compute, state
@@ -84,7 +84,7 @@ class _Local:
     def __init__(self, settings: Settings, options: Options, services: Services, progress: Progress) -> None:
         self.settings, self.options, self.services, self.progress = settings, options, services, progress
         self.gallery: state.GalleryState | None = None
-        self.client = Client(f"http://{reachable(settings.web_host)}:{settings.web_port}")
+        self.client = Client(f"http://{reachable(settings.web_host)}:{settings.web_port}", key=settings.api_key)
 
     def _aws(self, service: str) -> Any:
         session: Any = boto3.session.Session()
@@ -165,9 +165,14 @@ class _Local:
         return gallery
 
     def _enrol(self, found: Mapping[str, list[Path]]) -> None:
+        try:
+            known = self.client.people()
+        except (Unauthorized, RoleMissing) as error:
+            self.progress.warn(f"Nobody is enrolled by this start ({error.detail}): FACEAPP_API_KEY has to enrol.")
+            return
         if found:
             what = f"people from {self.options.people}"
-        elif self.client.people():
+        elif known:
             return
         else:
             what, found = "a first gallery from sample photos", self._samples()
@@ -249,7 +254,9 @@ def environment(settings: Settings) -> dict[str, str]:
     Nothing of the user's own AWS setup stays in it, so that no mistake here can reach a real account.
     """
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "FACEAPP_"))}
-    environ.update({f"FACEAPP_{each.name.upper()}": str(getattr(settings, each.name)) for each in fields(settings)})
+    # The key is for this process, which asks the web tier; no service needs it.
+    passed_on = [each.name for each in fields(settings) if not each.metadata["rule"].secret]
+    environ.update({f"FACEAPP_{name.upper()}": str(getattr(settings, name)) for name in passed_on})
     environ.update(
         AWS_ENDPOINT_URL=endpoint(settings),
         AWS_ACCESS_KEY_ID="local",
