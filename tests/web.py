@@ -127,7 +127,7 @@ def problem(answer: TestResponse, status: int, code: str) -> dict[str, Any]:
     assert document["status"] == status
     assert document["title"]
     assert document["type"] == "about:blank"
-    assert document["instance"] == answer.request.path
+    assert document["instance"] == quote(answer.request.path)
     assert document["detail"].endswith((".", ")", ":", "?")) or " " in document["detail"]
     assert document["request_id"] == answer.headers["X-Request-ID"]
     assert "Traceback" not in answer.text

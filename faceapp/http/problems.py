@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import quote
 
 import flask
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
@@ -47,7 +48,7 @@ def document(status: int, code: str, detail: str, members: Mapping[str, Any] | N
         "status": status,
         "code": code,
         "detail": detail,
-        "instance": flask.request.path,
+        "instance": quote(flask.request.path),
         "request_id": flask.g.request_id,
         **(members or {}),
     }
