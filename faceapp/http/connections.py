@@ -24,7 +24,7 @@ from gunicorn.workers.gthread import ThreadWorker
 from faceapp.config import Settings
 
 HEAD_S = 15.0
-"""A request's head takes no longer, from its first byte or from when the connection was opened."""
+"""A request's head takes no longer, from when it could begin; nor longer than an upload may."""
 LINGER_S = 5.0
 """After an answer to a request that was not read: how long what still comes is dropped."""
 LINGER_PIECE_BYTES = 64 * 1024
@@ -68,7 +68,7 @@ class Client:
             self._expects = False
             self.sendall(CONTINUE)
         if self._deadline_s is None:
-            self._deadline_s = time.monotonic() + HEAD_S
+            self._deadline_s = time.monotonic() + min(HEAD_S, self._settings.web_upload_s)
         try:
             with self._within(self._deadline_s - time.monotonic()):
                 data: bytes = self._sock.recv(size)

@@ -1,0 +1,386 @@
+"""More than the web tier takes, and clients that are slower than it waits for: real processes, real sockets."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import re
+import select
+import socket
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import psutil
+import pytest
+
+from faceapp import stack as deployment
+from faceapp.config import Settings
+from faceapp.errors import ConfigError, FaceappError, Overloaded, StorageUnavailable
+from faceapp.http.admission import Admission
+from faceapp.http.dispatch import _Readiness
+from faceapp.http.metrics import Metrics
+from tests.services import celery_worker, environ, wait_until
+from tests.web import BOUNDARY, File, form, plain, web_server
+
+PLACES = 5
+UPLOAD_BYTES = 200_000
+CLASSES = ["gthread", "gevent"]
+FORM = f"multipart/form-data; boundary={BOUNDARY.decode()}"
+BODY = form({"inputFile": File(plain(), "one.jpg")})
+GIVE_UP_S = 60
+
+
+@dataclass(frozen=True)
+class Web:
+    """A web process under test."""
+
+    port: int
+    process: psutil.Process
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=GIVE_UP_S)
+
+    def ask(self, method: str = "GET", path: str = "/", body: Any = None, **headers: str) -> tuple[int, str]:
+        """One request over a connection of its own: status and text."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=GIVE_UP_S)
+        with contextlib.closing(connection):
+            connection.request(method, path, body=body, headers={"Content-Type": FORM} | headers)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+
+    def gauge(self, name: str) -> float:
+        found = re.search(rf"^faceapp_web_{name} (\S+)$", self.ask(path="/metrics")[1], re.MULTILINE)
+        assert found
+        return float(found[1])
+
+    def idle(self) -> bool:
+        return self.gauge("admitted_requests") == self.gauge("upload_bytes") == self.gauge("waiting_requests") == 0
+
+    def files(self) -> int:
+        return sum(child.num_fds() for child in self.process.children())
+
+
+@pytest.fixture(scope="module")
+def own_stack(aws_endpoint: str, system: Settings) -> Settings:
+    """A stack without any worker: requests wait."""
+    settings = replace(system, prefix=f"o{uuid.uuid4().hex[:8]}")
+    deployment.apply(settings)
+    return settings
+
+
+@contextmanager
+def serving(endpoint: str, settings: Settings, log: Path, worker_class: str, **environment: str) -> Iterator[Web]:
+    small = {
+        "FACEAPP_WEB_WORKER_CLASS": worker_class,
+        "FACEAPP_WEB_WAITING": str(PLACES),
+        "FACEAPP_WEB_CONNECTIONS": "16",
+        "FACEAPP_WEB_UPLOAD_BYTES": str(UPLOAD_BYTES),
+        "FACEAPP_WEB_MAX_REQUEST_BYTES": "20000000",
+    }
+    with web_server(endpoint, settings, log, **(small | environment)) as (url, process):
+        port = urlsplit(url).port
+        assert port
+        yield Web(port, psutil.Process(process.pid))
+
+
+@pytest.fixture(scope="module", params=CLASSES)
+def web(
+    aws_endpoint: str, own_stack: Settings, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Web]:
+    """A process with five places."""
+    with serving(aws_endpoint, own_stack, tmp_path_factory.mktemp("web") / "log", request.param) as web:
+        yield web
+
+
+@pytest.fixture(scope="module", params=CLASSES)
+def hasty(
+    aws_endpoint: str, own_stack: Settings, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Web]:
+    """The same, and no client may take longer than a second for anything."""
+    log = tmp_path_factory.mktemp("hasty") / "log"
+    with serving(aws_endpoint, own_stack, log, request.param, FACEAPP_WEB_UPLOAD_S="1") as web:
+        yield web
+
+
+def head(length: int | str = len(BODY), *more: str, path: str = "/", method: str = "POST") -> bytes:
+    size = f"Content-Length: {length}" if isinstance(length, int) else f"Transfer-Encoding: {length}"
+    lines = [f"{method} {path} HTTP/1.1", "Host: 127.0.0.1", f"Content-Type: {FORM}", size, *more]
+    return "".join(f"{line}\r\n" for line in [*lines, ""]).encode()
+
+
+def chunk(data: bytes) -> bytes:
+    return f"{len(data):x}\r\n".encode() + data + b"\r\n"
+
+
+def answer_on(connection: socket.socket) -> tuple[http.client.HTTPResponse, str]:
+    answer = http.client.HTTPResponse(connection)
+    answer.begin()
+    return answer, answer.read().decode()
+
+
+def is_overloaded(connection: socket.socket) -> None:
+    """The next answer is the refusal, and then the connection ends."""
+    answer, text = answer_on(connection)
+    assert (answer.status, json.loads(text)["code"]) == (503, "overloaded")
+    assert int(answer.headers["Retry-After"]) > 0
+    assert answer.headers["Connection"] == "close"
+    assert connection.recv(1) == b""
+
+
+@contextmanager
+def full(web: Web, body: bytes = BODY) -> Iterator[list[socket.socket]]:
+    """All places are taken by requests that wait for their answers; at the end the clients give up."""
+    wait_until(web.idle, what="free places")
+    with contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(web.connect()) for _ in range(PLACES)]
+        for connection in connections:
+            connection.sendall(head(len(body)) + body)
+        wait_until(lambda: web.gauge("waiting_requests") == PLACES, what="five that wait")
+        yield connections
+    wait_until(web.idle, what="free places")
+
+
+def test_one_too_many_is_refused_at_once_and_the_others_are_answered(
+    web: Web, aws_endpoint: str, own_stack: Settings, tmp_path: Path
+) -> None:
+    with full(web) as connections:
+        for method, path in [("POST", "/"), ("POST", "/v1/recognitions"), ("PUT", "/v1/people/Somebody")]:
+            with web.connect() as sixth:
+                sixth.sendall(head(path=path, method=method) + BODY)
+                is_overloaded(sixth)
+        assert web.ask(path="/healthz")[0] == web.ask(path="/readyz")[0] == web.ask()[0] == 200
+        assert web.ask("OPTIONS")[0] == 200
+        env = environ(aws_endpoint, own_stack)
+        with celery_worker("faceapp.tasks", tmp_path / "worker", env, "--concurrency", "1"):
+            lines = [answer_on(connection)[1] for connection in connections]
+            assert lines == ["one:no_face"] * PLACES
+            # On the same connections, in the places that are free again.
+            for connection in connections:
+                connection.sendall(head() + BODY)
+            lines = [answer_on(connection)[1] for connection in connections]
+            assert lines == ["one:no_face"] * PLACES
+
+
+def test_a_place_is_taken_by_the_head(web: Web) -> None:
+    with contextlib.ExitStack() as stack:
+        for _ in range(PLACES):
+            stack.enter_context(web.connect()).sendall(head())
+        wait_until(lambda: web.gauge("admitted_requests") == PLACES, what="five places taken")
+        with web.connect() as sixth:
+            sixth.sendall(head())
+            is_overloaded(sixth)
+    wait_until(web.idle, what="free places")
+
+
+def test_a_waiting_request_holds_no_photo(web: Web) -> None:
+    with full(web):
+        assert (web.gauge("admitted_requests"), web.gauge("upload_bytes")) == (PLACES, 0)
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["with its length", "chunked"])
+def test_a_refused_client_hears_it_though_it_sends_all_first(web: Web, chunked: bool) -> None:
+    data = bytes(8_000_000)
+    with full(web), web.connect() as connection:
+        if chunked:
+            connection.sendall(head("chunked") + chunk(data) + chunk(b""))
+        else:
+            connection.sendall(head(len(data)) + data)
+        is_overloaded(connection)
+
+
+def test_a_refused_client_that_sends_without_end_is_cut(web: Web) -> None:
+    with full(web), web.connect() as connection:
+        connection.sendall(head("chunked"))
+        piece = chunk(bytes(1_000_000))
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):  # noqa: PT012 # one of many is the first to fail
+            for _ in range(2000):
+                connection.sendall(piece)
+
+
+def test_who_asks_first_is_refused_before_sending(web: Web) -> None:
+    with web.connect() as connection:
+        connection.sendall(head(len(BODY), "Expect: 100-continue", path="/v1/recognitions"))
+        assert connection.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(BODY)
+        assert answer_on(connection)[0].status == 202
+    with full(web), web.connect() as connection:
+        connection.sendall(head(len(BODY), "Expect: 100-continue"))
+        is_overloaded(connection)
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["with its length", "chunked"])
+def test_more_bytes_than_can_be_held_are_refused(web: Web, chunked: bool) -> None:
+    data = bytes(100_000)
+    with web.connect() as first:
+        first.sendall(head(150_000))
+        wait_until(lambda: web.gauge("upload_bytes") == 150_000, what="the first upload")
+        with web.connect() as second:
+            second.sendall(head("chunked") + chunk(data) + chunk(b"") if chunked else head(len(data)) + data)
+            is_overloaded(second)
+        assert web.gauge("upload_bytes") == 150_000
+    wait_until(web.idle, what="free places")
+    # Alone it may be larger than all of that.
+    large = form({"file": File(plain() + bytes(2 * UPLOAD_BYTES))})
+    assert web.ask("POST", "/v1/recognitions", iter([large]) if chunked else large)[0] == 202
+    assert web.idle()
+
+
+def refused(web: Web) -> None:
+    """Everything that ends early."""
+    with web.connect() as connection:
+        connection.sendall(head(2**40))
+        assert answer_on(connection)[0].status == 413
+    assert web.ask("POST", body=b"no form")[0] == 400
+    assert web.ask("POST", body=form({"file": File(b"no photo")}))[0] == 415
+    assert web.ask("PUT", "/v1/people/..", body=BODY)[0] == 400
+    assert web.ask("HEAD")[0] == web.ask("OPTIONS")[0] == 200
+    assert web.ask("DELETE")[0] == 405
+    for sent in (b"", BODY[:1000]):
+        with web.connect() as connection:
+            connection.sendall(head() + sent)
+    for sent in (b"zz\r\n", b"10\r\nabc"):
+        with web.connect() as connection:
+            connection.sendall(head("chunked") + sent)
+
+
+def test_nothing_is_left_of_those_who_failed_or_gave_up(web: Web) -> None:
+    def all_of_it() -> None:
+        refused(web)
+        with full(web):
+            pass
+
+    all_of_it()
+    # Connections to S3 and SQS stay open.
+    before = web.files()
+    all_of_it()
+    wait_until(lambda: web.idle() and web.files() <= before, what="closed files")
+
+
+def test_a_connection_is_in_step_after_a_request_that_was_read(web: Web) -> None:
+    with web.connect() as connection:
+        connection.sendall(head() + BODY.replace(b"inputFile", b"otherFile") + head(0, path="/healthz", method="GET"))
+        assert answer_on(connection)[0].status == 400
+        answer, text = answer_on(connection)
+        assert (answer.status, json.loads(text)["status"]) == (200, "ok")
+
+
+def trickle(connection: socket.socket, piece: bytes) -> None:
+    """Send a piece every tenth of a second until something comes back."""
+    with contextlib.suppress(OSError):
+        while not select.select([connection], [], [], 0.1)[0]:
+            connection.sendall(piece)
+
+
+@pytest.mark.parametrize("piece", [b"", b"x"], ids=["silent", "a byte now and then"])
+@pytest.mark.parametrize("chunked", [False, True], ids=["with its length", "chunked"])
+def test_a_slow_upload_is_408(hasty: Web, piece: bytes, chunked: bool) -> None:
+    with hasty.connect() as connection:
+        connection.sendall(head("chunked") + chunk(BODY[:200]) if chunked else head() + BODY[:200])
+        trickle(connection, chunk(piece) if chunked and piece else piece)
+        answer, text = answer_on(connection)
+        assert (answer.status, json.loads(text)["code"]) == (408, "upload_timeout")
+        assert answer.headers["Connection"] == "close"
+    wait_until(hasty.idle, what="free places")
+
+
+@pytest.mark.parametrize(
+    ("sent", "piece"),
+    [(b"GET / HTTP/1.1\r\n", b"X-A: b\r\n"), (b"GET / HTTP/1.1\r\n", b""), (b"G", b"")],
+    ids=["a line now and then", "a line", "a byte"],
+)
+def test_a_slow_head_ends_the_connection(hasty: Web, sent: bytes, piece: bytes) -> None:
+    with hasty.connect() as connection:
+        connection.sendall(sent)
+        trickle(connection, piece)
+        with contextlib.suppress(ConnectionResetError):
+            assert connection.recv(1) == b""
+
+
+def test_a_client_that_does_not_take_its_answers_is_cut(hasty: Web) -> None:
+    assert hasty.ask(path="/docs/swagger-ui-bundle.js")[0] == 200
+    before = hasty.files()
+    with hasty.connect() as connection:
+        # More than all buffers on the way hold.
+        connection.sendall(head(0, path="/docs/swagger-ui-bundle.js", method="GET") * 30)
+        wait_until(lambda: hasty.files() > before, what="the connection")
+        wait_until(lambda: hasty.files() <= before, what="the end of the connection")
+        with pytest.raises(ConnectionResetError):  # noqa: PT012 # what had been sent comes first
+            while connection.recv(1_000_000):
+                pass
+
+
+def test_slow_clients_hold_up_nobody(hasty: Web) -> None:
+    with contextlib.ExitStack() as stack:
+        for _ in range(50):
+            stack.enter_context(hasty.connect()).sendall(b"POST / HTT")
+        assert hasty.ask(path="/healthz")[0] == 200
+
+
+def test_as_many_waiting_as_connections_is_no_setting() -> None:
+    with pytest.raises(ConfigError, match=r"FACEAPP_WEB_WAITING=1100.*less than FACEAPP_WEB_CONNECTIONS"):
+        Settings.from_environ({"FACEAPP_WEB_WAITING": "1100"})
+
+
+@pytest.fixture
+def admission(system: Settings) -> Admission:
+    return Admission(replace(system, web_waiting=2, web_upload_bytes=100), Metrics())
+
+
+def test_places_are_given_back(admission: Admission) -> None:
+    first, _ = admission.enter(), admission.enter()
+    with pytest.raises(Overloaded):
+        admission.enter()
+    first.leave()
+    admission.enter()
+
+
+def test_bytes_are_counted_until_they_are_let_go(admission: Admission) -> None:
+    first, second = admission.enter(), admission.enter()
+    # The only one may bring more than there is room for, in pieces too.
+    first.hold(80)
+    first.hold(80)
+    with pytest.raises(Overloaded):
+        second.hold(1)
+    first.let_go()
+    second.hold(100)
+    with pytest.raises(Overloaded):
+        first.hold(1)
+    second.leave()
+    first.hold(1)
+
+
+def test_many_who_ask_at_once_share_one_answer() -> None:
+    asked: list[None] = []
+    gate = threading.Event()
+
+    def ask() -> None:
+        asked.append(None)
+        gate.wait(GIVE_UP_S)
+        raise StorageUnavailable("S3 is away.")
+
+    readiness, said = _Readiness(ask), list[str]()
+
+    def check(_: int) -> Callable[[], None]:
+        def run() -> None:
+            try:
+                readiness.check()
+            except FaceappError as error:
+                said.append(f"{error.code}: {error.detail}")
+
+        return run
+
+    threads = [threading.Thread(target=check(n)) for n in range(20)]
+    for thread in threads:
+        thread.start()
+    gate.set()
+    for thread in threads:
+        thread.join(GIVE_UP_S)
+    assert said == ["storage_unavailable: S3 is away."] * 20
+    assert len(asked) == 1
