@@ -53,10 +53,10 @@ _FIELDS = [
 _FIELDS += [2**63 - 1, 2**63, 2**64 - 1]
 
 
-def cases(quick: int) -> settings:
-    """`quick` cases in `make test`, FUZZ_EXAMPLES in `make fuzz`."""
+def cases(quick: int, *, slow: int = 1) -> settings:
+    """`quick` cases in `make test`; in `make fuzz` FUZZ_EXAMPLES, or a `slow`th of them where each takes so long."""
     return settings(
-        max_examples=EXAMPLES or quick,
+        max_examples=max(quick, EXAMPLES // slow),
         derandomize=not EXAMPLES,
         database=None,
         deadline=None,

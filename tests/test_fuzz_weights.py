@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from faceapp.gallery.formats import Snapshot, Vector, pack_snapshot, pack_vector
 from faceapp.recognition.files import DLIB_RESNET, package_file
-from tests.fuzzing import EXAMPLES, Broken, Edit, Judge, broken, cases, judge
+from tests.fuzzing import Broken, Edit, Judge, broken, cases, judge
 
 # dlib's files.
 
@@ -85,7 +85,7 @@ def read_network() -> Iterator[Judge]:
 
 # Each case reads 22 MB.
 @pytest.mark.fuzz
-@cases(min(10, EXAMPLES) or 10)
+@cases(10, slow=200)
 @given(place=st.integers(0, 10**6), off=st.integers(-60, 60), data=st.binary(min_size=1, max_size=9), cut=st.booleans())
 def test_a_broken_network_is_read_or_refused(read_network: Judge, place: int, off: int, data: bytes, cut: bool) -> None:
     whole, places = network()
