@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
 import json
 import logging
@@ -133,9 +134,19 @@ def posted(url: str, photo: bytes, path: str = "/", method: str = "POST", **head
     connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=120)
     types = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY.decode()}", "Connection": "close"}
     try:
-        connection.request(method, path, body=form({field: File(photo, "a.jpg")}), headers=types | headers)
+        connection.request(method, path, body=form({field: File(photo, "holiday.jpg")}), headers=types | headers)
         answer = connection.getresponse()
         return answer.status, answer.headers["X-Request-ID"], answer.read().decode()
+    finally:
+        connection.close()
+
+
+def asked(url: str, path: str, **headers: str) -> int:
+    """The status of a GET."""
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=120)
+    try:
+        connection.request("GET", path, headers=headers)
+        return connection.getresponse().status
     finally:
         connection.close()
 
@@ -160,10 +171,12 @@ def test_one_request_id_is_in_every_line_and_nothing_private_in_any(
         web_server(aws_endpoint, stack, web_log, **more) as (url, _),
     ):
         assert posted(url, photo, f"/v1/people/{quote(name)}", "PUT")[0] == 201
-        assert posted(url, photo, **{"X-Request-ID": "my.request_1"}) == (200, "my.request_1", f"a:{name}")
+        assert posted(url, photo, **{"X-Request-ID": "my.request_1"}) == (200, "my.request_1", f"holiday:{name}")
         status, own, text = posted(url, plain())
-        assert (status, text) == (200, "a:no_face")
+        assert (status, text) == (200, "holiday:no_face")
         wait_until(lambda: own in worker_log.read_text(), what="the worker's last line")
+        # A name in a path that there is not, and a key where none is asked for.
+        assert asked(url, f"/v2/people/{quote(name)}?of={quote(name)}", Authorization=f"Bearer {SECRET}") == 404
         # Keys are ours.
         s3 = boto3.client("s3")
         keys = {each["Key"].rpartition("/")[2] for each in s3.list_objects_v2(Bucket=stack.out_bucket)["Contents"]}
@@ -175,13 +188,24 @@ def test_one_request_id_is_in_every_line_and_nothing_private_in_any(
         assert name not in text
         assert quote(name) not in text
         assert SECRET not in text
+        assert "Bearer" not in text
+        for part in (photo[:24], photo[len(photo) // 2 :][:24]):
+            for shown in (
+                base64.b64encode(part).decode()[:30],
+                part.hex(),
+                repr(part)[2:-1],
+                json.dumps(repr(part))[3:-2],
+            ):
+                assert shown not in text
+        assert "holiday" not in text
     told = [line for line in lines(web) if line.get("status")]
     assert [(line["method"], line["route"], line["status"], line["outcome"]) for line in told] == [
         ("PUT", "/v1/people/<path:name>", 201, "ok"),
         ("POST", "/", 200, "ok"),
         ("POST", "/", 200, "ok"),
+        ("GET", "(no such path)", 404, "not_found"),
     ]
-    assert [line["request_id"] for line in told][1:] == ["my.request_1", own]
+    assert [line["request_id"] for line in told][1:3] == ["my.request_1", own]
     assert {line["service"] for line in lines(web)} == {"faceapp-web"}
     assert any(line["logger"] == "gunicorn.error" for line in lines(web))
     assert "is here, request my.request_1" in web
