@@ -121,13 +121,14 @@ def _patiently(work: Callable[[], Answer]) -> Answer:
 
 
 def _queued_s(request: Any) -> float:
-    """Seconds between the message's arrival at SQS and now; 0 when SQS did not say (or the clocks disagree)."""
+    """Seconds between the message's arrival at SQS and now, by SQS's clock; 0 when SQS did not say."""
     try:
         message = request.properties["delivery_info"]["sqs_message"]
         sent_s = float(message["Attributes"]["SentTimestamp"]) / 1000
+        now_s = float(message[broker.transport.CLOCK]) + time.monotonic()
     except (AttributeError, KeyError, TypeError, ValueError):
         return 0.0
-    return max(0.0, time.time() - sent_s)
+    return max(0.0, now_s - sent_s)
 
 
 @signals.task_prerun.connect

@@ -8,9 +8,12 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator
+from email.utils import formatdate
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -314,11 +317,15 @@ class Answer:
 
     reason = "for a test"
 
-    def __init__(self, status: int) -> None:
-        self.status = status
+    def __init__(self, status: int, *, body: bytes = b"{}", date: str | None = None) -> None:
+        self.status, self._date = status, date
+        self.response = SimpleNamespace(status_code=status, headers={}, content=body)
 
     def read(self) -> bytes:
-        return b"{}"
+        return bytes(self.response.content)
+
+    def getheader(self, _name: str) -> str | None:
+        return self._date
 
 
 @pytest.mark.parametrize("status", [400, 403, 500, 503])
@@ -328,6 +335,31 @@ def test_a_refused_poll_is_an_empty_one(stack: Settings, status: int) -> None:
     with broker.create_app(stack).connection_for_read() as connection:
         received = asks._on_list_ready(None, [], "ReceiveMessage", Answer(status))
         assert connection.default_channel._on_messages_ready("url", "req-queue", received) == 0
+
+
+def test_a_poll_that_cannot_be_signed_is_tried_again(
+    consuming: Callable[..., tuple[Any, Hub, list[Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A role's credentials have run out and there are no new ones yet: that must not be the queue's last poll."""
+    channel, hub, _ = consuming(0, prefetch=4)
+
+    def no_credentials(*_: Any, **__: Any) -> None:
+        raise RuntimeError("Credentials were refreshed, but the refreshed credentials are still expired.")
+
+    monkeypatch.setattr(channel, "asynsqs", no_credentials)
+    channel._schedule_queue("req-queue")
+    assert len(hub.later) == 1
+
+
+@pytest.mark.parametrize("ahead_s", [-7200, -1, 0, 1, 7200])
+def test_a_messages_age_is_told_by_the_clock_of_sqs(stack: Settings, ahead_s: int) -> None:
+    """A worker's own clock may be hours away; one that agrees is better, since SQS says whole seconds."""
+    asks = AsyncConnection(sqs_connection=broker.sqs_client(), http_client=object())
+    answer = Answer(200, body=b'{"Messages": [{"Body": ""}]}', date=formatdate(time.time() - ahead_s, usegmt=True))
+    [message] = asks._on_list_ready(None, [], "ReceiveMessage", answer)["Messages"]
+    told_s = message[broker.transport.CLOCK] + time.monotonic()
+    right_s = time.time() - (ahead_s if abs(ahead_s) > 2 else 0)
+    assert told_s == pytest.approx(right_s, abs=2)
 
 
 @pytest.mark.filterwarnings("ignore:socket_all:DeprecationWarning")  # kombu's

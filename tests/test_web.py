@@ -12,12 +12,13 @@ from typing import Any
 
 import boto3
 import pytest
+from botocore.exceptions import ClientError
 from flask.testing import FlaskClient
 from openapi_schema_validator import OAS31Validator
 from openapi_spec_validator import validate
 from werkzeug.routing import Rule
 
-from faceapp import tasks
+from faceapp import broker, tasks
 from faceapp.config import Settings
 from faceapp.errors import BrokerUnavailable
 from faceapp.gallery import People
@@ -26,6 +27,7 @@ from faceapp.http.api import preferred_wait_s
 from faceapp.http.uploads import clean_name, stem
 from faceapp.schema import Recognition
 from faceapp.storage import Storage
+from tests.services import wait_until
 from tests.web import File, as_json, client_of, encoded, plain, problem, side_by_side, stored
 
 
@@ -231,6 +233,19 @@ def test_a_queue_that_refuses_leaves_nothing_behind(
         problem(answer, 503, "broker_unavailable")
         assert answer.headers["Retry-After"]
     assert stored(system) == before
+
+
+def test_the_answer_to_a_task_that_was_not_sent_is_not_waited_for(
+    client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQS would be asked for it for an hour."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ClientError({"Error": {"Code": "ServiceUnavailable"}}, "SendMessage")
+
+    monkeypatch.setattr(broker.Channel, "_put", refuse)
+    problem(client.post("/", data={"inputFile": File(plain())}), 503, "broker_unavailable")
+    wait_until(lambda: tasks.app.backend.collector.waiting == 0, what="nothing waited for")
 
 
 # People

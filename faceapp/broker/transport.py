@@ -8,6 +8,7 @@ import math
 import os
 import threading
 import time
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import pycurl
@@ -33,8 +34,21 @@ LISTENER_DELETES_WITHIN_S = 20.0
 GATHER_S = 0.25
 """Between two receives outside a worker."""
 CLOCKS_AGREE_S = 2.0
+CLOCK = "faceapp:clock"
+"""In a received message: add it to this machine's time.monotonic() for the time by SQS, which the message's times are
+by. A worker's own clock may be minutes away."""
 LONGEST_NAME = 80 - len(SECOND)
 """Of a queue: SQS takes 80 characters."""
+
+
+def _clock_s(date: str | None) -> float:
+    """What time it is by SQS, which answered at `date`, less this machine's monotonic clock (s).
+
+    The answer says whole seconds, so a clock that agrees with it is believed.
+    """
+    own_s = time.time()
+    sqs_s = parsedate_to_datetime(date).timestamp() if date else own_s
+    return (own_s if abs(sqs_s - own_s) <= CLOCKS_AGREE_S else sqs_s) - time.monotonic()
 
 
 class HTTPConnection(AsyncHTTPSConnection):
@@ -63,10 +77,13 @@ class AsyncConnection(AsyncSQSConnection):
         # kombu raises on 4xx, which throttling and a token that has just run out are, into the event loop: that logs
         # it, or ends by it, and the queue is never polled again (celery/kombu#931, which was mended for 5xx only).
         try:
-            return super()._on_list_ready(parent, markers, operation, response)
+            answer = super()._on_list_ready(parent, markers, operation, response)
         except Exception as error:
             logger.warning("SQS refused %s: %s", operation, error)
             return []
+        for each in answer.get("Messages", ()) if answer else ():
+            each[CLOCK] = _clock_s(response.getheader("Date"))
+        return answer
 
 
 class Channel(SQS.Channel):
@@ -181,6 +198,15 @@ class Channel(SQS.Channel):
         return self._asynsqs
 
     def _schedule_queue(self, queue: str) -> None:
+        # What is raised here, for want of credentials while a role's have run out and new ones cannot be had, ends the
+        # connection, the worker, or the queue's polling for ever, depending on what it is.
+        try:
+            self._poll_soon(queue)
+        except Exception as error:
+            logger.warning("cannot ask SQS for messages of %s: %r", queue, error)
+            self._loop1(queue)
+
+    def _poll_soon(self, queue: str) -> None:
         if queue in self._active_queues:
             self._use(queue)
         # While the prefetch is full kombu looks every polling_interval whether it still is (without one it is the busy

@@ -197,6 +197,8 @@ def _send(task: Any, request_id: str, *, waits: bool) -> Any:
             given = {name: value for name, value in headers.items() if value not in ("", request_id)}
             return task.apply_async(args=[request_id], task_id=request_id, ignore_result=not waits, headers=given)
     except (OperationalError, LimitExceeded, BotoCoreError, ClientError) as error:
+        # Else the reader would ask SQS for its answer for an hour.
+        task.app.backend.collector.forget(request_id)
         logger.error("%s could not be sent: %s", request_id, error)
         raise BrokerUnavailable from error
 
