@@ -96,8 +96,8 @@ class Replies(QueueReader):
     def _deliver(self, body: str) -> None:
         try:
             message = json.loads(body)
-            ticket, answer = message["headers"]["ticket"], json.loads(message["body"])
-        except (ValueError, TypeError, KeyError):
+            ticket, answer = str(message["headers"]["ticket"]), json.loads(message["body"])
+        except (ValueError, TypeError, KeyError, RecursionError):
             logger.warning("dropped a reply that is not one (%d bytes)", len(body))
             return
         with self._changed:
