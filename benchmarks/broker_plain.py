@@ -62,12 +62,13 @@ app = plain_app()
 
 
 @app.task(name="faceapp.recognize")
-def recognize(request_id: str) -> dict[str, Any]:
+def recognize(request_id: str) -> dict[str, Any] | None:
     """What `faceapp.tasks.recognize` does with a photo."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from faceapp.worker import this_worker
 
-    return this_worker().recognise(request_id, queued_s=0.0).to_dict()
+    result = this_worker().recognise(request_id, queued_s=0.0)
+    return result.to_dict() if result else None
 
 
 @app.task(name="benchmarks.work")

@@ -20,6 +20,7 @@ from typing import Any, Literal
 from botocore.exceptions import BotoCoreError, ClientError
 
 from faceapp import broker
+from faceapp.broker.messages import ENROL, RECOGNIZE, refusal
 from faceapp.config import Settings
 from faceapp.errors import BrokerUnavailable, DeadLetterNotFound, FaceappError
 from faceapp.storage import Storage
@@ -38,8 +39,6 @@ AT_ONCE = 10
 """Letters that are looked up in S3, or sent, at the same time."""
 SHORTEST_ID = 6
 """An id may be shortened to this many characters where that is clear."""
-
-RECOGNIZE, ENROL = "faceapp.recognize", "faceapp.enrol"
 
 Photo = Literal["there", "gone", "none", "unknown"]
 """Whether what the task is about is still in S3; `none` for a task without a photo, `unknown` when S3 does not say."""
@@ -278,7 +277,10 @@ class DeadLetters:
         task = str(document["headers"]["task"]) if document else None
         request_id = _request_id(document)
         attributes = held.raw.get("Attributes", {})
-        photo, reason = self._look_up(task, request_id, tries)
+        unfit = refusal(body, tasks=(RECOGNIZE, ENROL), time_limit_s=self._settings.task_time_limit_s)
+        photo, reason = self._look_up(
+            task, request_id, f"no worker takes it: {unfit}" if unfit else f"failed {tries} times"
+        )
         return DeadLetter(
             message_id=held.id,
             sent_s=float(attributes["SentTimestamp"]) / 1000 if "SentTimestamp" in attributes else None,
@@ -291,12 +293,11 @@ class DeadLetters:
             document=document,
         )
 
-    def _look_up(self, task: str | None, request_id: str | None, tries: int) -> tuple[Photo, str]:
-        """Whether the photo is there, and why the request is a dead letter as far as anybody knows."""
-        # Its worker was lost or ran out of time, or the task raised; which of them only the worker's log says.
-        failed = f"failed {tries} times"
-        if task is None:
-            return "none", "it is no Celery task"
+    def _look_up(self, task: str | None, request_id: str | None, failed: str) -> tuple[Photo, str]:
+        """Whether the photo is there, and why the request is a dead letter as far as anybody knows.
+
+        `failed` is what can be said without S3, which has why the last try failed unless it did not answer then.
+        """
         if task not in (RECOGNIZE, ENROL) or request_id is None:
             return "none", failed
         try:

@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
+import types
+import typing
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import cache
+from typing import Any, Literal, TypeVar
 
 from faceapp.errors import FaceappError, SchemaError, by_code
 
@@ -131,31 +135,17 @@ class Recognition:
     def from_json(cls, text: str | bytes) -> Recognition:
         try:
             document = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise SchemaError(f"the result document is not JSON: {error}") from error
         return cls.from_dict(document)
 
     @classmethod
     def from_dict(cls, document: Any) -> Recognition:
-        """Read what `to_dict` wrote. Raises SchemaError on another version or a shape that does not fit."""
-        _check_version(document)
-        try:
-            if document["status"] not in ("done", "failed"):
-                raise SchemaError(f"the result document has the status {document['status']!r}")
-            photo, failure = document.get("photo"), document.get("failure")
-            return cls(
-                id=str(document["id"]),
-                status=document["status"],
-                file_name=str(document.get("file_name", "")),
-                photo=Photo(**photo) if photo else None,
-                faces=tuple(_face(face) for face in document.get("faces", ())),
-                model=str(document.get("model", "")),
-                gallery_version=str(document.get("gallery_version", "")),
-                timings=Timings(**document.get("timings", {})),
-                failure=Failure(**failure) if failure else None,
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise SchemaError(f"the result document does not fit: {error!r}") from error
+        """Read what `to_dict` wrote. Raises SchemaError, and nothing else, for any other value."""
+        found = _read_document(cls, document)
+        if (found.status == "failed") != (found.failure is not None):
+            raise SchemaError("the result document says both that it failed and that it did not")
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,31 +175,63 @@ class Enrolment:
 
     @classmethod
     def from_dict(cls, document: Any) -> Enrolment:
-        """Read what `to_dict` wrote. Raises SchemaError on another version or a shape that does not fit."""
-        _check_version(document)
-        try:
-            return cls(
-                id=str(document["id"]),
-                name=str(document["name"]),
-                photos=tuple(str(photo) for photo in document["photos"]),
-                failures=tuple(PhotoFailure(**failure) for failure in document["failures"]),
-            )
-        except (KeyError, TypeError) as error:
-            raise SchemaError(f"the enrolment document does not fit: {error!r}") from error
+        """Read what `to_dict` wrote. Raises SchemaError, and nothing else, for any other value."""
+        return _read_document(cls, document)
 
 
-def _check_version(document: Any) -> None:
-    found = document.get("version") if isinstance(document, dict) else type(document).__name__
-    if found != VERSION:
-        raise SchemaError(f"the document has version {found}, this program reads {VERSION}")
+Document = TypeVar("Document")
 
 
-def _face(document: dict[str, Any]) -> Face:
-    return Face(
-        box=Box(**document["box"]),
-        landmarks=tuple((float(x), float(y)) for x, y in document["landmarks"]),
-        score=float(document["score"]),
-        name=str(document["name"]),
-        distance=document["distance"],
-        candidates=tuple(Candidate(**candidate) for candidate in document["candidates"]),
-    )
+def _read_document(cls: type[Document], document: Any) -> Document:
+    version = document.get("version") if isinstance(document, dict) else None
+    if type(version) is not int or version != VERSION:
+        raise SchemaError(f"the document has version {str(version)[:20]}, this program reads {VERSION}")
+    found: Document = _read(cls, document, "the document")
+    return found
+
+
+def _read(hint: Any, value: Any, where: str) -> Any:
+    """The value of type `hint` that JSON carries as `value`; `where` it stands, for the SchemaError."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+        return _read_fields(typing.cast(type, hint), value, where)
+    if origin is types.UnionType:  # of something and None
+        return None if value is None else _read(arguments[0], value, where)
+    if origin is Literal and isinstance(value, str) and value in arguments:
+        return value
+    if origin is tuple and isinstance(value, list):
+        hints = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
+        if len(hints) == len(value):
+            return tuple(_read(each, part, where) for each, part in zip(hints, value, strict=True))
+    if hint is str and isinstance(value, str) and _is_text(value):
+        return value
+    if hint is int and type(value) is int:
+        return value
+    if hint is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:
+        return float(value)
+    raise SchemaError(f"{where} has {type(value).__name__} where it should have {getattr(hint, '__name__', hint)}")
+
+
+def _read_fields(cls: type, document: dict[str, Any], where: str) -> Any:
+    """A dataclass; what is not one of its fields is passed over, as `answer` is, which `to_dict` adds."""
+    values = {}
+    for each in dataclasses.fields(cls):
+        if each.name in document:
+            values[each.name] = _read(_hints(cls)[each.name], document[each.name], f"{where}'s {each.name}")
+        elif each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING:
+            raise SchemaError(f"{where} has no {each.name}")
+    return cls(**values)
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _is_text(value: str) -> bool:
+    """Whether it can be written in UTF-8: JSON can carry half a surrogate pair."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

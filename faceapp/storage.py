@@ -46,6 +46,8 @@ class StoredPhotoHead:
     content_type: str
     sha256: str
     size_bytes: int
+    last_modified: datetime
+    """When it was stored, by S3's clock."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,9 +84,11 @@ class Storage:
     Every method raises StorageUnavailable when S3 does not answer or refuses, and says for which bucket and call.
     """
 
-    def __init__(self, settings: Settings, *, client: Any = None) -> None:
+    def __init__(self, settings: Settings, *, client: Any = None, quick: bool = False) -> None:
+        """`quick` gives up after seconds and one try: for an event loop, and for what may fail."""
         self.settings = settings
         self._given = client
+        self._quick = quick
         # By process id: a forked child must share neither the parent's sockets nor a lock that one of its threads held.
         self._clients: dict[int, Any] = {}
         self._locks: dict[int, threading.Lock] = {}
@@ -98,7 +102,7 @@ class Storage:
         if process not in self._clients:
             with self._locks.setdefault(process, threading.Lock()):
                 if process not in self._clients:
-                    self._clients[process] = _new_client()
+                    self._clients[process] = _new_client(quick=self._quick)
         return self._clients[process]
 
     def ready(self) -> None:
@@ -146,6 +150,21 @@ class Storage:
             ContentType="application/json",
         )
 
+    def put_failed(self, recognition: Recognition) -> bool:
+        """Store a failed result unless there is a result already, which may be a better one. False if so."""
+        try:
+            self._call(
+                "put_object",
+                self.settings.out_bucket,
+                Key=_checked(recognition.id),
+                Body=recognition.to_json().encode(),
+                ContentType="application/json",
+                IfNoneMatch="*",
+            )
+        except _Changed:
+            return False
+        return True
+
     def get_result(self, request_id: str) -> Recognition | None:
         """The result, or None while there is none. Raises SchemaError on a document of another version."""
         key = _checked(request_id)
@@ -172,10 +191,12 @@ class Storage:
     def get_incoming(self, request_id: str, n: int) -> IncomingPhoto:
         """Raises NotFound, also when the photo was enrolled already."""
         answer = self._call("get_object", self.settings.gallery_bucket, Key=f"{INCOMING}{_checked(request_id)}/{n}")
-        metadata = answer["Metadata"]
-        return IncomingPhoto(
-            data=answer["Body"], name=unquote(metadata["name"]), file_name=unquote(metadata.get("file-name", ""))
-        )
+        return IncomingPhoto(data=answer["Body"], **_names(answer["Metadata"]))
+
+    def head_incoming(self, request_id: str, n: int) -> IncomingPhoto:
+        """The photo's names without its data. Raises NotFound."""
+        answer = self._call("head_object", self.settings.gallery_bucket, Key=f"{INCOMING}{_checked(request_id)}/{n}")
+        return IncomingPhoto(data=b"", **_names(answer["Metadata"]))
 
     def delete_incoming(self, request_id: str) -> None:
         """Drop all of the request's waiting photos (a list and a delete)."""
@@ -280,20 +301,26 @@ def _head_fields(answer: dict[str, Any]) -> dict[str, Any]:
         "content_type": answer.get("ContentType", ""),
         "sha256": metadata.get("sha256", ""),
         "size_bytes": answer["ContentLength"],
+        "last_modified": answer["LastModified"],
     }
 
 
-def _new_client() -> Any:
+def _names(metadata: dict[str, str]) -> dict[str, str]:
+    """What was written beside a photo that waits to be enrolled."""
+    return {"name": unquote(metadata["name"]), "file_name": unquote(metadata.get("file-name", ""))}
+
+
+def _new_client(*, quick: bool) -> Any:
     # An emulator or MinIO answers on one host: no bucket has a host name of its own there.
     own_endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     config = Config(
-        connect_timeout=2,
-        read_timeout=20,
+        connect_timeout=1 if quick else 2,
+        read_timeout=3 if quick else 20,
         max_pool_connections=64,
         # A fixed one: botocore builds its own anew for every call, which takes a sixth of the call's CPU.
         user_agent=f"faceapp boto3/{boto3.__version__}",
         tcp_keepalive=True,
-        retries={"mode": "standard", "total_max_attempts": 3},
+        retries={"mode": "standard", "total_max_attempts": 1 if quick else 3},
         # TLS guards the way already; a CRC of every photo in Python costs CPU that the workers need.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",

@@ -18,8 +18,10 @@ from celery import signals, states
 from celery.exceptions import Reject
 
 from faceapp import broker, flower, logs, tracing
+from faceapp.broker import GivenUp
 from faceapp.config import settings
 from faceapp.errors import FaceappError, NotFound, StorageUnavailable
+from faceapp.given_up import Undertaker
 from faceapp.schema import Enrolment, Recognition
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ NAMES_SHOWN = 5
 """People whom the short line of an answer names."""
 
 app = broker.create_app(settings())
+undertaker = Undertaker(settings())
 tracing.enabled()
 flower.take_over(settings())
 
@@ -61,27 +64,44 @@ def _worker() -> Worker:
 
 
 @app.task(bind=True, name="faceapp.recognize")
-def recognize(self: Any, request_id: str) -> Answer:
-    """Recognise the photo stored under `request_id`; the answer is a `schema.Recognition` document."""
+def recognize(self: Any, request_id: str) -> Answer | None:
+    """Recognise the photo stored under `request_id`; the answer is a `schema.Recognition` document.
+
+    None when there is one already that is not to be overwritten by this one: it is in S3.
+    """
     queued_s = _queued_s(self.request)
+    if undertaker.is_expired(queued_s):
+        return answer(undertaker.fail(request_id, undertaker.expired()))
     return _patiently(lambda: answer(_worker().recognise(request_id, queued_s=queued_s)))
 
 
-@app.task(name="faceapp.enrol")
-def enrol(request_id: str) -> Answer | None:
+@app.task(bind=True, name="faceapp.enrol")
+def enrol(self: Any, request_id: str) -> Answer | None:
     """Enrol the photos waiting under `request_id`; the answer is a `schema.Enrolment` document.
 
     None when nothing waits there: a second delivery of a message whose work is done.
     """
+    if undertaker.is_expired(_queued_s(self.request)):
+        return answer(undertaker.fail_enrolment(request_id, undertaker.expired(), drop=True))
     try:
         return _patiently(lambda: answer(_worker().enrol(request_id)))
     except NotFound:
         return None
 
 
-def answer(result: Recognition | Enrolment) -> Answer:
-    """The result's document with its line, such as `done: obama, unknown (2 faces)` or `failed: image_truncated`."""
-    return Answer(result.to_dict(), line=_line(result))
+def _give_up(task: GivenUp) -> Answer | None:
+    return answer(undertaker.give_up(task))
+
+
+app.give_up = _give_up
+
+
+def answer(result: Recognition | Enrolment | None) -> Answer | None:
+    """The result's document with its line, such as `done: obama, unknown (2 faces)` or `failed: image_truncated`.
+
+    None says no more than that there is a result in S3.
+    """
+    return None if result is None else Answer(result.to_dict(), line=_line(result))
 
 
 def _line(result: Recognition | Enrolment) -> str:
@@ -102,7 +122,7 @@ def _count(number: int, of: str) -> str:
     return f"{number} {of}" if number == 1 else f"{number} {of}s"
 
 
-def _patiently(work: Callable[[], Answer]) -> Answer:
+def _patiently(work: Callable[[], Answer | None]) -> Answer | None:
     """Do the work, and wait for an S3 that does not answer: each message handed back has used up one of its tries."""
     give_up_s = time.monotonic() + settings().task_time_limit_s / 2
     pause_s = 0.5
@@ -116,7 +136,8 @@ def _patiently(work: Callable[[], Answer]) -> Answer:
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, 8.0)
         except MemoryError as error:
-            # Celery ends the whole worker on a MemoryError (celery/celery#5655), its other tasks included.
+            # Celery ends the whole worker on a MemoryError (celery/celery#5655), its other tasks included. It is tried
+            # again: a photo that needs too much for itself is refused where it is decoded.
             raise RuntimeError("there is not enough memory for this photo") from error
 
 
@@ -178,6 +199,11 @@ def _load(**_: Any) -> None:
     except Exception as error:
         logger.critical("the worker cannot work: %s", error, exc_info=not isinstance(error, FaceappError))
         raise SystemExit(1) from error
+
+
+@signals.worker_process_init.connect
+def _limit_memory(**_: Any) -> None:
+    _worker().limit_memory()
 
 
 @signals.worker_process_shutdown.connect

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import resource
 import time
 from functools import cache
 
 from faceapp import tracing
-from faceapp.config import Settings, settings
+from faceapp.config import MIB, Settings, settings
 from faceapp.errors import EnrolmentError, ImageError, NotFound
 from faceapp.gallery import Gallery
 from faceapp.recognition import Description, EnrolledFace, Recogniser
@@ -43,16 +44,35 @@ class Worker:
             dimension=self._recogniser.dimension,
             refresh_s=settings.gallery_refresh_s,
         )
+        self._memory_bytes = settings.worker_memory_mib * MIB
         self._threshold = settings.threshold or self._recogniser.threshold
 
     def warm(self) -> None:
         """Load the gallery; when S3 does not answer, the first search tries again."""
         self._gallery.refresh()
 
-    def recognise(self, request_id: str, *, queued_s: float = 0.0) -> Recognition:
+    def limit_memory(self) -> None:
+        """Let this process take no more than `worker_memory_mib` on top of what it has: a task ends in a MemoryError
+        then, where the machine would kill whatever is largest.
+        """
+        if not self._memory_bytes:
+            return
+        if self._recogniser.device == "cuda":
+            logger.warning("a task's memory is not limited: CUDA maps far more than it uses")
+            return
+        try:
+            with open("/proc/self/status", encoding="ascii") as status:
+                used_kib = next(int(line.split()[1]) for line in status if line.startswith("VmData:"))
+            hard_bytes = resource.getrlimit(resource.RLIMIT_DATA)[1]
+            resource.setrlimit(resource.RLIMIT_DATA, (used_kib * 1024 + self._memory_bytes, hard_bytes))
+        except (OSError, ValueError, StopIteration) as error:
+            logger.warning("a task's memory is not limited here: %s", error or "no word of VmData")
+
+    def recognise(self, request_id: str, *, queued_s: float = 0.0) -> Recognition | None:
         """Fetch the photo `request_id`, find and name its faces, store the result and return it.
 
-        A photo that cannot be used gives a `failed` result. Raises StorageUnavailable; the work can be tried again.
+        A photo that cannot be used gives a `failed` result; None, and nothing stored, when there is a result already.
+        Raises StorageUnavailable; the work can be tried again.
         """
         began_s, started_s = time.time(), time.perf_counter()
         file_name = ""
@@ -88,7 +108,11 @@ class Worker:
             )
         tracing.stages(began_s, _stages(result.timings))
         with tracing.span("store result", kind="CLIENT"):
-            self._storage.put_result(result)
+            if result.failure is None:
+                self._storage.put_result(result)
+            elif not self._storage.put_failed(result):
+                logger.info("%s: %s, but there is a result", request_id, result.failure.code)
+                return None
         outcome = f"{len(result.faces)} faces" if result.failure is None else result.failure.code
         times = result.timings
         logger.info("%s: %s, %.3f s after %.3f s in the queue", request_id, outcome, times.total_s, times.queued_s)

@@ -145,7 +145,7 @@ def test_a_task_that_always_fails_is_listed_with_what_is_known(
         kept: ("faceapp.recognize", "there", "failed 3 times"),
         gone: ("faceapp.recognize", "gone", "failed 3 times"),
         answered: ("faceapp.recognize", "there", "image_truncated: It was cut off."),
-        other: ("tests.fail", "none", "failed 3 times"),
+        other: ("tests.fail", "none", "no worker takes it: its task 'tests.fail' is none of ours"),
     }
     sent_s = [each.sent_s for each in listing.letters]
     assert None not in sent_s
@@ -262,7 +262,9 @@ def test_a_body_that_is_no_task_is_shown_as_what_it_is(put: Callable[[str], str]
     found = letters.listing().letters
     assert {each.message_id: each.body for each in found} == bodies
     assert {(each.document, each.task, each.request_id) for each in found} == {(None, None, None)}
-    assert {each.reason for each in found} == {"it is no Celery task"}
+    assert {each.reason for each in found} == {
+        f"no worker takes it: it is {what}" for what in ("no Celery task", "not JSON", "nested too deeply")
+    }
 
 
 def test_arguments_that_do_not_fit_are_shown_all_the_same(put: Callable[[str], str], letters: DeadLetters) -> None:

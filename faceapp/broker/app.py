@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
 from celery import Celery
 from kombu import Queue
 
@@ -9,8 +13,18 @@ import faceapp.broker.transport  # noqa: F401 - makes sqs:// ours
 from faceapp.broker.clients import CLIENT_CONFIG
 from faceapp.broker.control import Control
 from faceapp.broker.events import Events
-from faceapp.broker.messages import AMQP
+from faceapp.broker.messages import AMQP, refusal
 from faceapp.config import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenUp:
+    """A task that will not be tried again, and what ended it: the name of an exception's class."""
+
+    task: str
+    task_id: str
+    arguments: tuple[Any, ...]
+    error: str
 
 
 class FaceappCelery(Celery):
@@ -18,6 +32,8 @@ class FaceappCelery(Celery):
 
     events_cls = Events
     settings: Settings
+    give_up: Callable[[GivenUp], Any] | None = None
+    """Makes the answer to a task that is given up, of any JSON, instead of Celery's. It may take a few seconds."""
 
     @property
     def thread_oid(self) -> str:
@@ -30,11 +46,18 @@ def create_app(settings: Settings) -> FaceappCelery:
         "faceapp", amqp=AMQP, backend="faceapp.responses:ResponseBackend", control=Control, set_as_current=True
     )
     app.settings = settings
+
+    def refused(body: str) -> str:
+        # Celery's own tasks do what their arguments say: call others.
+        tasks = {name for name in app.tasks if not name.startswith("celery.")}
+        return refusal(body, tasks=tasks, time_limit_s=settings.task_time_limit_s)
+
     app.conf.update(
         broker_url="sqs://",
         broker_transport_options={
             "queue_name_prefix": f"{settings.prefix}-",
             "request_queue": settings.request_queue,
+            "refused": refused,
             "wait_time_seconds": settings.queue_wait_s,
             # The pause after a poll that brought nothing: it has waited already, or SQS has refused it.
             "polling_interval": 0.5,
@@ -60,10 +83,13 @@ def create_app(settings: Settings) -> FaceappCelery:
         result_backend_thread_safe=True,
         # A message is deleted when its task is done, so a killed worker's tasks are delivered again.
         task_acks_late=True,
-        task_reject_on_worker_lost=True,
-        # A task that raised or ran out of time stays in the queue: SQS delivers it again, three times, then it is a
-        # dead letter. What went wrong with the photo itself is a result, not an exception.
+        # A task that raised, ran out of time or took its process with it stays in the queue: SQS delivers it again,
+        # three times, then it is a dead letter. What went wrong with the photo itself is a result, not an exception.
         task_acks_on_failure_or_timeout=False,
+        # True would say nothing of a lost process to the result backend, and so to whoever waits.
+        task_reject_on_worker_lost=False,
+        # The result in S3 is for everybody: the backend is asked also where nobody waits for an answer.
+        task_store_errors_even_if_ignored=True,
         task_time_limit=settings.task_time_limit_s,
         task_soft_time_limit=max(1, settings.task_time_limit_s - 5),
         # One message waits for each process at work: more would be handed back by a draining instance, and each time

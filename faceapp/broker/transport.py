@@ -33,6 +33,8 @@ LISTENER_DELETES_WITHIN_S = 20.0
 """The same for events taken outside a worker: they are not seen again for a minute, and twice would do no harm."""
 GATHER_S = 0.25
 """Between two receives outside a worker."""
+AGAIN_AFTER_S = 3
+"""A message whose task failed is delivered again after this long."""
 CLOCKS_AGREE_S = 2.0
 CLOCK = "faceapp:clock"
 """In a received message: add it to this machine's time.monotonic() for the time by SQS, which the message's times are
@@ -312,7 +314,18 @@ class Channel(SQS.Channel):
 
     def basic_reject(self, delivery_tag: str, requeue: bool = False) -> None:
         try:
-            super().basic_reject(delivery_tag, requeue)
+            info = self.qos.get(delivery_tag).delivery_info
+            failed = None if requeue or info["routing_key"] != self._request_queue else info["sqs_message"]
+        except KeyError:
+            failed = None
+        try:
+            if failed:
+                # kombu leaves it out of sight for the rest of its visibility timeout: whoever waits would be told of
+                # the third failure after minutes.
+                self._hand_back(info["sqs_queue"], [failed], after_s=AGAIN_AFTER_S)
+                self.qos.reject(delivery_tag)
+            else:
+                super().basic_reject(delivery_tag, requeue)
         except (BotoCoreError, ClientError) as error:
             # It comes again when its visibility timeout is over. Raising, as kombu does (celery/kombu#1391), would end
             # the worker, and keep the place in the prefetch for ever.
@@ -332,7 +345,10 @@ class Channel(SQS.Channel):
         if self.closed:  # this poll was under way when the connection was given up
             self._hand_back(queue, received)
             return 0
-        for each in self._news(qname, received):
+        news = self._news(qname, received)
+        if qname == self._request_queue:
+            news = self._acceptable(queue, news)
+        for each in news:
             # One by one: what is raised here, for a message that makes no sense, ends the worker, or its polling
             # (celery/kombu#2421).
             try:
@@ -342,10 +358,19 @@ class Channel(SQS.Channel):
                 self.qos.reject(each["ReceiptHandle"])
         return len(received)
 
-    def _hand_back(self, url: str, messages: list[Any]) -> None:
+    def _acceptable(self, url: str, messages: list[Any]) -> list[Any]:
+        """The messages that a worker can do; the others go back at once, and are dead letters two deliveries later."""
+        reasons = [self.transport_options["refused"](str(each["Body"])) for each in messages]
+        for each, reason in zip(messages, reasons, strict=True):
+            if reason:
+                logger.warning("the message %s is left for the dead letters: %s", each.get("MessageId"), reason)
+        self._hand_back(url, [each for each, reason in zip(messages, reasons, strict=True) if reason])
+        return [each for each, reason in zip(messages, reasons, strict=True) if not reason]
+
+    def _hand_back(self, url: str, messages: list[Any], *, after_s: int = 0) -> None:
         """Make messages visible again; those that fail are so when their visibility timeout is over."""
         entries = [
-            {"Id": str(n), "ReceiptHandle": each["ReceiptHandle"], "VisibilityTimeout": 0}
+            {"Id": str(n), "ReceiptHandle": each["ReceiptHandle"], "VisibilityTimeout": after_s}
             for n, each in enumerate(messages)
         ]
         try:

@@ -10,13 +10,13 @@ from typing import Any
 
 import flask
 
-from faceapp.errors import FaceappError, RecognitionNotFound, RecognitionTimeout, by_code
+from faceapp.errors import FaceappError, RecognitionExpired, RecognitionNotFound, RecognitionTimeout, by_code
 from faceapp.gallery import check_name
 from faceapp.http import dispatch, uploads
 from faceapp.http.dispatch import Ticket
 from faceapp.http.problems import Problem
 from faceapp.http.uploads import Refusal, Upload
-from faceapp.schema import PhotoFailure, Recognition
+from faceapp.schema import Failure, PhotoFailure, Recognition
 
 PENDING = "pending"
 RETRY_AFTER_S = 2
@@ -56,14 +56,19 @@ def recognise() -> flask.Response:
 
 @blueprint.get("/recognitions/<request_id>")
 def recognition(request_id: str) -> flask.Response:
-    """The result document; while there is none, `pending`."""
-    storage = dispatch.current().storage
+    """The result document; while there is none, `pending`, and not for ever."""
+    service = dispatch.current()
+    storage = service.storage
     result = storage.get_result(request_id)
     if result:
         return flask.jsonify(_item(Ticket(id=request_id, file_name=result.file_name), result))
     photo = storage.photo_exists(request_id)
     if photo is None:
         raise RecognitionNotFound
+    if service.is_lost(photo):
+        failure = Failure.of(RecognitionExpired())
+        result = Recognition(id=request_id, status="failed", file_name=photo.file_name, failure=failure)
+        return flask.jsonify(_item(Ticket(id=request_id, file_name=photo.file_name), result))
     answer = flask.jsonify(_item(Ticket(id=request_id, file_name=photo.file_name), None))
     answer.headers["Retry-After"] = str(RETRY_AFTER_S)
     return answer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import flask
 
@@ -27,7 +28,7 @@ def answer() -> flask.Response:
         raise file.error
     recognition = _recognise(file)
     if recognition.failure:
-        raise recognition.failure.error()
+        raise Problem(recognition.failure.error(), members=_members(recognition.id))
     return flask.Response(f"{uploads.stem(file.file_name)}:{recognition.answer}", mimetype="text/plain")
 
 
@@ -36,6 +37,10 @@ def _recognise(upload: uploads.Upload) -> Recognition:
     ticket = service.recognize(upload, request_id=flask.g.own_id, waits=True)
     recognition = service.wait(ticket, time.monotonic() + service.settings.web_wait_s)
     if recognition is None:
-        href = flask.url_for("api.recognition", request_id=ticket.id)
-        raise Problem(RecognitionTimeout(), members={"id": ticket.id, "links": {"self": href}})
+        raise Problem(RecognitionTimeout(), members=_members(ticket.id))
     return recognition
+
+
+def _members(request_id: str) -> dict[str, Any]:
+    """What a problem says of a photo that was accepted."""
+    return {"id": request_id, "links": {"self": flask.url_for("api.recognition", request_id=request_id)}}

@@ -11,23 +11,34 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 import flask
 from botocore.exceptions import BotoCoreError, ClientError
+from celery import states
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 from kombu.exceptions import LimitExceeded, OperationalError
 
 from faceapp import broker, logs, tasks, tracing
 from faceapp.config import Settings
-from faceapp.errors import BrokerUnavailable, ClientGone, FaceappError, StorageUnavailable
+from faceapp.errors import (
+    BrokerUnavailable,
+    ClientGone,
+    FaceappError,
+    RecognitionExpired,
+    RecognitionFailed,
+    SchemaError,
+    StorageUnavailable,
+)
 from faceapp.gallery import People
 from faceapp.http import admission, connections
 from faceapp.http.metrics import Metrics
 from faceapp.http.uploads import Upload
-from faceapp.schema import Enrolment, Recognition
-from faceapp.storage import Storage
+from faceapp.responses import TRIES
+from faceapp.schema import Enrolment, Failure, PhotoFailure, Recognition
+from faceapp.storage import Storage, StoredPhotoHead
 
 CLIENT_S = 3.0
 """How often a wait looks whether the client is still there."""
@@ -48,6 +59,8 @@ class Ticket:
     id: str
     file_name: str
     answer: Any = None
+    sent_s: float = field(default_factory=time.monotonic)
+    """When its task was sent, by time.monotonic."""
 
 
 class _Readiness:
@@ -132,23 +145,50 @@ class Dispatch:
         return result
 
     def _wait(self, ticket: Ticket, deadline_s: float) -> Recognition | None:
+        too_old_s = ticket.sent_s + self.settings.queue_age_s
+        until_s, look_s = min(deadline_s, too_old_s), LOOK_AFTER_S
         try:
-            look_s = LOOK_AFTER_S
             while True:
-                left_s = deadline_s - time.monotonic()
-                document = _get(ticket.answer, min(look_s, left_s))
+                left_s = until_s - time.monotonic()
+                reply = _get(ticket.answer, min(look_s, left_s))
+                last = reply is None and left_s <= look_s
+                ended = _ended(reply)
+                failed = _failed(ticket.id, ended) if ended else None
                 try:
-                    result = Recognition.from_dict(document) if document else self.storage.get_result(ticket.id)
+                    result = self._read(ticket, reply) or self.storage.get_result(ticket.id) or failed
                 except StorageUnavailable:
                     # Only a look: the answer may come all the same, so this is an error when the time is over.
-                    if left_s <= look_s:
+                    if last and not failed:
                         raise
-                    result = None
-                if result or left_s <= look_s:
+                    result = failed
+                if result is None and last and until_s == too_old_s:
+                    result = _failed(ticket.id, RecognitionExpired())
+                if result or last:
                     return result
-                look_s *= 2
+                if reply is None:
+                    look_s *= 2
         finally:
             ticket.answer.forget()
+
+    def _read(self, ticket: Ticket, reply: dict[str, Any] | None) -> Recognition | None:
+        """The result in a reply; None when there is none, which S3 may have, or none that can be read."""
+        if not reply or reply["status"] != states.SUCCESS:
+            return None
+        try:
+            result = Recognition.from_dict(reply["result"])
+            if result.id == ticket.id:
+                return result
+            logger.error("an answer about %s came to %s", result.id, ticket.id)
+        except SchemaError as error:
+            if reply["result"] is not None:
+                logger.error("the answer to %s cannot be read: %s", ticket.id, error)
+        tasks.app.backend.collector.expect_another(ticket.id, corrupt=reply["result"] is not None)
+        return None
+
+    def is_lost(self, photo: StoredPhotoHead) -> bool:
+        """Whether a photo without a result is so old that none will come: it was not looked at in time."""
+        tries_s = TRIES * self.settings.task_time_limit_s
+        return (_now() - photo.last_modified).total_seconds() > self.settings.queue_age_s + tries_s
 
     def enrol(self, name: str, uploads: list[Upload], *, request_id: str, wait_s: float) -> Enrolment | None:
         """Have a worker enrol the photos; None when that is not done within `wait_s` (it will still happen).
@@ -160,12 +200,28 @@ class Dispatch:
         admission.body_is_stored()
         try:
             with self.metrics.counting(len(uploads)), self.metrics.waiting():
-                document = _get(answer, wait_s)
+                enrolment = self._wait_enrolled(answer, name, request_id, wait_s)
         finally:
             answer.forget()
-        enrolment = Enrolment.from_dict(document) if document else None
         self.metrics.enrolment(enrolment, photos=len(uploads))
         return enrolment
+
+    def _wait_enrolled(self, answer: Any, name: str, request_id: str, wait_s: float) -> Enrolment | None:
+        until_s = time.monotonic() + min(wait_s, self.settings.queue_age_s)
+        while reply := _get(answer, until_s - time.monotonic()):
+            if ended := _ended(reply):
+                return _not_enrolled(name, request_id, ended)
+            if reply["result"] is None:
+                return None
+            try:
+                enrolment = Enrolment.from_dict(reply["result"])
+                if enrolment.id == request_id:
+                    return enrolment
+                logger.error("an answer about %s came to %s", enrolment.id, request_id)
+            except SchemaError as error:
+                logger.error("the answer to %s cannot be read: %s", request_id, error)
+            tasks.app.backend.collector.expect_another(request_id, corrupt=True)
+        return _not_enrolled(name, request_id, RecognitionExpired()) if wait_s > self.settings.queue_age_s else None
 
     def _begin_enrolment(self, name: str, uploads: list[Upload], *, request_id: str) -> Any:
         try:
@@ -204,20 +260,42 @@ def _send(task: Any, request_id: str, *, waits: bool) -> Any:
 
 
 def _get(answer: Any, timeout_s: float) -> dict[str, Any] | None:
-    """The answer, or None when it is not there in time. Raises ClientGone: nobody reads it, and its place is needed."""
+    """The reply as Celery carries it, or None when it is not there in time.
+
+    Raises ClientGone: nobody reads it, and its place is needed.
+    """
     deadline_s = time.monotonic() + timeout_s
     with tracing.span("wait for the answer"):
         while True:
             left_s = max(0.0, deadline_s - time.monotonic())
             try:
-                document: dict[str, Any] | None = answer.get(timeout=min(left_s, CLIENT_S))
-                return document
+                # Not answer.get(): that raises what a worker raised, or what somebody says that it did.
+                reply: dict[str, Any] = answer.backend.wait_for(answer.id, timeout=min(left_s, CLIENT_S))
+                return reply
             except CeleryTimeoutError:
                 if left_s <= CLIENT_S:
                     return None
             client = connections.current()
             if client and client.gone:
                 raise ClientGone
+
+
+def _ended(reply: dict[str, Any] | None) -> RecognitionFailed | None:
+    """What a reply says that is no result but Celery's own failure, as workers of other versions send it."""
+    return None if reply is None or reply["status"] == states.SUCCESS else RecognitionFailed()
+
+
+def _failed(request_id: str, error: FaceappError) -> Recognition:
+    return Recognition(id=request_id, status="failed", failure=Failure.of(error))
+
+
+def _not_enrolled(name: str, request_id: str, error: FaceappError) -> Enrolment:
+    failure = PhotoFailure(file_name="", code=error.code, detail=error.detail)
+    return Enrolment(id=request_id, name=name, failures=(failure,))
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
 
 
 def new_id() -> str:

@@ -347,7 +347,7 @@ def _schemas() -> dict[str, Any]:
                 "instance": {"type": "string", "format": "uri-reference"},
                 "request_id": {**text, "description": "the same as in X-Request-ID and in the log"},
                 "errors": {"type": "array", "items": photo_failure},
-                "id": {**ID, "description": "of the recognition that is still to come"},
+                "id": {**ID, "description": "of the recognition, which may still be to come"},
                 "links": LINKS,
                 "role": {"enum": list(ROLES), "description": "that a key would need"},
             },

@@ -85,6 +85,7 @@ class Recogniser:
     ) -> None:
         use_one_thread()
         place = pick_device(device)
+        self.device = place.type
         self._detector = Detector(device=place)
         self._embedder = create_embedder(
             embedder, weights=weights, device=place, dtype=pick_precision(precision, place)

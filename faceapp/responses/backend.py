@@ -15,6 +15,7 @@ from celery.backends.base import Backend, SyncBackendMixin
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 
 from faceapp import broker, tracing
+from faceapp.broker import GivenUp
 from faceapp.broker.reader import Life
 from faceapp.config import Settings
 from faceapp.responses.collector import Collector
@@ -48,7 +49,7 @@ def _reply_queue(settings: Settings) -> tuple[str, Life]:
 
 def _is_tried_again(state: str, request: Any) -> bool:
     """Whether SQS will deliver the message of a task that failed once more: then this is not the answer yet."""
-    if state not in states.EXCEPTION_STATES:
+    if state != states.FAILURE:  # a revoked one is acknowledged
         return False
     try:
         message = request.properties["delivery_info"]["sqs_message"]
@@ -121,8 +122,14 @@ class ResponseBackend(SyncBackendMixin, Backend):
     def _store_result(
         self, task_id: str, result: Any, state: str, traceback: str | None = None, request: Any = None, **_: Any
     ) -> None:
+        # All ways to fail come here: what a task raises in its own process, and what the main process notes when a
+        # task's process was lost or killed for its time.
+        if state not in states.READY_STATES or _is_tried_again(state, request):
+            return
+        if state in states.EXCEPTION_STATES and self.app.give_up:
+            state, result, traceback = self._given_up(task_id, result, state, traceback, request)
         reply_to = getattr(request, "reply_to", None)
-        if not reply_to or state not in states.READY_STATES or _is_tried_again(state, request):
+        if not reply_to or getattr(request, "ignore_result", False):
             return
         meta = {"task_id": task_id, "status": state, "result": result, "traceback": traceback, "children": []}
         if asked := getattr(request, "request_id", None):
@@ -136,6 +143,22 @@ class ResponseBackend(SyncBackendMixin, Backend):
         except (BotoCoreError, ClientError) as error:
             # The result is stored; whoever waits finds it there. Failing the task would only do its work again.
             logger.warning("no answer sent to %s for %s: %s", reply_to, task_id, error)
+
+    def _given_up(
+        self, task_id: str, error: Any, state: str, traceback: str | None, request: Any
+    ) -> tuple[str, Any, str | None]:
+        """The state, the result and the traceback that are answered for a task that will not be tried again."""
+        try:
+            given_up = GivenUp(
+                task=str(request.task),
+                task_id=task_id,
+                arguments=tuple(request.args or ()),
+                error=str(error["exc_type"]),
+            )
+            return states.SUCCESS, self.app.give_up(given_up), None
+        except Exception:  # this may be a worker's main process, which must not end by it
+            logger.exception("nothing but Celery's own failure is answered for %s", task_id)
+            return state, error, traceback
 
     def _reply(self, queue_name: str, body: str) -> None:
         if not queue_name.startswith(self._settings.response_queue):

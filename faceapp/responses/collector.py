@@ -57,6 +57,13 @@ class Collector(QueueReader):
             self._pending.setdefault(task_id, _Pending())
             self._wake()
 
+    def expect_another(self, task_id: str, *, corrupt: bool) -> None:
+        """The answer to `task_id` was of no use to who waits for it (`corrupt`: it cannot be read): keep the next."""
+        with self._changed:
+            self.counts["corrupt"] += corrupt
+            self._pending[task_id] = _Pending()
+            self._wake()
+
     def wait(self, task_id: str, timeout_s: float | None) -> dict[str, Any] | None:
         """The answer's meta as Celery encodes it, or None when it does not come within `timeout_s`."""
         with self._changed:
@@ -97,7 +104,10 @@ class Collector(QueueReader):
             task_id, status = meta["task_id"], meta["status"]
             if not (isinstance(task_id, str) and isinstance(status, str)):
                 raise TypeError("an answer's id and status are strings")
-        except (ValueError, TypeError, KeyError):
+            if status in states.EXCEPTION_STATES and not isinstance(meta["result"]["exc_type"], str):
+                raise TypeError("a failure has an exception's name")
+            meta.setdefault("result", None)
+        except (ValueError, TypeError, KeyError, RecursionError):
             self.counts["corrupt"] += 1
             logger.warning("dropped an answer that is not one (%d bytes)", len(body))
             return

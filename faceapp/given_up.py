@@ -1,0 +1,103 @@
+"""What is said about a photo that no worker could finish: a failed result in S3, and the same to whoever waits.
+
+Asked for by a worker's event loop when the process of a task was lost or killed, so it takes seconds at most, whatever
+S3 does. The photos stay where they are: the message is a dead letter, and sent again it may still succeed.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from faceapp.broker import GivenUp
+from faceapp.broker.messages import ENROL, RECOGNIZE
+from faceapp.config import Settings
+from faceapp.errors import FaceappError, NotFound, RecognitionExpired, RecognitionFailed, StorageUnavailable
+from faceapp.schema import Enrolment, Failure, PhotoFailure, Recognition
+from faceapp.storage import Storage
+
+logger = logging.getLogger(__name__)
+
+CLOCKS_AGREE_S = 2.0
+"""SQS says when a message came, this machine what time it is now."""
+ASIDE = "it is put aside for somebody to look at."
+
+
+class Undertaker:
+    """Makes the answers to tasks that are given up. Any process may call any method."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._storage = Storage(settings, quick=True)
+
+    def give_up(self, task: GivenUp) -> Recognition | Enrolment | None:
+        """The answer to a task that has failed for good, which is stored first if S3 takes it.
+
+        None where there is a result already: whoever waits finds it in S3. Raises ValueError for any other task.
+        """
+        error = RecognitionFailed(self._sentence(task.error))
+        if task.task == RECOGNIZE:
+            return self.fail(str(task.arguments[0]), error)
+        if task.task == ENROL:
+            return self.fail_enrolment(str(task.arguments[0]), error)
+        raise ValueError(f"nothing is known about the task {task.task}")
+
+    def is_expired(self, queued_s: float) -> bool:
+        """Whether a photo waited for longer than it may."""
+        return queued_s > self._settings.queue_age_s + CLOCKS_AGREE_S
+
+    def expired(self) -> RecognitionExpired:
+        """Why such a photo is not looked at."""
+        return RecognitionExpired(
+            f"The photo waited in the queue for longer than {self._settings.queue_age_s} s: it was not looked at, "
+            "send it again."
+        )
+
+    def fail(self, request_id: str, error: FaceappError) -> Recognition | None:
+        """Store a failed result, and return it; None where there is a result already."""
+        file_name = ""
+        try:
+            photo = self._storage.photo_exists(request_id)
+            file_name = photo.file_name if photo else ""
+            failed = Recognition(id=request_id, status="failed", file_name=file_name, failure=Failure.of(error))
+            if not self._storage.put_failed(failed):
+                return None
+        except StorageUnavailable as unavailable:
+            # Whoever waits is told all the same.
+            logger.error("the failure of %s is not stored: %s", request_id, unavailable)
+            failed = Recognition(id=request_id, status="failed", file_name=file_name, failure=Failure.of(error))
+        logger.error("%s: given up: %s", request_id, error.detail)
+        return failed
+
+    def fail_enrolment(self, request_id: str, error: FaceappError, *, drop: bool = False) -> Enrolment | None:
+        """The answer to an enrolment that did not happen; its photos wait on, or go with `drop`.
+
+        None when none waits: another delivery has done it.
+        """
+        name = file_name = ""
+        try:
+            numbers = self._storage.list_incoming(request_id)
+            if not numbers:
+                return None
+            first = self._storage.head_incoming(request_id, numbers[0])
+            name, file_name = first.name, first.file_name
+            if drop:
+                self._storage.delete_incoming(request_id)
+        except NotFound:
+            return None
+        except StorageUnavailable as unavailable:
+            logger.error("nothing is known of the photos of %s: %s", request_id, unavailable)
+        logger.error("%s: given up: %s", request_id, error.detail)
+        failure = PhotoFailure(file_name=file_name, code=error.code, detail=error.detail)
+        return Enrolment(id=request_id, name=name, failures=(failure,))
+
+    def _sentence(self, error: str) -> str:
+        limit_s = self._settings.task_time_limit_s
+        reasons = {
+            "SoftTimeLimitExceeded": f"It took longer than {max(1, limit_s - 5)} s",
+            "TimeLimitExceeded": f"It took longer than {limit_s} s",
+            "WorkerLostError": "The process that worked on it was killed",
+            "TaskRevokedError": "An operator cancelled it",
+        }
+        if error == "TaskRevokedError":
+            return f"{reasons[error]}: {ASIDE}"
+        return f"{reasons.get(error, 'An error of ours ended it')}, and three tries are all it has: {ASIDE}"
