@@ -128,7 +128,7 @@ def _paths() -> dict[str, Any]:
                 "<name>`; the name is the largest face's, `unknown`, or `no_face`.",
                 body=_form(classic_form),
                 answers={"200": _text("The line, without a line break at its end.")},
-                problems=["BadRequest", "TooLarge", "NotAPhoto", "Unreadable", "Unavailable", "Timeout"],
+                problems=["BadRequest", "TooSlow", "TooLarge", "NotAPhoto", "Unreadable", "Unavailable", "Timeout"],
             )
         },
         "/v1/recognitions": {
@@ -144,7 +144,7 @@ def _paths() -> dict[str, Any]:
                     "200": _json("Recognitions", "All results are there.", "Location", "Preference-Applied"),
                     "202": _json("Recognitions", "Some are pending.", "Location", "Preference-Applied", "Retry-After"),
                 },
-                problems=["BadRequest", "TooLarge", "NotAPhoto", "Unreadable", "Unavailable"],
+                problems=["BadRequest", "TooSlow", "TooLarge", "NotAPhoto", "Unreadable", "Unavailable"],
             )
         },
         "/v1/recognitions/{request_id}": {
@@ -181,7 +181,7 @@ def _paths() -> dict[str, Any]:
                     "200": _json("Person", "Enrolled, beside photos that were there.", "Location"),
                     "201": _json("Person", "Enrolled; the person is new.", "Location"),
                 },
-                problems=["BadRequest", "TooLarge", "NotAPhoto", "Unreadable", "Unavailable", "Timeout"],
+                problems=["BadRequest", "TooSlow", "TooLarge", "NotAPhoto", "Unreadable", "Unavailable", "Timeout"],
             ),
             "delete": _operation(
                 "people",
@@ -290,11 +290,12 @@ PROBLEMS = {
     "401": ("Unauthorized", "This needs an API key, or the one that came is not good (any more)."),
     "403": ("Forbidden", "This is not for this key's role, for another site's page, or for the address that asks."),
     "404": ("NotFound", "There is nothing here (any more)."),
+    "408": ("TooSlow", "The upload took too long."),
     "413": ("TooLarge", "Too many bytes or too many files."),
     "415": ("NotAPhoto", "The file is no photo in a format this service reads."),
     "422": ("Unreadable", "The photo is broken or too large, or cannot be enrolled: no face, several faces."),
     "429": ("TooManyRequests", "This key is used more often than it may be; `Retry-After` says when it may again."),
-    "503": ("Unavailable", "S3 or SQS does not answer."),
+    "503": ("Unavailable", "Too many wait already (`overloaded`), or S3 or SQS does not answer."),
     "504": ("Timeout", "No answer came in time; the photo is kept, `links.self` has its result later."),
 }
 
