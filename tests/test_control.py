@@ -100,6 +100,23 @@ def test_a_worker_takes_its_queue_with_it(aws: str, base: Settings, app: Any, tm
     assert subscribed(settings) == set()
 
 
+@pytest.mark.parametrize("ahead_s", [-7200, 7200])
+def test_a_wrong_clock_sweeps_no_queue_in_use(stack: Settings, ahead_s: int) -> None:
+    """The owner's clock at first, and then that of the scaler, which sweeps."""
+    right, ours = time.time, TemporaryQueues()
+    sqs, name = sqs_client(), f"{stack.prefix}-in-use"
+    with pytest.MonkeyPatch.context() as wrong:
+        wrong.setattr(time, "time", lambda: right() + ahead_s)
+        url = ours.make(sqs, name)
+    assert abs(int(sqs.list_queue_tags(QueueUrl=url)["Tags"][TAG]) - right()) < 600
+    assert sweep(stack) == []
+    with pytest.MonkeyPatch.context() as wrong:
+        wrong.setattr(time, "time", lambda: right() + ahead_s)
+        assert sweep(stack) == []
+    sqs.tag_queue(QueueUrl=url, Tags={TAG: "1"})
+    assert sweep(stack) == [name]
+
+
 def test_what_a_killed_worker_leaves_is_swept_and_what_lives_is_not(
     aws: str, base: Settings, app: Any, tmp_path: Path
 ) -> None:

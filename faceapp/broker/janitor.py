@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,7 +16,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from faceapp.broker.clients import sns_client, sqs_client
 from faceapp.broker.fanout import FANOUT_EXCHANGES, arn, topic_name
-from faceapp.broker.temporary import ABANDONED_S, GONE, TAG, code_of
+from faceapp.broker.temporary import ABANDONED_S, GONE, TAG, clock_s, code_of
 from faceapp.config import Settings
 
 logger = logging.getLogger(__name__)
@@ -97,12 +96,14 @@ def _queues(sqs: Any, prefix: str) -> Iterator[str]:
 def _is_abandoned(sqs: Any, url: str, abandoned_s: float) -> bool:
     """Whether it is a temporary queue that was not used for so long."""
     try:
-        used_s = sqs.list_queue_tags(QueueUrl=url).get("Tags", {}).get(TAG, "")
+        answer = sqs.list_queue_tags(QueueUrl=url)
     except ClientError as error:
         if code_of(error) in GONE:
             return False
         raise
-    return used_s.isdigit() and time.time() - int(used_s) > abandoned_s
+    used_s = answer.get("Tags", {}).get(TAG, "")
+    # By SQS's clock, as the tag is: this machine's may be hours ahead, and every queue would look abandoned.
+    return used_s.isdigit() and clock_s(answer) - int(used_s) > abandoned_s
 
 
 def _exists(sqs: Any, name: str) -> bool:

@@ -25,7 +25,7 @@ from faceapp.broker.clients import quick_sns_client, quick_sqs_client
 logger = logging.getLogger(__name__)
 
 TAG = "faceapp:used"
-"""The tag of a temporary queue; its value is the Unix time of the last use, in seconds."""
+"""The tag of a temporary queue; its value is the Unix time of the last use, in seconds, by SQS's clock."""
 NOTE_EVERY_S = 600.0
 """A queue in use says so this often: each time is a request."""
 ABANDONED_S = 1800.0
@@ -33,6 +33,8 @@ ABANDONED_S = 1800.0
 
 GONE = ("AWS.SimpleQueueService.NonExistentQueue", "QueueDoesNotExist", "NonExistentQueue")
 DELETED_JUST_NOW = ("AWS.SimpleQueueService.QueueDeletedRecently", "QueueDeletedRecently")
+CLOCKS_AGREE_S = 60.0
+"""A clock that is further than this from SQS's is not believed: queues in use must not look abandoned."""
 SECOND = "-2"
 """Ends the name to which a process falls back when its queue's name was given up less than a minute ago."""
 
@@ -90,6 +92,8 @@ class TemporaryQueues:
             answer = sqs.create_queue(QueueName=name + SECOND, Attributes=attributes, tags=tags)
         url = str(answer["QueueUrl"])
         self._add(url, clock_s(answer), stays=stays)
+        if abs(clock_s(answer) - time.time()) > CLOCKS_AGREE_S:
+            self._note(url)
         return url
 
     def adopt(self, sqs: Any, url: str, *, stays: bool = False) -> None:
@@ -136,7 +140,9 @@ class TemporaryQueues:
         if queue := self._queues.get(url):
             queue.noted_s = time.monotonic()
         try:
-            quick_sqs_client().tag_queue(QueueUrl=url, Tags={TAG: str(int(time.time()))})
+            answer = _tag(url, time.time())
+            if abs(clock_s(answer) - time.time()) > CLOCKS_AGREE_S:
+                _tag(url, clock_s(answer))
         except ClientError as error:
             if code_of(error) in GONE:
                 self._queues.pop(url, None)
@@ -164,6 +170,11 @@ class TemporaryQueues:
         for url, queue in list(self._queues.items()):
             if not queue.stays:
                 self.delete(url)
+
+
+def _tag(url: str, used_s: float) -> Mapping[str, Any]:
+    answer: Mapping[str, Any] = quick_sqs_client().tag_queue(QueueUrl=url, Tags={TAG: str(int(used_s))})
+    return answer
 
 
 temporary_queues = TemporaryQueues()
