@@ -250,8 +250,8 @@ def parse(data: bytes) -> dict[str, Key]:
             raise ValueError("an id is there twice")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise KeysUnreadable(
-            f"The API keys cannot be read, so nobody's is good ({type(error).__name__} in {OBJECT} in the gallery "
-            "bucket): bring an earlier version of that object back, or delete it and create the keys anew."
+            f"The API keys cannot be read, so nobody's is good: {OBJECT} in the gallery bucket is damaged "
+            f"({type(error).__name__}). Mend it, or delete it and create the keys anew."
         ) from error
     return {each.id: each for each in keys}
 

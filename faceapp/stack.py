@@ -6,6 +6,7 @@ from importlib.resources import files
 from typing import Any
 
 import boto3
+import yaml
 from botocore.exceptions import BotoCoreError, ClientError, WaiterError
 
 from faceapp.config import Settings
@@ -15,11 +16,37 @@ VISIBILITY_MARGIN_S = 30
 """Between the moment a task is killed and the moment its message is given to another worker."""
 POLL_S = 5
 TIMEOUT_S = 900
+MOST_BYTES = 51_200
+"""CloudFormation's limit for a template that is sent along (a longer one would have to lie in S3)."""
 
 
 def template() -> str:
     """The template's text. faceapp/stack.yaml is a link to deploy/stack.yaml, and a copy of it once installed."""
     return files("faceapp").joinpath("stack.yaml").read_text("utf-8")
+
+
+def body() -> str:
+    """The template as CloudFormation takes it. Raises DeployError."""
+    return fitting(template())
+
+
+def fitting(text: str) -> str:
+    """A template's text; without its comments when it is too long with them. Raises DeployError."""
+    if len(text.encode()) > MOST_BYTES:
+        text = without_comments(text)
+    if len(text.encode()) > MOST_BYTES:
+        raise DeployError(f"The template has more than {MOST_BYTES} bytes, which is all that CloudFormation takes.")
+    return text
+
+
+def without_comments(text: str) -> str:
+    """The YAML without the lines that are comments; those in a block of text (user data) stay."""
+    within: set[int] = set()
+    for token in yaml.scan(text, Loader=yaml.SafeLoader):
+        if isinstance(token, yaml.ScalarToken) and token.style in ("|", ">"):
+            within.update(range(token.start_mark.line + 1, token.end_mark.line))
+    lines = text.splitlines(keepends=True)
+    return "".join(line for number, line in enumerate(lines) if number in within or not line.lstrip().startswith("#"))
 
 
 def parameters(settings: Settings) -> dict[str, str]:
@@ -57,7 +84,7 @@ def apply(settings: Settings, *, client: Any = None) -> dict[str, str]:
 def _create_or_update(client: Any, settings: Settings) -> None:
     arguments = {
         "StackName": settings.prefix,
-        "TemplateBody": template(),
+        "TemplateBody": body(),
         "Parameters": [{"ParameterKey": key, "ParameterValue": value} for key, value in parameters(settings).items()],
         # The services' roles have names that are the same in every stack but for the prefix.
         "Capabilities": ["CAPABILITY_NAMED_IAM"],

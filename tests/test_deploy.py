@@ -472,11 +472,11 @@ def test_each_setting_that_becomes_a_parameter_has_one() -> None:
 
 def test_the_template_fits_and_keeps_its_user_data_without_comments() -> None:
     text = stack.template()
-    short = template.without_comments(text)
+    short = stack.without_comments(text)
     assert yaml.load(short, Loader=template._Loader) == yaml.load(text, Loader=template._Loader)
     assert "#cloud-config" in short
     assert "# " not in re.sub(r"\|\n(?: +.*\n)+", "", short)
-    assert len(template.body().encode()) <= template.MOST_BYTES
+    assert len(stack.body().encode()) <= stack.MOST_BYTES
 
 
 def described(**more: str) -> changes.Change:

@@ -33,10 +33,12 @@ from faceapp.broker.temporary import TAG
 from faceapp.client import Client
 from faceapp.config import Settings
 from faceapp.gallery.formats import Snapshot, Vector, pack_snapshot, pack_vector
+from faceapp.keys import OBJECT, Keys
 from faceapp.local import compute
 from faceapp.local.aws import LISTENING
 from faceapp.local.up import IMAGE
 from faceapp.recognition import Recogniser
+from faceapp.storage import Storage
 from tests.iam import ACCOUNT, Account, Need, Statement, allows, arn, like, needs
 from tests.services import REPOSITORY, environ, wait_until
 from tests.test_flower import free_port
@@ -201,6 +203,7 @@ class Run:
             first, _ = start(self.web("web"))
             self.wait_for_log("host", compute.READY)
             self.visit(Client(first))
+            self.show_keys(first)
             for _ in range(2):  # the second takes over the first's queue
                 with self.web("b", FACEAPP_WEB_NAME="i-0b") as (second, _):
                     assert Client(second).recognise(self.photo) == f"{self.photo.stem}:obama"
@@ -233,6 +236,17 @@ class Run:
         for page in ("workers?refresh=1", "broker"):
             assert http.request("GET", f"http://127.0.0.1:{self.flower_port}/{page}").status == 200
         assert http.request("GET", f"http://127.0.0.1:{self.status_port}/metrics").status == 200
+
+    def show_keys(self, web: str) -> None:
+        """An operator makes a key, the web tier learns of it; while there is none, too."""
+        http = urllib3.PoolManager(retries=False, timeout=30)
+
+        def status(text: str) -> int:
+            return int(http.request("GET", f"{web}/v1/scaler", headers={"Authorization": f"Bearer {text}"}).status)
+
+        assert status(f"fa_00000000_{'A' * 43}") == 401
+        minted = Keys(Storage(self.settings, client=self.aws("s3"))).create(name="x", role="recognise")
+        wait_until(lambda: status(minted.text) == 200, what="the key in the web tier")
 
     def queue(self, name: str) -> str:
         return f"{self.endpoint}/{ACCOUNT}/{self.settings.prefix}-{name}"
@@ -321,6 +335,17 @@ def test_each_permission_is_used(recorded: Recorded, role: str) -> None:
                 unused.add(name)
     assert unused - UNSEEN.keys() == set()
     assert {each for each in UNSEEN if each[0] == role} - known == set()
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_no_service_makes_or_takes_away_keys(recorded: Recorded, role: str) -> None:
+    bucket = f"arn:aws:s3:::{recorded.account.prefix}-gallery-bucket"
+    may = {
+        action
+        for action in ("s3:GetObject", "s3:PutObject", "s3:DeleteObject")
+        if allows(recorded.roles[role], Need(action=action, resource=f"{bucket}/{OBJECT}", context={}))
+    }
+    assert may == ({"s3:GetObject"} if role == "web" else set())
 
 
 def test_the_web_tier_beside_a_load_balancer_may_no_more_than_the_web_instance(recorded: Recorded) -> None:

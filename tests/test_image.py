@@ -163,7 +163,7 @@ def test_cloud_init_takes_the_user_data(aws: str, tmp_path: Path) -> None:
     settings = Settings(prefix=f"t{uuid.uuid4().hex[:12]}")
     plain_client("cloudformation", aws).create_stack(
         StackName=settings.prefix,
-        TemplateBody=deployment.template(),
+        TemplateBody=deployment.body(),
         Parameters=[
             {"ParameterKey": name, "ParameterValue": value}
             for name, value in {

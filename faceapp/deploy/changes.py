@@ -14,6 +14,7 @@ from faceapp.deploy import template
 from faceapp.deploy.target import Target
 from faceapp.errors import DeployError
 from faceapp.scaling.machine import STACK
+from faceapp.stack import body
 
 NO_CHANGES = ("didn't contain changes", "No updates are to be performed")
 TIMEOUT_S = 300
@@ -158,7 +159,7 @@ def make(target: Target, wanted: Mapping[str, str]) -> Plan:
             StackName=target.prefix,
             ChangeSetName=f"{CHANGE_SET}{time.time_ns()}",
             ChangeSetType=kind,
-            TemplateBody=template.body(),
+            TemplateBody=body(),
             Parameters=[_parameter(name, wanted, current, default) for name, default in defaults.items()],
             Capabilities=["CAPABILITY_NAMED_IAM"],
             Tags=[{"Key": STACK, "Value": target.prefix}],

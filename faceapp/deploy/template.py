@@ -1,4 +1,4 @@
-"""The template as CloudFormation takes it, and the parameters that it has."""
+"""What the template has: its parameters, and what it makes."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ from typing import Any
 import yaml
 
 from faceapp import stack
-from faceapp.errors import ConfigError, DeployError
-
-MOST_BYTES = 51_200
-"""CloudFormation's limit for a template that is sent along (a longer one would have to lie in S3)."""
+from faceapp.errors import ConfigError
 
 
 class _Loader(yaml.SafeLoader):
@@ -27,26 +24,6 @@ def _plain(loader: Any, _suffix: str, node: yaml.Node) -> Any:
 
 
 _Loader.add_multi_constructor("!", _plain)
-
-
-def body() -> str:
-    """The template's text; without its comments when it is too long with them. Raises DeployError."""
-    text = stack.template()
-    if len(text.encode()) > MOST_BYTES:
-        text = without_comments(text)
-    if len(text.encode()) > MOST_BYTES:
-        raise DeployError(f"The template has more than {MOST_BYTES} bytes, which is all that CloudFormation takes.")
-    return text
-
-
-def without_comments(text: str) -> str:
-    """The YAML without the lines that are comments; those in a block of text (user data) stay."""
-    within: set[int] = set()
-    for token in yaml.scan(text, Loader=yaml.SafeLoader):
-        if isinstance(token, yaml.ScalarToken) and token.style in ("|", ">"):
-            within.update(range(token.start_mark.line + 1, token.end_mark.line))
-    lines = text.splitlines(keepends=True)
-    return "".join(line for number, line in enumerate(lines) if number in within or not line.lstrip().startswith("#"))
 
 
 def parameters() -> dict[str, str]:
