@@ -5,8 +5,11 @@ from __future__ import annotations
 import base64
 import os
 import shutil
+import threading
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +20,9 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from faceapp.config import Settings
 from faceapp.gallery import People
 from faceapp.http.openapi import document
+from faceapp.keys import Keys
 from faceapp.storage import Storage
-from tests.web import encoded, plain, side_by_side, web_server
+from tests.web import encoded, plain, side_by_side, stored, web_server
 
 pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("worker")]
 
@@ -29,6 +33,8 @@ OPTIONS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    # A name of somebody else's that means this machine, as after DNS rebinding.
+    "--host-resolver-rules=MAP evil.example 127.0.0.1",
 ]
 TIMEOUT_MS = 60_000
 
@@ -85,6 +91,34 @@ def opened(browser: Browser, web: str, **options: Any) -> Iterator[Page]:
 
 def local(url: str, web: str) -> bool:
     return url.startswith((f"{web}/", "blob:", "data:"))
+
+
+@pytest.fixture(scope="module")
+def guarded(aws_endpoint: str, system: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A web tier that asks everybody for a key."""
+    log = tmp_path_factory.mktemp("guarded") / "log"
+    with web_server(aws_endpoint, system, log, FACEAPP_WEB_AUTH="always") as (url, _):
+        yield url
+
+
+@contextmanager
+def elsewhere(html: str) -> Iterator[str]:
+    """The URL of another site, which has this page."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(html.encode())
+
+        def log_message(self, *_: object) -> None:
+            """Nothing of it is of interest."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://localhost:{server.server_port}"
+        server.shutdown()
 
 
 @pytest.fixture
@@ -206,3 +240,98 @@ def test_the_docs_page_shows_every_operation(page: Page, web: str) -> None:
     expect(page.locator(".opblock")).to_have_count(operations)
     page.get_by_text("Recognise one photo").click()
     expect(page.get_by_text("The line, without a line break at its end.")).to_be_visible()
+
+
+def test_the_page_asks_for_a_key_and_sends_it(
+    browser: Browser, guarded: str, system: Settings, person: str, samples: dict[str, Path]
+) -> None:
+    keys = Keys(Storage(system))
+    admin, recognise = (keys.create(name="a browser's", role=role).text for role in ("admin", "recognise"))
+    for page in opened(browser, guarded):
+        field = page.get_by_label("API key")
+        expect(field).to_be_focused()
+        drop(page, samples["obama.jpg"].read_bytes(), "obama.jpg")
+        card = page.locator(".card").first
+        expect(card.locator(".summary")).to_contain_text("needs an API key")
+
+        field.fill("fa_00000000_wrong")
+        page.keyboard.press("Enter")
+        expect(page.locator("#key-why")).to_contain_text("not known")
+        field.fill(admin)
+        page.keyboard.press("Enter")
+        # What was refused is sent again by itself.
+        card.locator(".box").click(timeout=TIMEOUT_MS)
+        page.keyboard.type(person)
+        page.keyboard.press("Enter")
+        expect(card.locator(".enrol-status")).to_contain_text(f"Enrolled as {person}", timeout=TIMEOUT_MS)
+        row = page.locator("#people-list").get_by_role("button", name=person)
+        expect(row.locator("img")).to_have_js_property("complete", True)
+
+        page.reload()
+        expect(field).to_be_hidden()
+        row.click()
+        photo = page.get_by_role("dialog").locator("img")
+        expect(photo).not_to_have_js_property("naturalWidth", 0)
+        page.keyboard.press("Escape")
+        assert page.context.cookies() == []
+
+        page.get_by_role("button", name="Forget the key").click()
+        field.fill(recognise)
+        page.keyboard.press("Enter")
+        expect(page.locator("#people-empty")).to_contain_text("this needs 'enrol'")
+        drop(page, samples["obama3.jpg"].read_bytes(), "obama3.jpg")
+        expect(page.locator(".card").first.locator(".summary")).to_have_text(f"{person}.", timeout=TIMEOUT_MS)
+
+
+def test_the_docs_page_can_send_a_key(browser: Browser, guarded: str, system: Settings) -> None:
+    key = Keys(Storage(system)).create(name="the docs'", role="enrol").text
+    for page in opened(browser, guarded):
+        page.goto(f"{guarded}/docs")
+        page.get_by_role("button", name="Authorize").first.click()
+        page.locator(".auth-container input").fill(key)
+        page.locator(".auth-container button.authorize").click()
+        page.locator(".auth-container button.btn-done").click()
+        page.get_by_text("List everybody").click()
+        page.get_by_role("button", name="Try it out").click()
+        page.get_by_role("button", name="Execute").click()
+        expect(page.locator(".live-responses-table .response-col_status").first).to_contain_text("200")
+
+
+def test_another_sites_page_cannot_use_the_service(browser: Browser, web: str, system: Settings) -> None:
+    """Neither with a form nor with a script (whose answer it could not read anyway), each with a photo."""
+    html = f"""
+        <form id="form" method="post" enctype="multipart/form-data" action="{web}/">
+            <input type="file" name="inputFile"><button>Win a prize</button>
+        </form>
+        <img src="{web}/v1/people">"""
+    before = stored(system)
+    context = browser.new_context()
+    context.set_default_timeout(TIMEOUT_MS)
+    page, statuses = context.new_page(), []
+    page.on("response", lambda answer: statuses.append(answer.status) if answer.url.startswith(web) else None)
+    with elsewhere(html) as site:
+        page.goto(site)
+        photo = base64.b64encode(plain()).decode()
+        script = """async ([url, data]) => {
+            const form = new FormData();
+            const bytes = Uint8Array.from(atob(data), (character) => character.charCodeAt(0));
+            form.append("inputFile", new Blob([bytes], { type: "image/jpeg" }), "a.jpg");
+            await fetch(url, { method: "POST", body: form, mode: "no-cors" }).catch(() => {});
+        }"""
+        with page.expect_request(lambda request: request.method == "POST"):
+            page.evaluate(script, [f"{web}/v1/recognitions", photo])
+        page.locator("input").set_input_files({"name": "a.jpg", "mimeType": "image/jpeg", "buffer": plain()})
+        page.get_by_role("button").click()
+        expect(page.locator("body")).to_contain_text("cross_site")
+    context.close()
+    assert set(statuses) == {403}
+    assert stored(system) == before
+
+
+def test_a_name_that_suddenly_means_this_machine_gets_nothing(browser: Browser, web: str) -> None:
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(web.replace("127.0.0.1", "evil.example"))
+    expect(page.get_by_label("API key")).to_be_visible(timeout=TIMEOUT_MS)
+    assert page.evaluate("fetch('/v1/people').then((answer) => answer.status)") == 401
+    context.close()

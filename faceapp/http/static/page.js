@@ -1,6 +1,7 @@
 // The page: takes photos in (dropped, chosen, taken, pasted) and keeps an eye on the service.
 
 import * as api from "./api.js";
+import { setUpKey } from "./key.js";
 import { PhotoCard } from "./photo.js";
 import { refreshPeople, setUpPeople } from "./people.js";
 import { watchScaler } from "./scaler.js";
@@ -14,6 +15,7 @@ const drop = document.getElementById("drop");
 const maxBytes = Number(document.body.dataset.maxPhotoBytes);
 
 const queue = [];
+const withoutKey = new Set();
 let running = 0;
 
 function say(sentence) {
@@ -27,6 +29,7 @@ function next() {
     running += 1;
     card.run().finally(() => {
       running -= 1;
+      if (card.wantsKey) withoutKey.add(card);
       next();
     });
   }
@@ -48,6 +51,7 @@ function add(files) {
 }
 
 function enqueue(card) {
+  withoutKey.delete(card);
   queue.push(card);
   next();
 }
@@ -103,6 +107,10 @@ async function watchHealth() {
   }
 }
 
+setUpKey(() => {
+  refreshPeople();
+  [...withoutKey].forEach(enqueue);
+});
 setUpIntake();
 setUpPeople();
 watchHealth();

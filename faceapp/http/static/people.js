@@ -11,13 +11,19 @@ const status = document.getElementById("person-status");
 
 let opened = null;
 
-// A face is fetched when its row comes into sight: a gallery can hold thousands of people.
+// A photo is fetched when its place comes into sight: a gallery can hold thousands of people.
+const showers = new WeakMap();
 const sight = new IntersectionObserver((entries) => {
-  for (const entry of entries.filter((each) => each.isIntersecting)) {
-    sight.unobserve(entry.target);
-    showFace(entry.target);
+  for (const { target } of entries.filter((each) => each.isIntersecting)) {
+    sight.unobserve(target);
+    showers.get(target)();
   }
 });
+
+function inSight(element, show) {
+  showers.set(element, show);
+  sight.observe(element);
+}
 
 export function setUpPeople() {
   filter.addEventListener("input", applyFilter);
@@ -82,7 +88,7 @@ function personRow({ name, photos }) {
   button.append(face, label, count);
   button.addEventListener("click", () => open(name));
   row.append(button);
-  sight.observe(row);
+  inSight(row, () => showFace(row));
   return row;
 }
 
@@ -91,8 +97,7 @@ async function showFace(row) {
     const { photos } = await api.person(row.dataset.name);
     const image = new Image();
     image.alt = "";
-    image.src = photos[0].links.self;
-    await image.decode();
+    await api.show(image, photos[0]);
     row.querySelector(".avatar").replaceChildren(image);
   } catch {
     // The letter stays: the photo is of a kind that browsers do not show, or the person is gone.
@@ -122,8 +127,8 @@ async function open(name) {
 function photoItem(name, photo, n) {
   const item = document.createElement("li");
   const image = new Image();
-  image.src = photo.links.self;
-  image.loading = "lazy";
+  // One that cannot be shown, as of a kind that browsers do not know, is still listed.
+  inSight(item, () => api.show(image, photo).catch(() => {}));
   image.alt = `Photo ${n + 1} of ${name}`;
   const button = document.createElement("button");
   button.type = "button";

@@ -99,6 +99,7 @@ export class PhotoCard {
   }
 
   clear() {
+    this.wantsKey = false;
     this.element.classList.remove("failed");
     this.find(".again").hidden = true;
     this.find(".timings").hidden = true;
@@ -120,6 +121,7 @@ export class PhotoCard {
   }
 
   fail(error) {
+    this.wantsKey = Boolean(error.wantsKey);
     this.element.classList.add("failed");
     this.find(".summary").textContent = error.message;
     this.loaded.then((shown) => shown || this.showUnshown("This file cannot be shown."));
