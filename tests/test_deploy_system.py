@@ -127,6 +127,8 @@ def test_from_nothing_to_an_answer_and_back_to_nothing(samples: dict[str, Path],
         own = settings_of_the_web_instance(endpoint)
         assert own["FACEAPP_PREFIX"] == PREFIX
         assert own["FACEAPP_SCALER_POLICY"] == "depth"
+        # Who asks from elsewhere needs a key.
+        assert "FACEAPP_WEB_AUTH" not in own
         ports = dict(zip(("WEB", "SCALER", "FLOWER"), free_ports(3), strict=True))
         here = {f"FACEAPP_{name}_PORT": str(port) for name, port in ports.items()}
         boots = {"FACEAPP_LOCAL_BOOT_MIN_S": "0", "FACEAPP_LOCAL_BOOT_MAX_S": "0.5"}
