@@ -20,11 +20,12 @@ from typing import Any, Literal
 from botocore.exceptions import BotoCoreError, ClientError
 
 from faceapp import broker
-from faceapp.broker.messages import ENROL, RECOGNIZE, refusal
+from faceapp.broker.messages import ENROL, ERASE, FORGET, RECOGNIZE, refusal
 from faceapp.config import Settings
 from faceapp.errors import BrokerUnavailable, DeadLetterNotFound, FaceappError
 from faceapp.storage import Storage
 
+TASKS = (RECOGNIZE, ENROL, FORGET, ERASE)
 BATCH = 10
 """SQS hands out, deletes and releases at most this many messages a call."""
 LIST_MOST = 1000
@@ -277,7 +278,7 @@ class DeadLetters:
         task = str(document["headers"]["task"]) if document else None
         request_id = _request_id(document)
         attributes = held.raw.get("Attributes", {})
-        unfit = refusal(body, tasks=(RECOGNIZE, ENROL), time_limit_s=self._settings.task_time_limit_s)
+        unfit = refusal(body, tasks=TASKS, time_limit_s=self._settings.task_time_limit_s)
         photo, reason = self._look_up(
             task, request_id, f"no worker takes it: {unfit}" if unfit else f"failed {tries} times"
         )

@@ -50,7 +50,7 @@ def create_app(settings: Settings) -> FaceappCelery:
     def refused(body: str) -> str:
         # Celery's own tasks do what their arguments say: call others.
         tasks = {name for name in app.tasks if not name.startswith("celery.")}
-        return refusal(body, tasks=tasks, time_limit_s=settings.task_time_limit_s)
+        return refusal(body, tasks=tasks)
 
     app.conf.update(
         broker_url="sqs://",

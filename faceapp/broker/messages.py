@@ -46,7 +46,10 @@ class AMQP(celery.app.amqp.AMQP):
         return message._replace(headers=headers)
 
 
+LONGEST_TASK_S = 3600.0
+"""The most that FACEAPP_TASK_TIME_LIMIT_S takes: a message carries its sender's, who may be set otherwise."""
 RECOGNIZE, ENROL = "faceapp.recognize", "faceapp.enrol"
+FORGET, ERASE = "faceapp.forget", "faceapp.erase"
 REQUEST_ID = re.compile(r"[0-9a-f]{32}")
 TASK_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 PLAIN_TEXT = ("lang", "argsrepr", "kwargsrepr", "root_id", "parent_id", "shadow", "origin", "request_id", "traceparent")
@@ -55,7 +58,7 @@ NOTHING = ("eta", "expires", "group", "group_index", "stamped_headers", "stamps"
 """Headers that no task here has: none is to wait in a worker, or is one of several."""
 
 
-def refusal(body: str, *, tasks: Container[str], time_limit_s: float) -> str:
+def refusal(body: str, *, tasks: Container[str], time_limit_s: float = LONGEST_TASK_S) -> str:
     """Why the message `body` cannot be given to a worker that has `tasks`; empty when it can.
 
     Celery believes a message: it deletes one that it does not understand, gives a wrong one a process of its pool, and
@@ -108,7 +111,7 @@ def _check_headers(headers: dict[str, Any], time_limit_s: float) -> None:
     if limits is not None:
         _need(isinstance(limits, list) and len(limits) == 2, "its time limits are not two")
         fit = [each is None or (type(each) in (int, float) and 0 < each <= time_limit_s) for each in limits]
-        _need(all(fit), "its time limits are not within the worker's")
+        _need(all(fit), f"its time limits are not within {time_limit_s:g} s")
 
 
 def _check_properties(properties: Any) -> None:
@@ -124,9 +127,17 @@ def _check_call(task: str, arguments: Any, named: Any, options: Any) -> None:
     _need(isinstance(arguments, list) and isinstance(named, dict), "its arguments are no list or object")
     # Celery would publish what they say, under the worker's name.
     _need(options is None or (isinstance(options, dict) and not any(options.values())), "it is to call other tasks")
-    if task in (RECOGNIZE, ENROL):
-        fits = len(arguments) == 1 and isinstance(arguments[0], str) and REQUEST_ID.fullmatch(arguments[0])
-        _need(fits and not named, "its argument is not one request id")
+    if task in (RECOGNIZE, ENROL, FORGET, ERASE):
+        _need(arguments and _is_id(arguments[0]) and not named, "its argument is not one request id")
+    if task in (RECOGNIZE, ENROL, ERASE):
+        _need(len(arguments) == 1, "its argument is not one request id")
+    if task == FORGET and len(arguments) > 1:
+        fits = len(arguments) == 3 and type(arguments[1]) is int and arguments[1] in (1, 2)
+        _need(fits and (arguments[2] == "" or _is_id(arguments[2])), "its arguments are no order and place")
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, str) and REQUEST_ID.fullmatch(value) is not None
 
 
 def _need(condition: Any, clause: str) -> None:
