@@ -46,7 +46,7 @@ class Client:
         self._ask("PUT", f"/v1/people/{quote(name, safe='')}", fields=fields)
 
     def forget(self, name: str) -> None:
-        """Forget a person: every photo and every vector."""
+        """Forget a person: every photo and vector at once, the results that name them within minutes."""
         self._ask("DELETE", f"/v1/people/{quote(name, safe='')}")
 
     def recognise(self, photo: Path) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 
 from faceapp.broker import GivenUp
-from faceapp.broker.messages import ENROL, RECOGNIZE
+from faceapp.broker.messages import ENROL, ERASE, FORGET, RECOGNIZE
 from faceapp.config import Settings
 from faceapp.errors import FaceappError, NotFound, RecognitionExpired, RecognitionFailed, StorageUnavailable
 from faceapp.schema import Enrolment, Failure, PhotoFailure, Recognition
@@ -39,6 +39,9 @@ class Undertaker:
             return self.fail(str(task.arguments[0]), error)
         if task.task == ENROL:
             return self.fail_enrolment(str(task.arguments[0]), error)
+        if task.task in (FORGET, ERASE):
+            logger.error("%s %s is given up (%s): forget anew", task.task, task.arguments[0], task.error)
+            return None
         raise ValueError(f"nothing is known about the task {task.task}")
 
     def is_expired(self, queued_s: float) -> bool:

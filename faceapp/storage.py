@@ -35,6 +35,7 @@ MAX_FILE_NAME_BYTES = 1024
 MAX_SUFFIX = 16
 HEADER_TEXT = re.compile("[!-~]+(?: [!-~]+)*")
 KEYS_PER_DELETE = 1000
+REQUEST_ID = re.compile("[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,14 +65,16 @@ class IncomingPhoto:
     data: bytes
     name: str
     file_name: str
+    last_modified: datetime
 
 
 @dataclass(frozen=True, kw_only=True)
 class GalleryObject:
-    """An object of the gallery bucket, and the ETag that it had when it was read."""
+    """An object as it was when it was read; `last_modified` is by S3's clock."""
 
     data: bytes
     etag: str
+    last_modified: datetime
 
 
 class _Changed(Exception):
@@ -173,6 +176,46 @@ class Storage:
         except NotFound:
             return None
 
+    def result_exists(self, request_id: str) -> bool:
+        try:
+            self._call("head_object", self.settings.out_bucket, Key=_checked(request_id))
+        except NotFound:
+            return False
+        return True
+
+    def delete_result(self, request_id: str) -> None:
+        """One that is not there is no error."""
+        self._call("delete_object", self.settings.out_bucket, Key=_checked(request_id))
+
+    def list_results(self, *, after: str, most: int) -> list[tuple[str, datetime]]:
+        """The first `most` ids after `after`, in order, of all that are stored, with the time of each by S3's clock."""
+        page = self._call("list_objects_v2", self.settings.out_bucket, StartAfter=after, MaxKeys=most)
+        found = ((each["Key"], each["LastModified"]) for each in page.get("Contents", ()))
+        return [(key, stored) for key, stored in found if REQUEST_ID.fullmatch(key)]
+
+    def get_result_document(self, request_id: str) -> GalleryObject | None:
+        """The result as it is stored, of any version."""
+        try:
+            answer = self._call("get_object", self.settings.out_bucket, Key=_checked(request_id))
+        except NotFound:
+            return None
+        return GalleryObject(data=answer["Body"], etag=answer["ETag"], last_modified=answer["LastModified"])
+
+    def replace_result(self, recognition: Recognition, *, etag: str) -> bool:
+        """Store the result unless what is stored is no longer `etag`. False if so."""
+        try:
+            self._call(
+                "put_object",
+                self.settings.out_bucket,
+                Key=_checked(recognition.id),
+                Body=recognition.to_json().encode(),
+                ContentType="application/json",
+                IfMatch=etag,
+            )
+        except (NotFound, _Changed):
+            return False
+        return True
+
     def put_incoming(self, request_id: str, n: int, data: bytes, *, name: str, file_name: str) -> None:
         """Keep the request's `n`-th photo for a worker to enrol as `name`."""
         self._call(
@@ -191,12 +234,23 @@ class Storage:
     def get_incoming(self, request_id: str, n: int) -> IncomingPhoto:
         """Raises NotFound, also when the photo was enrolled already."""
         answer = self._call("get_object", self.settings.gallery_bucket, Key=f"{INCOMING}{_checked(request_id)}/{n}")
-        return IncomingPhoto(data=answer["Body"], **_names(answer["Metadata"]))
+        return IncomingPhoto(data=answer["Body"], last_modified=answer["LastModified"], **_names(answer["Metadata"]))
 
     def head_incoming(self, request_id: str, n: int) -> IncomingPhoto:
         """The photo's names without its data. Raises NotFound."""
         answer = self._call("head_object", self.settings.gallery_bucket, Key=f"{INCOMING}{_checked(request_id)}/{n}")
-        return IncomingPhoto(data=b"", **_names(answer["Metadata"]))
+        return IncomingPhoto(data=b"", last_modified=answer["LastModified"], **_names(answer["Metadata"]))
+
+    def list_all_incoming(self) -> Iterator[tuple[str, datetime]]:
+        """The key of every photo that waits, of all requests, with the time it came by S3's clock."""
+        return ((each["Key"], each["LastModified"]) for each in self._list_gallery(INCOMING))
+
+    def name_of_incoming(self, key: str) -> str | None:
+        """Who a waiting photo is to be enrolled as; None if it waits no more."""
+        try:
+            return _names(self._call("head_object", self.settings.gallery_bucket, Key=key)["Metadata"])["name"]
+        except NotFound:
+            return None
 
     def delete_incoming(self, request_id: str) -> None:
         """Drop all of the request's waiting photos (a list and a delete)."""
@@ -219,7 +273,7 @@ class Storage:
             answer = self._call("get_object", self.settings.gallery_bucket, Key=key)
         except NotFound:
             return None
-        return GalleryObject(data=answer["Body"], etag=answer["ETag"])
+        return GalleryObject(data=answer["Body"], etag=answer["ETag"], last_modified=answer["LastModified"])
 
     def gallery_etag(self, key: str) -> str | None:
         """The object's ETag without its content; None if there is no such object."""
@@ -230,11 +284,13 @@ class Storage:
 
     def list_gallery(self, prefix: str) -> Iterator[tuple[str, str]]:
         """Every key that begins with `prefix`, with its ETag (a call per 1,000 keys)."""
+        return ((each["Key"], each["ETag"]) for each in self._list_gallery(prefix))
+
+    def _list_gallery(self, prefix: str) -> Iterator[dict[str, Any]]:
         more: dict[str, str] = {}
         while True:
             page = self._call("list_objects_v2", self.settings.gallery_bucket, Prefix=prefix, **more)
-            for each in page.get("Contents", ()):
-                yield each["Key"], each["ETag"]
+            yield from page.get("Contents", ())
             if not page.get("IsTruncated"):
                 return
             more = {"ContinuationToken": page["NextContinuationToken"]}
@@ -289,7 +345,7 @@ def encode_file_name(name: str, *, limit_bytes: int = MAX_FILE_NAME_BYTES) -> st
 
 
 def _checked(request_id: str) -> str:
-    if not re.fullmatch(r"[0-9a-f]{32}", request_id):
+    if not REQUEST_ID.fullmatch(request_id):
         raise RecognitionNotFound(f"{request_id[:64]!r} is not an id: those are 32 hexadecimal digits.")
     return request_id
 

@@ -7,6 +7,7 @@ the model is loaded only where the work is done.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections import UserDict
@@ -14,13 +15,17 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
+from botocore.exceptions import BotoCoreError, ClientError
 from celery import signals, states
 from celery.exceptions import Reject
+from kombu.exceptions import OperationalError
 
 from faceapp import broker, flower, logs, tracing
 from faceapp.broker import GivenUp
+from faceapp.broker.messages import ERASE, FORGET
 from faceapp.config import settings
 from faceapp.errors import FaceappError, NotFound, StorageUnavailable
+from faceapp.forgetting import Place
 from faceapp.given_up import Undertaker
 from faceapp.schema import Enrolment, Recognition
 
@@ -31,6 +36,9 @@ logger = logging.getLogger(__name__)
 
 NAMES_SHOWN = 5
 """People whom the short line of an answer names."""
+
+LONGEST_DELAY_S = 900
+"""SQS holds no message back for longer."""
 
 app = broker.create_app(settings())
 undertaker = Undertaker(settings())
@@ -87,6 +95,43 @@ def enrol(self: Any, request_id: str) -> Answer | None:
         return _patiently(lambda: answer(_worker().enrol(request_id)))
     except NotFound:
         return None
+
+
+@app.task(bind=True, name=FORGET)
+def forget(self: Any, order_id: str, sweep: int = 1, after: str = "") -> Answer | None:
+    """Forget somebody in a page of results, as the order says; the next page is another task's."""
+    place = Place(sweep=sweep, after=after)
+
+    def work() -> Answer | None:
+        done = _worker().forgetting.go_on(order_id, place)
+        if done.next:
+            # Sent before this message is deleted: a task that is killed between the two is done again, and so is what
+            # it sent.
+            _go_on(self, order_id, done.next)
+        line = f"forgotten in {_count(done.erased + done.changed, 'result')}, {'more to do' if done.next else 'done'}"
+        return Answer({"erased": done.erased, "changed": done.changed}, line=line)
+
+    return _patiently(work)
+
+
+def _go_on(task: Any, order_id: str, place: Place) -> None:
+    try:
+        task.apply_async(
+            args=[order_id, place.sweep, place.after],
+            ignore_result=True,
+            # Else Celery makes a queue for answers, which nobody waits for.
+            reply_to=task.request.reply_to or settings().response_queue,
+            headers={"request_id": logs.request_id()},
+            delay_seconds=min(math.ceil(place.wait_s), LONGEST_DELAY_S),
+        )
+    except (OperationalError, BotoCoreError, ClientError) as error:
+        raise Reject(error, requeue=True) from error
+
+
+@app.task(name=ERASE)
+def erase(request_id: str) -> None:
+    """Delete a photo and its result, which a task stored that was running when they were deleted."""
+    _patiently(lambda: _worker().forgetting.erase(request_id))
 
 
 def _give_up(task: GivenUp) -> Answer | None:

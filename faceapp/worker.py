@@ -13,7 +13,8 @@ from functools import cache
 
 from faceapp import tracing
 from faceapp.config import MIB, Settings, settings
-from faceapp.errors import EnrolmentError, ImageError, NotFound
+from faceapp.errors import EnrolmentError, ImageError, NotFound, RecognitionNotFound
+from faceapp.forgetting import Forgetting
 from faceapp.gallery import Gallery
 from faceapp.recognition import Description, EnrolledFace, Recogniser
 from faceapp.schema import Enrolment, Face, Failure, PhotoFailure, Recognition, Timings
@@ -38,6 +39,7 @@ class Worker:
             max_side_px=settings.photo_max_side_px,
         )
         self._storage = Storage(settings)
+        self.forgetting = Forgetting(settings, self._storage)
         self._gallery = Gallery(
             self._storage,
             model=self._recogniser.model,
@@ -110,7 +112,8 @@ class Worker:
         with tracing.span("store result", kind="CLIENT"):
             if result.failure is None:
                 self._storage.put_result(result)
-            elif not self._storage.put_failed(result):
+            # Of a photo that somebody deleted, or that expired, nothing is to stay.
+            elif result.failure.code != RecognitionNotFound.code and not self._storage.put_failed(result):
                 logger.info("%s: %s, but there is a result", request_id, result.failure.code)
                 return None
         outcome = f"{len(result.faces)} faces" if result.failure is None else result.failure.code
@@ -155,6 +158,9 @@ class Worker:
             except (ImageError, EnrolmentError) as error:
                 failures.append(PhotoFailure(file_name=photo.file_name, code=error.code, detail=error.detail))
         enrolment = Enrolment(id=request_id, name=waiting[0].name, failures=tuple(failures))
+        if self.forgetting.is_forgotten(enrolment.name, waiting[0].last_modified):
+            self._storage.delete_incoming(request_id)
+            raise NotFound(f"who was to be enrolled under {request_id} is forgotten")
         if not failures:
             photos = [
                 self._gallery.enrol(enrolment.name, data, face.descriptor, face.low_descriptor) for data, face in found

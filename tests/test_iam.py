@@ -32,6 +32,7 @@ from faceapp.broker.fanout import topic_name
 from faceapp.broker.temporary import TAG
 from faceapp.client import Client
 from faceapp.config import Settings
+from faceapp.forgetting import ORDERS
 from faceapp.gallery.formats import Snapshot, Vector, pack_snapshot, pack_vector
 from faceapp.keys import OBJECT, Keys
 from faceapp.local import compute
@@ -73,7 +74,11 @@ SEEDED = 210
 
 UNSEEN = {
     ("worker", "NotTheScalersLease", "s3:PutObject"): "a Deny",
+    ("worker", "NotTheScalersLease", "s3:GetObject"): "a Deny",
+    ("worker", "NotTheScalersLease", "s3:DeleteObject"): "a Deny",
     ("worker", "NotTheScalersLease", "out-bucket/scaler/*"): "a Deny",
+    ("web", "NotTheScalersLease", "s3:DeleteObject"): "a Deny",
+    ("web", "NotTheScalersLease", "out-bucket/scaler/*"): "a Deny",
     ("worker", "TidyGallery", "gallery-bucket/vectors/*"): "only when somebody forgets a person at that moment",
     ("worker", "TakeRequests", "sqs:ChangeMessageVisibility"): "only when a worker drains that holds more than it does",
     ("web", "BecomeScalerOrFlower", "sts:AssumeRole"): "each service has keys of its own here, and no metadata service",
@@ -138,6 +143,8 @@ class Run:
     def env(self, who: str, **more: str) -> dict[str, str]:
         scaler = {"POLICY": "depth", "MAX_INSTANCES": "1", "TICK_S": "0.5"}
         faceapp = {f"FACEAPP_SCALER_{name}": value for name, value in scaler.items()}
+        # Forgetting ends that much later.
+        faceapp["FACEAPP_TASK_TIME_LIMIT_S"] = "20"
         boot = {"FACEAPP_LOCAL_BOOT_MIN_S": "0", "FACEAPP_LOCAL_BOOT_MAX_S": "0"}
         return environ(self.endpoint, self.settings, **(faceapp | boot | {"AWS_ACCESS_KEY_ID": who} | more))
 
@@ -248,12 +255,30 @@ class Run:
         minted = Keys(Storage(self.settings, client=self.aws("s3"))).create(name="x", role="recognise")
         wait_until(lambda: status(minted.text) == 200, what="the key in the web tier")
 
+    def erase(self, web: str) -> None:
+        """Somebody takes back a photo, which is recognised, or is not any more."""
+        fields = {"photo": ("a.jpg", plain(), "image/jpeg")}
+        http = urllib3.PoolManager(retries=False, timeout=30)
+        accepted = http.request("POST", f"{web}/v1/recognitions", fields=fields).json()["recognitions"][0]
+        assert http.request("DELETE", f"{web}{accepted['links']['self']}").status == 204
+
+    def wait_until_forgotten(self) -> None:
+        """The order's second sweep is done."""
+        s3, bucket = self.aws("s3"), self.settings.gallery_bucket
+        wait_until(
+            lambda: not s3.list_objects_v2(Bucket=bucket, Prefix=ORDERS).get("Contents"),
+            timeout_s=150,
+            what="the end of the order",
+        )
+
     def queue(self, name: str) -> str:
         return f"{self.endpoint}/{ACCOUNT}/{self.settings.prefix}-{name}"
 
     def scale_down_and_up(self, web: Client) -> None:
         """The scaler has started an instance: it stops it when there is nothing to do, and starts it again."""
+        self.erase(web.url)
         web.forget("obama")
+        self.wait_until_forgotten()
         self.wait_for_no_worker()
         fields = {"photo": ("a.jpg", self.photo.read_bytes(), "image/jpeg")}
         accepted = urllib3.PoolManager(retries=False).request("POST", f"{web.url}/v1/recognitions", fields=fields)
@@ -394,6 +419,9 @@ def test_what_each_must_not_do(recorded: Recorded) -> None:
         ("scaler", "iam:PassRole", f"arn:aws:iam::{ACCOUNT}:role/{prefix}-worker", passing),
         ("worker", "s3:GetObject", f"{bucket}gallery-bucket/vectors/a/1", {}),
         ("worker", "s3:DeleteObject", f"{bucket}gallery-bucket/vectors/a/1", {}),
+        ("worker", "s3:DeleteObject", f"{bucket}out-bucket/1", {}),
+        ("worker", "sqs:SendMessage", arn("sqs", f"{prefix}-req-queue"), {}),
+        ("web", "s3:DeleteObject", f"{bucket}out-bucket/1", {}),
         ("web", "s3:DeleteObject", f"{bucket}gallery-bucket/incoming/1/1", {}),
         ("web", "sts:AssumeRole", f"arn:aws:iam::{ACCOUNT}:role/{prefix}-scaler", {}),
     ]
@@ -401,9 +429,10 @@ def test_what_each_must_not_do(recorded: Recorded) -> None:
         ("worker", "ec2:StartInstances", instance, ours),
         ("worker", "ec2:RunInstances", instance, used | tags),
         ("worker", "s3:PutObject", f"{bucket}out-bucket/scaler/lease.json", {}),
-        ("worker", "s3:GetObject", f"{bucket}out-bucket/1", {}),
+        ("worker", "s3:GetObject", f"{bucket}out-bucket/scaler/lease.json", {}),
+        ("worker", "s3:DeleteObject", f"{bucket}out-bucket/scaler/lease.json", {}),
+        ("worker", "s3:PutObject", f"{bucket}gallery-bucket/forgetting/1", {}),
         ("worker", "s3:DeleteObject", f"{bucket}gallery-bucket/photos/a/1", {}),
-        ("worker", "sqs:SendMessage", arn("sqs", f"{prefix}-req-queue"), {}),
         ("worker", "sqs:DeleteQueue", arn("sqs", f"{prefix}-req-queue"), {}),
         ("worker", "sns:Publish", arn("sns", f"{prefix}-celery-pidbox"), {}),
         ("worker", "sts:AssumeRole", f"arn:aws:iam::{ACCOUNT}:role/{prefix}-scaler", {}),
@@ -411,6 +440,8 @@ def test_what_each_must_not_do(recorded: Recorded) -> None:
         ("web", "s3:GetObject", f"{bucket}gallery-bucket/snapshot", {}),
         ("web", "s3:PutObject", f"{bucket}gallery-bucket/vectors/a/1", {}),
         ("web", "s3:PutObject", f"{bucket}out-bucket/1", {}),
+        ("web", "s3:DeleteObject", f"{bucket}out-bucket/scaler/lease.json", {}),
+        ("web", "s3:GetObject", f"{bucket}gallery-bucket/forgetting/1", {}),
         ("web", "sqs:ReceiveMessage", arn("sqs", f"{prefix}-req-queue"), {}),
         ("web", "sns:Publish", arn("sns", f"{prefix}-celery-pidbox"), {}),
         ("web", "ec2:StartInstances", instance, ours),

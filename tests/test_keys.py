@@ -9,7 +9,7 @@ import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -55,7 +55,7 @@ class Memory:
         self.gate.wait(30)
         if self.down:
             raise StorageUnavailable
-        return GalleryObject(data=self.data, etag="x") if self.data else None
+        return GalleryObject(data=self.data, etag="x", last_modified=datetime.now(UTC)) if self.data else None
 
     def replace_gallery(self, key: str, data: bytes, *, etag: str | None) -> bool:
         self.data = data

@@ -158,7 +158,7 @@ def check_commands(system: Running, samples: dict[str, Path]) -> None:
     assert faceapp(*people, "enrol", "eileen", samples["astronaut.png"]).stdout == "eileen is enrolled.\n"
     asked = faceapp("recognize", "--url", system.client.url, folder / "astronaut.png", folder / "biden.jpg")
     assert asked.stdout == "astronaut:eileen\nbiden:joe\n"
-    assert faceapp(*people, "forget", "joe").stdout == "joe is forgotten.\n"
+    assert faceapp(*people, "forget", "joe").stdout.startswith("joe is forgotten. ")
     again = faceapp(*people, "forget", "joe")
     assert (again.returncode, again.stderr) == (1, "Error: Nobody with the name 'joe' is enrolled.\n")
     refused = faceapp(*people, "enrol", "..", samples["biden.jpg"])

@@ -58,9 +58,9 @@ def import_people(client: Any, folder: Path) -> None:
 @click.argument("name")
 @click.pass_obj
 def forget(client: Any, name: str) -> None:
-    """Forget NAME: every photo and every vector."""
+    """Forget NAME: every photo and vector at once, and within minutes the results that name them."""
     client.forget(name)
-    click.echo(f"{name} is forgotten.")
+    click.echo(f"{name} is forgotten. Results that name them, and the photos of those, are being erased.")
 
 
 @click.command()

@@ -74,6 +74,13 @@ def recognition(request_id: str) -> flask.Response:
     return answer
 
 
+@blueprint.delete("/recognitions/<request_id>")
+def erase(request_id: str) -> tuple[str, int]:
+    """Delete a photo and its result."""
+    dispatch.current().erase(request_id)
+    return "", 204
+
+
 @blueprint.get("/people")
 def people() -> flask.Response:
     """Everybody enrolled, by name."""
@@ -115,8 +122,8 @@ def person(name: str) -> flask.Response:
 
 @blueprint.delete("/people/<path:name>")
 def forget(name: str) -> tuple[str, int]:
-    """Forget a person: every photo and every vector."""
-    dispatch.current().people.forget(name)
+    """Forget a person: every photo and vector at once, results that name them within minutes."""
+    dispatch.current().forget(check_name(name), request_id=dispatch.new_id())
     return "", 204
 
 

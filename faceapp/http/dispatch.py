@@ -29,9 +29,11 @@ from faceapp.errors import (
     FaceappError,
     RecognitionExpired,
     RecognitionFailed,
+    RecognitionNotFound,
     SchemaError,
     StorageUnavailable,
 )
+from faceapp.forgetting import Forgetting
 from faceapp.gallery import People
 from faceapp.http import admission, connections
 from faceapp.http.metrics import Metrics
@@ -95,6 +97,7 @@ class Dispatch:
         self.metrics = metrics
         self.storage = Storage(settings)
         self.people = People(self.storage)
+        self.forgetting = Forgetting(settings, self.storage)
         self._storing = threading.BoundedSemaphore(STORED_AT_ONCE)
         self._readiness = _Readiness(self._ask)
 
@@ -185,6 +188,30 @@ class Dispatch:
         tasks.app.backend.collector.expect_another(ticket.id, corrupt=reply["result"] is not None)
         return None
 
+    def forget(self, name: str, *, request_id: str) -> None:
+        """Forget a person: in the gallery when this returns, and in the results within minutes.
+
+        Raises PersonNotFound for somebody who is not enrolled, and then forgets them in the results all the same; so
+        what was cut off in the middle, or refused by S3 or SQS, can be asked for again.
+        """
+        # The order first: what is begun has a name that can be found.
+        self.forgetting.order(request_id, name)
+        try:
+            self.people.forget(name)
+        finally:
+            _send(tasks.forget, request_id, waits=False)
+
+    def erase(self, request_id: str) -> None:
+        """Delete a photo and its result. Raises RecognitionNotFound when there is neither."""
+        has_result = self.storage.result_exists(request_id)
+        if not has_result and self.storage.photo_exists(request_id) is None:
+            raise RecognitionNotFound
+        # A worker may have the photo: its result is deleted when it has ended. Asked for before the photo is gone, so
+        # that a call that fails can be made again.
+        if not has_result:
+            _send(tasks.erase, request_id, waits=False, delay_s=self.settings.task_time_limit_s)
+        self.forgetting.erase(request_id)
+
     def is_lost(self, photo: StoredPhotoHead) -> bool:
         """Whether a photo without a result is so old that none will come: it was not looked at in time."""
         tries_s = TRIES * self.settings.task_time_limit_s
@@ -237,7 +264,7 @@ class Dispatch:
             raise
 
 
-def _send(task: Any, request_id: str, *, waits: bool) -> Any:
+def _send(task: Any, request_id: str, *, waits: bool, delay_s: int = 0) -> Any:
     try:
         with tracing.span(
             f"publish {task.name}",
@@ -251,7 +278,9 @@ def _send(task: Any, request_id: str, *, waits: bool) -> Any:
             # A message has 1,024 bytes: what a worker would assume anyway stays out.
             headers = {"request_id": logs.request_id(), "traceparent": tracing.traceparent()}
             given = {name: value for name, value in headers.items() if value not in ("", request_id)}
-            return task.apply_async(args=[request_id], task_id=request_id, ignore_result=not waits, headers=given)
+            delay = {"delay_seconds": min(delay_s, tasks.LONGEST_DELAY_S)} if delay_s else {}
+            options = {"task_id": request_id, "ignore_result": not waits, "headers": given, **delay}
+            return task.apply_async(args=[request_id], **options)
     except (OperationalError, LimitExceeded, BotoCoreError, ClientError) as error:
         # Else the reader would ask SQS for its answer for an hour.
         task.app.backend.collector.forget(request_id)

@@ -155,6 +155,13 @@ def _paths() -> dict[str, Any]:
                 answers={"200": _json("Item", "The result, or `pending` while there is none.", "Retry-After")},
                 problems=["NotFound", "Unavailable"],
             ),
+            "delete": _operation(
+                "recognitions",
+                "Delete a photo and its result",
+                "Also while it is pending: then it is not recognised, or what comes of it is deleted, too.",
+                answers={"204": {"description": "Deleted."}},
+                problems=["NotFound", "Unavailable"],
+            ),
         },
         "/v1/people": {
             "get": _operation(
@@ -186,7 +193,9 @@ def _paths() -> dict[str, Any]:
             "delete": _operation(
                 "people",
                 "Forget a person",
-                "Removes every photo and every vector.",
+                "Removes every photo and every vector at once. Results that name them, with the photos that were sent, "
+                "are deleted within minutes, and they are no candidate in any other result then. That is so, too, for "
+                "a name that is answered 404, because nobody is enrolled under it (any more).",
                 answers={"204": {"description": "Forgotten."}},
                 problems=["BadRequest", "NotFound", "Unavailable"],
             ),

@@ -20,8 +20,9 @@ from faceapp.errors import LocalError
 
 MARKS = ("version", "keys/keys.json")
 """Objects that tell of changes: the gallery replaces the first after each, and the API keys are all in the second."""
-INCOMING = "incoming/"
-"""Photos that wait to be enrolled: they belong to a request that will not be there any more."""
+FLEETING = ("incoming/", "forgetting/")
+"""Photos that wait to be enrolled, and orders to forget somebody in results: their requests, and the results, will not
+be there any more."""
 
 
 def default_folder(prefix: str) -> Path:
@@ -111,7 +112,7 @@ class GalleryState:
     def _objects(self) -> list[tuple[str, str]]:
         pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self._bucket)
         found = [(each["Key"], each["ETag"]) for page in pages for each in page.get("Contents", ())]
-        return [(key, etag) for key, etag in found if not key.startswith(INCOMING)]
+        return [(key, etag) for key, etag in found if not key.startswith(FLEETING)]
 
     @staticmethod
     def _write(path: Path, content: bytes) -> None:

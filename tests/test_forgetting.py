@@ -1,0 +1,333 @@
+"""Whoever is forgotten is gone from every bucket: photos, vectors, results, uploads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from subprocess import Popen
+from typing import Any
+from urllib.parse import quote
+
+import boto3
+import pytest
+import urllib3
+
+from faceapp import stack as deployment
+from faceapp.broker.messages import FORGET
+from faceapp.client import Client
+from faceapp.config import Settings
+from faceapp.errors import NotFound, PersonNotFound
+from faceapp.forgetting import ORDERS, PAGE, Forgetting, Place
+from faceapp.schema import Box, Candidate, Face, Recognition
+from faceapp.storage import Storage
+from tests.services import aws_environ, celery_worker, environ, wait_until
+from tests.web import encoded, messages, side_by_side, web_server
+
+NAME, OTHER = "Ada Lovelace-Ünal", "Charles Babbage"
+LIMIT_S = 10
+
+
+def result(*names: str, candidates: tuple[str, ...] = (), **more: Any) -> Recognition:
+    """A result with a face for each of `names`, each with the same candidates."""
+    box = Box(left=0, top=0, right=1, bottom=1)
+    near = tuple(Candidate(name=each, distance=0.5) for each in candidates)
+    faces = tuple(Face(box=box, landmarks=(), score=1, name=each, candidates=near) for each in names)
+    return Recognition(**{"id": uuid.uuid4().hex, "status": "done", "faces": faces, **more})
+
+
+def everything(settings: Settings) -> dict[str, bytes]:
+    """Each object of the three buckets, by bucket and key: its metadata and its body."""
+    s3, found = boto3.client("s3"), {}
+    for bucket in (settings.in_bucket, settings.out_bucket, settings.gallery_bucket):
+        for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket):
+            for each in page.get("Contents", ()):
+                answer = s3.get_object(Bucket=bucket, Key=each["Key"])
+                found[f"{bucket}/{each['Key']}"] = json.dumps(answer["Metadata"]).encode() + answer["Body"].read()
+    return found
+
+
+def where(name: str, objects: dict[str, bytes]) -> list[str]:
+    """The objects that have the name in their key, their metadata or their body, however it is written."""
+    ways = [name.encode(), quote(name, safe="").encode(), json.dumps(name).strip('"').encode(), quote(name).encode()]
+    return [key for key, content in objects.items() if any(way in key.encode() + content for way in ways)]
+
+
+# Pages, without a worker
+
+
+@pytest.fixture
+def quick(stack: Settings) -> Settings:
+    """With no time between the sweeps but for clocks that differ, and none for a page: each task does little."""
+    return replace(stack, task_time_limit_s=0, gallery_refresh_s=0.0)
+
+
+def carry_out(forgetting: Forgetting, order_id: str, place: Place) -> list[Place]:
+    """Do an order's work from `place` to its end: the places in which it went on."""
+    places = [place]
+    while following := forgetting.go_on(order_id, places[-1]).next:
+        if replace(following, wait_s=0.0) != places[-1]:  # else it came too early, and asks again
+            places.append(replace(following, wait_s=0.0))
+    return places
+
+
+def test_results_that_name_somebody_go_and_others_lose_a_candidate(quick: Settings) -> None:
+    storage, forgetting = Storage(quick), Forgetting(quick, Storage(quick))
+    named = [result(OTHER, NAME) for _ in range(40)]
+    mentioning = [result(OTHER, candidates=(OTHER, NAME)) for _ in range(40)]
+    others = [result(OTHER, f"{NAME}x", candidates=(f"x{NAME}",)), result(), result("unknown", file_name=NAME)]
+    for each in (*named, *mentioning, *others):
+        storage.put_result(each)
+        storage.put_photo(each.id, b"x", file_name="x", content_type="image/jpeg")
+    s3 = boto3.client("s3")
+    unreadable = uuid.uuid4().hex
+    s3.put_object(Bucket=quick.out_bucket, Key=unreadable, Body=json.dumps({"x": NAME}, ensure_ascii=False).encode())
+    lease = json.dumps({"by": NAME}, ensure_ascii=False).encode()
+    s3.put_object(Bucket=quick.out_bucket, Key="scaler/lease.json", Body=lease)
+    forgetting.order("a" * 32, NAME)
+    places = carry_out(forgetting, "a" * 32, Place(sweep=1, after=""))
+    assert {each.sweep for each in places} == {1, 2}
+    assert len(places) == 5  # of 84 results 32 each, then of the 44 that are left
+    assert not forgetting.orders()
+    for each in named:
+        assert storage.get_result(each.id) is None
+        assert storage.photo_exists(each.id) is None
+    assert not storage.result_exists(unreadable)
+    for each in mentioning:
+        assert storage.get_result(each.id) == result(OTHER, candidates=(OTHER,), id=each.id)
+        assert storage.photo_exists(each.id)
+    for each in others:
+        assert storage.get_result(each.id) == each
+        assert storage.photo_exists(each.id)
+    assert s3.get_object(Bucket=quick.out_bucket, Key="scaler/lease.json")["Body"].read() == lease
+
+
+def test_somebody_who_gets_the_name_later_is_somebody_else(quick: Settings) -> None:
+    storage, forgetting = Storage(quick), Forgetting(quick, Storage(quick))
+    forgetting.order("a" * 32, NAME)
+    meanwhile = result(NAME)  # of a task that was running
+    storage.put_result(meanwhile)
+    wait_until(lambda: not (forgetting.go_on("a" * 32, Place(sweep=2, after="x" * 32)).next), what="the second sweep")
+    assert not forgetting.orders()
+    forgetting.order("a" * 32, NAME)
+    second = Place(sweep=2, after="")
+    waits = forgetting.go_on("a" * 32, second).next
+    assert waits is not None
+    assert 0 < waits.wait_s <= 3
+    assert storage.result_exists(meanwhile.id)
+    storage_time = forgetting.orders()[0].given.timestamp()
+
+    def stored_late() -> bool:
+        late = result(NAME)
+        storage.put_result(late)
+        [(_, stored)] = [each for each in storage.list_results(after="", most=1000) if each[0] == late.id]
+        if stored.timestamp() < storage_time + 3:
+            storage.delete_result(late.id)
+            return False
+        return True
+
+    wait_until(stored_late, what="the time after which a name is somebody else's")
+    carry_out(forgetting, "a" * 32, second)
+    assert not storage.result_exists(meanwhile.id)
+    assert [each for each, _ in storage.list_results(after="", most=1000)] != []
+
+
+def test_photos_that_wait_for_enrolment_are_dropped(quick: Settings) -> None:
+    storage, forgetting = Storage(quick), Forgetting(quick, Storage(quick))
+    theirs, others, later = (uuid.uuid4().hex for _ in range(3))
+    storage.put_incoming(theirs, 0, b"x", name=NAME, file_name="x")
+    storage.put_incoming(others, 0, b"x", name=OTHER, file_name="x")
+    came = storage.get_incoming(theirs, 0).last_modified
+
+    def is_after() -> bool:
+        forgetting.order("a" * 32, NAME)
+        return forgetting.orders()[0].given > came  # S3 counts seconds
+
+    wait_until(is_after, what="an order of a later second")
+    storage.put_incoming(later, 0, b"x", name=NAME, file_name="x")
+    assert forgetting.is_forgotten(NAME, came)
+    assert not forgetting.is_forgotten(OTHER, came)
+    assert not forgetting.is_forgotten(NAME, storage.get_incoming(later, 0).last_modified)
+    forgetting.go_on("a" * 32, Place(sweep=1, after=""))
+    with pytest.raises(NotFound):
+        storage.get_incoming(theirs, 0)
+    assert storage.get_incoming(others, 0).name == OTHER
+    assert storage.get_incoming(later, 0).name == NAME
+
+
+def test_an_order_that_was_never_sent_is_done_with_the_next(quick: Settings) -> None:
+    forgetting = Forgetting(quick, Storage(quick))
+    forgetting.order("a" * 32, NAME)
+    forgetting.order("b" * 32, OTHER)
+    forgetting.order("c" * 32, NAME)
+    carry_out(forgetting, "c" * 32, Place(sweep=1, after=""))
+    assert [each.id for each in forgetting.orders()] == ["b" * 32]
+    assert forgetting.go_on("c" * 32, Place(sweep=1, after="")).next is None  # a second delivery
+
+
+# The whole service
+
+
+@dataclass(frozen=True, kw_only=True)
+class Service:
+    settings: Settings
+    endpoint: str
+    client: Client
+    folder: Path
+
+    def worker(self) -> Any:
+        """A context with a real worker."""
+        log = self.folder / f"worker-{uuid.uuid4().hex}"
+        return celery_worker("faceapp.tasks", log, self.env(), "--concurrency", "1")
+
+    def env(self) -> dict[str, str]:
+        return environ(self.endpoint, self.settings, **quick_environ())
+
+    def send(self, photo: bytes) -> str:
+        """Post a photo under a name that says nothing, and return its id at once."""
+        fields = {"photo": ("x.jpg", photo, "image/jpeg")}
+        answer = urllib3.PoolManager(retries=False).request("POST", f"{self.client.url}/v1/recognitions", fields=fields)
+        assert answer.status == 202, answer.data
+        return str(answer.json()["recognitions"][0]["id"])
+
+    def ask(self, method: str, request_id: str) -> int:
+        http = urllib3.PoolManager(retries=False)
+        return http.request(method, f"{self.client.url}/v1/recognitions/{request_id}").status
+
+    def wait_done(self) -> None:
+        storage = Storage(self.settings)
+        wait_until(lambda: not list(storage.list_gallery(ORDERS)), timeout_s=150, what="the end of all orders")
+
+    def wait_for_results(self, ids: list[str]) -> dict[str, Recognition]:
+        storage = Storage(self.settings)
+        wait_until(lambda: all(storage.result_exists(each) for each in ids), timeout_s=120, what="all results")
+        return {each: found for each in ids if (found := storage.get_result(each))}
+
+
+def quick_environ() -> dict[str, str]:
+    return {"FACEAPP_TASK_TIME_LIMIT_S": str(LIMIT_S), "FACEAPP_GALLERY_REFRESH_S": "0.1"}
+
+
+@pytest.fixture
+def service(aws: str, tmp_path: Path) -> Iterator[Service]:
+    """A stack of its own and a web tier, without a worker."""
+    settings = Settings(prefix=f"f{uuid.uuid4().hex[:8]}", task_time_limit_s=LIMIT_S, gallery_refresh_s=0.1)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in aws_environ(aws).items():
+            patch.setenv(name, value)
+        deployment.apply(settings)
+        with web_server(aws, settings, tmp_path / "web", **quick_environ()) as (url, _):
+            yield Service(settings=settings, endpoint=aws, client=Client(url), folder=tmp_path)
+
+
+@pytest.mark.timeout(400)
+def test_a_person_is_forgotten_everywhere(service: Service, samples: dict[str, Path]) -> None:
+    settings, storage = service.settings, Storage(service.settings)
+    with service.worker():
+        service.client.enrol(NAME, [samples["obama.jpg"]])
+        service.client.enrol(OTHER, [samples["biden.jpg"]])
+        vectors = {key: storage.get_gallery(key) for key, _ in storage.list_gallery("vectors/")}
+        theirs = [found.data for key, found in vectors.items() if found and quote(NAME, safe="") in key]
+        assert len(theirs) == 1
+        photos = [samples[name].read_bytes() for name in ("obama.jpg", "obama3.jpg")]
+        photos.append(encoded(side_by_side(samples["obama.jpg"], samples["biden.jpg"])))
+        of_them = [service.send(photo) for photo in photos]
+        of_other = service.send(samples["biden.jpg"].read_bytes())
+        results = service.wait_for_results([*of_them, of_other])
+        for each in of_them:
+            assert NAME in {face.name for face in results[each].faces}
+        other = results[of_other]
+        assert NAME in {candidate.name for candidate in other.faces[0].candidates}
+        in_flight = [service.send(photos[1]) for _ in range(6)]
+
+        service.client.forget(NAME)
+        assert set(service.client.people()) == {OTHER}
+        service.wait_done()
+        wait_until(lambda: messages(settings) == 0, what="an empty queue")
+
+    objects = everything(settings)
+    assert where(NAME, objects) == []
+    assert where(OTHER, objects)
+    bodies = b"".join(objects.values())
+    assert not [each for each in (*theirs, samples["obama.jpg"].read_bytes()) if each in bodies]
+    for each in of_them:
+        assert not {f"{settings.in_bucket}/{each}", f"{settings.out_bucket}/{each}"} & set(objects)
+        assert service.ask("GET", each) == 404
+    for each in in_flight:  # named and erased, or recognised when nobody knew them any more
+        found = storage.get_result(each)
+        assert found is None or found.answer == "unknown"
+        assert (found is None) == (storage.photo_exists(each) is None)
+    left = storage.get_result(of_other)
+    assert left is not None
+    assert [face.name for face in left.faces] == [OTHER]
+    assert replace(left, faces=()) == replace(other, faces=())
+    stored = storage.photo_exists(of_other)
+    assert stored is not None
+    assert stored.sha256 == hashlib.sha256(samples["biden.jpg"].read_bytes()).hexdigest()
+    log = b"".join(each.read_bytes() for each in service.folder.iterdir() if each.is_file())
+    assert [line for line in log.splitlines() if NAME.encode() in line and b"succeeded in" not in line] == []
+
+
+@pytest.mark.timeout(400)
+def test_a_worker_that_is_killed_in_the_middle_loses_nothing(service: Service) -> None:
+    settings, storage = service.settings, Storage(service.settings)
+    queue = boto3.client("sqs").get_queue_url(QueueName=settings.request_queue)["QueueUrl"]
+    # As the rest of an order whose worker died is begun anew after that.
+    boto3.client("sqs").set_queue_attributes(QueueUrl=queue, Attributes={"VisibilityTimeout": str(LIMIT_S)})
+    results = [result(NAME) if n % 3 else result(OTHER) for n in range(1200)]
+    for each in results:
+        storage.put_result(each)
+    named = [each for each in results if each.answer == NAME]
+    # The web tier died before it sent a message, and is asked again for somebody who is not in the gallery.
+    Forgetting(settings, storage).order("0" * 32, NAME)
+    with pytest.raises(PersonNotFound):
+        service.client.forget(NAME)
+    message = boto3.client("sqs").receive_message(QueueUrl=queue, VisibilityTimeout=0)["Messages"][0]["Body"]
+    assert json.loads(message)["headers"]["task"] == FORGET
+    assert len(message.encode()) < 1024 - 50  # a worker's has a place, too
+    assert NAME not in message
+
+    def left() -> int:
+        return sum(len(storage.list_results(after=after, most=1000)) for after in ("", last_of_first))
+
+    last_of_first = sorted(each.id for each in results)[999]
+    first: Popen[bytes]
+    with service.worker() as first:
+        wait_until(lambda: len(storage.list_results(after="", most=1000)) < 1000, timeout_s=60, what="some progress")
+        os.killpg(first.pid, signal.SIGKILL)
+        first.wait()
+    assert {each.id for each in Forgetting(settings, storage).orders()} > {"0" * 32}
+    with service.worker():
+        service.wait_done()
+    kept = [each for after in ("", "8") for each, _ in storage.list_results(after=after, most=1000)]
+    assert len(results) > 2 * PAGE
+    assert not {each.id for each in named} & set(kept)
+    assert {each.id for each in results} - {each.id for each in named} == set(kept)
+    assert left() == len(results) - len(named)
+
+
+@pytest.mark.timeout(300)
+def test_one_photo_and_its_result_are_deleted(service: Service, samples: dict[str, Path]) -> None:
+    storage, photo = Storage(service.settings), samples["obama.jpg"].read_bytes()
+    pending, running = service.send(photo), service.send(photo)
+    assert service.ask("DELETE", pending) == 204
+    assert service.ask("GET", pending) == 404
+    assert service.ask("DELETE", running) == 204
+    # Its task was running, and is done now.
+    storage.put_result(result("unknown", id=running))
+    with service.worker():
+        done = service.send(photo)
+        service.wait_for_results([done])
+        assert service.ask("DELETE", done) == 204
+        assert service.ask("GET", done) == 404
+        assert service.ask("DELETE", done) == 404
+        wait_until(lambda: not storage.result_exists(running), timeout_s=60, what="the end of a late result")
+        wait_until(lambda: messages(service.settings) == 0, timeout_s=60, what="an empty queue")
+    assert everything(service.settings) == {}
+    assert service.ask("DELETE", uuid.uuid4().hex) == 404
+    assert service.ask("DELETE", "x") == 404
