@@ -119,10 +119,7 @@ async def request(port: int, body: bytes, gate: asyncio.Semaphore) -> float:
 
 async def hold(port: int, worker: LateWorker, process: psutil.Process, count: int) -> tuple[float, float, list[float]]:
     """All requests at once: seconds until all were open, MiB then, and seconds to each one's answer."""
-    photo = io.BytesIO()
-    Image.effect_noise((250, 250), 60).save(photo, "JPEG")
-    part = b'--b\r\nContent-Disposition: form-data; name="inputFile"; filename="photo.jpg"\r\n\r\n'
-    body = part + photo.getvalue() + b"\r\n--b--\r\n"
+    body = photo_form(Image.effect_noise((250, 250), 60))
     gate = asyncio.Semaphore(OPENED_AT_ONCE)
     started_s = time.monotonic()
     requests = [asyncio.create_task(request(port, body, gate)) for _ in range(count)]
@@ -132,6 +129,14 @@ async def hold(port: int, worker: LateWorker, process: psutil.Process, count: in
     threading.Thread(target=worker.release).start()
     finished_s = await asyncio.wait_for(asyncio.gather(*requests), GIVE_UP_S)
     return open_s, held_mib, [each - released_s for each in finished_s]
+
+
+def photo_form(image: Image.Image, *, padding_bytes: int = 0) -> bytes:
+    """A form (boundary `b`) with the image as a JPEG, followed by zeros up to `padding_bytes`."""
+    photo = io.BytesIO()
+    image.save(photo, "JPEG")
+    part = b'--b\r\nContent-Disposition: form-data; name="inputFile"; filename="photo.jpg"\r\n\r\n'
+    return part + photo.getvalue().ljust(padding_bytes, b"\0") + b"\r\n--b--\r\n"
 
 
 def memory_mib(process: psutil.Process) -> float:
@@ -169,6 +174,7 @@ def measure(worker_class: str, count: int) -> Run:
     environment = {
         "FACEAPP_PREFIX": settings.prefix,
         "FACEAPP_WEB_WORKER_CLASS": worker_class,
+        "FACEAPP_WEB_WAITING": str(count),
         "FACEAPP_WEB_CONNECTIONS": str(count + 100),
     }
     with running([sys.executable, "-c", SERVE], "the web tier listens on ", **environment) as (url, process):

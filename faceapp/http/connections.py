@@ -25,7 +25,7 @@ from faceapp.config import Settings
 
 HEAD_S = 15.0
 """A request's head takes no longer, from when it could begin; nor longer than an upload may."""
-LINGER_S = 5.0
+LINGER_S = 10.0
 """After an answer to a request that was not read: how long what still comes is dropped."""
 LINGER_PIECE_BYTES = 64 * 1024
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -41,7 +41,7 @@ class Client:
         self._request: Any = None
         self._deadline_s: float | None = None
         self._expects = False
-        self._lingers = False
+        self._unread_bytes = 0
         self.late = False
         """The request's time was over before it was there."""
 
@@ -50,7 +50,7 @@ class Client:
 
     def begin(self, request: Any) -> None:
         """A request's head is there; `request` is gunicorn's."""
-        self._request = request
+        self._request, self._unread_bytes = request, 0
         self._deadline_s = time.monotonic() + self._settings.web_upload_s
         # gunicorn would say "100 Continue" before we can say no; recv() does once somebody wants the body.
         self._expects, request._expected_100_continue = request._expected_100_continue, False
@@ -59,7 +59,7 @@ class Client:
         """The request was answered."""
         self._request = self._deadline_s = None
         self._expects = False
-        if self._lingers:
+        if self._unread_bytes > 0:
             self._linger()
 
     def recv(self, size: int) -> bytes:
@@ -104,23 +104,26 @@ class Client:
 
     def close_if_unread(self) -> None:
         """To be called before an answer: nobody knows where the next request starts if this one was not read."""
-        reader = self._request.body.reader
-        unread = reader.parser is not None if isinstance(reader, ChunkedReader) else reader.length > 0
-        if unread or self.late:
+        reader, most_bytes = self._request.body.reader, self._settings.web_max_request_bytes
+        if self.late or (isinstance(reader, ChunkedReader) and reader.parser is not None):
+            self._unread_bytes = most_bytes
+        elif not isinstance(reader, ChunkedReader):
+            # What gunicorn has read ahead comes no more, and is no more than the body.
+            self._unread_bytes = min(most_bytes, reader.length - reader.unreader.buf.getbuffer().nbytes)
+        if self._unread_bytes > 0:
             self._request.force_close()
-            self._lingers = True
 
     def _linger(self) -> None:
         """Drop what the client still sends, within bounds: most look for an answer only when they have sent all."""
-        deadline_s, left_bytes = time.monotonic() + LINGER_S, self._settings.web_max_request_bytes
+        deadline_s = time.monotonic() + LINGER_S
         try:
             self._sock.shutdown(socket.SHUT_WR)
-            while left_bytes > 0 and (left_s := deadline_s - time.monotonic()) > 0:
+            while self._unread_bytes > 0 and (left_s := deadline_s - time.monotonic()) > 0:
                 self._sock.settimeout(left_s)
                 data = self._sock.recv(LINGER_PIECE_BYTES)
                 if not data:
                     return
-                left_bytes -= len(data)
+                self._unread_bytes -= len(data)
         except OSError:
             return
 
@@ -166,6 +169,14 @@ class PoolWorker(ThreadWorker):  # type: ignore[misc] # gunicorn is untyped
         if not isinstance(conn.sock, Client):
             conn.sock = Client(conn.sock, self.app.settings)
         super().enqueue_req(conn)
+
+    def finish_request(self, conn: Any, fs: Any) -> None:
+        if fs.cancelled() or fs.exception() or not fs.result():
+            # gunicorn waits two seconds for the client to close, in the thread that all connections wait for.
+            self.nr_conns -= 1
+            conn.close()
+        else:
+            super().finish_request(conn, fs)
 
     def handle_request(self, req: Any, conn: Any) -> Any:
         conn.sock.begin(req)
