@@ -28,10 +28,10 @@ import boto3
 import psutil
 
 from benchmarks.path import EXPECTED, PHOTOS_IN_TURN, post
-from benchmarks.plot import Panel, draw
 from benchmarks.table import print_table
 from faceapp.config import Settings
 from faceapp.local.up import REGION, endpoint
+from faceapp.plots import Panel, draw
 from faceapp.samples import sample_photos
 
 UP = "Ctrl-C stops everything."

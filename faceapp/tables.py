@@ -52,6 +52,14 @@ def status(found: Status) -> RenderableType:
     return Group(*parts)
 
 
+def numbers(header: Sequence[str], rows: Iterable[Sequence[str]]) -> RenderableType:
+    """What was measured: a row's name, and its values set flush right."""
+    table = _table(*header, numbers=header[1:])
+    for each in rows:
+        _row(table, *each)
+    return table
+
+
 def keys(found: Sequence[Mapping[str, Any]], *, aws: str) -> RenderableType:
     """A line for each API key, as the command shows them; times are cut to the minute."""
     if not found:

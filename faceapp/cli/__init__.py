@@ -7,6 +7,7 @@ from dataclasses import fields
 import click
 
 from faceapp import __version__
+from faceapp.cli.bench import bench
 from faceapp.cli.common import Commands
 from faceapp.cli.dead_letters import dead_letters
 from faceapp.cli.deploy import deploy
@@ -39,5 +40,6 @@ def list_settings() -> None:
         click.echo(f"FACEAPP_{each.name.upper()}={shown}\n    {rule.doc} ({rule.takes})")
 
 
-for command in (up, web, worker, flower, scaler, people, recognize, simulate, status, dead_letters, keys, deploy):
+services = (up, web, worker, flower, scaler)
+for command in (*services, people, recognize, simulate, status, dead_letters, keys, deploy, bench):
     main.add_command(command)
