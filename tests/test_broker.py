@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, IncompleteReadError
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 from kombu.asynchronous import Hub as EventLoop
 from kombu.asynchronous.http.curl import CurlClient
@@ -29,7 +30,7 @@ from faceapp.broker.transport import AsyncConnection, HTTPConnection
 from faceapp.config import Settings
 from faceapp.errors import BrokerUnavailable
 from tests import echo as echo_app
-from tests.services import celery_worker, environ, wait_until
+from tests.services import aws_environ, celery_worker, environ, wait_until
 
 MESSAGE_LIMIT_BYTES = 1024
 TaskMaker = Callable[[Settings, str], Any]
@@ -318,14 +319,12 @@ class Answer:
     reason = "for a test"
 
     def __init__(self, status: int, *, body: bytes = b"{}", date: str | None = None) -> None:
-        self.status, self._date = status, date
-        self.response = SimpleNamespace(status_code=status, headers={}, content=body)
+        self.status = status
+        request = SimpleNamespace(headers={"Date": date})
+        self.response = SimpleNamespace(status_code=status, headers={}, content=body, request=request)
 
     def read(self) -> bytes:
         return bytes(self.response.content)
-
-    def getheader(self, _name: str) -> str | None:
-        return self._date
 
 
 @pytest.mark.parametrize("status", [400, 403, 500, 503])
@@ -407,3 +406,26 @@ def test_a_message_that_cannot_be_handed_back_keeps_no_place(
 def test_importing_the_tasks_loads_no_model() -> None:
     code = "import sys, faceapp.tasks; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_half_an_answer_is_none() -> None:
+    """botocore takes what came before the connection ended for a success that says nothing."""
+    body = b'{"QueueUrl": "http://127.0.0.1/1/q"}'
+    head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer_half() -> None:
+            connection, _ = server.accept()
+            with connection:
+                while b'"q"}' not in connection.recv(65536):
+                    pass
+                connection.sendall(head + body[:14])
+
+        thread = threading.Thread(target=answer_half, daemon=True)
+        thread.start()
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in aws_environ(f"http://127.0.0.1:{server.getsockname()[1]}").items():
+                patch.setenv(name, value)
+            with pytest.raises(IncompleteReadError):
+                broker.sqs_client().get_queue_url(QueueName="q")
+        thread.join(10)

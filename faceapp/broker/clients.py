@@ -8,7 +8,7 @@ from typing import Any
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, IncompleteReadError
 
 from faceapp.config import Settings
 from faceapp.errors import BrokerUnavailable
@@ -35,7 +35,7 @@ def sqs_client(**config: Any) -> Any:
     """A boto3 SQS client with this service's time limits; `config` overrides single botocore settings."""
     session = boto3.Session()
     region = session.region_name or DEFAULT_REGION
-    return session.client("sqs", region_name=region, config=Config(**{**CLIENT_CONFIG, **config}))
+    return whole_answers(session.client("sqs", region_name=region, config=Config(**{**CLIENT_CONFIG, **config})))
 
 
 def quick_sqs_client() -> Any:
@@ -52,7 +52,23 @@ def sns_client(**config: Any) -> Any:
     """A boto3 SNS client with this service's time limits; `config` overrides single botocore settings."""
     session = boto3.Session()
     region = session.region_name or DEFAULT_REGION
-    return session.client("sns", region_name=region, config=Config(**{**CLIENT_CONFIG, **config}))
+    return whole_answers(session.client("sns", region_name=region, config=Config(**{**CLIENT_CONFIG, **config})))
+
+
+def whole_answers(client: Any) -> Any:
+    """The client, which from now on raises IncompleteReadError for an answer whose connection ended in the middle.
+
+    botocore takes what came of it for all of it: for a success that says nothing.
+    """
+    client.meta.events.register_first("before-parse", _refuse_a_part)
+    return client
+
+
+def _refuse_a_part(response_dict: dict[str, Any], **_: Any) -> None:
+    expected = response_dict["headers"].get("Content-Length", "")
+    actual = len(response_dict["body"])
+    if expected.isdigit() and actual < int(expected):
+        raise IncompleteReadError(actual_bytes=actual, expected_bytes=int(expected))
 
 
 def quick_sns_client() -> Any:

@@ -19,7 +19,7 @@ from kombu.transport import SQS, TRANSPORT_ALIASES, virtual
 from kombu.transport.SQS.exceptions import DoesNotExistQueueException
 from vine import promise
 
-from faceapp.broker.clients import CLIENT_CONFIG, QUICK_CONFIG, quick_sqs_client
+from faceapp.broker.clients import CLIENT_CONFIG, QUICK_CONFIG, quick_sqs_client, whole_answers
 from faceapp.broker.control import REPLY_EXCHANGE
 from faceapp.broker.fanout import FANOUT_EXCHANGES, Fanout, arn, listener_attributes, topic_name
 from faceapp.broker.temporary import SECOND, temporary_queues
@@ -83,8 +83,10 @@ class AsyncConnection(AsyncSQSConnection):
         except Exception as error:
             logger.warning("SQS refused %s: %s", operation, error)
             return []
-        for each in answer.get("Messages", ()) if answer else ():
-            each[CLOCK] = _clock_s(response.getheader("Date"))
+        messages = answer.get("Messages", ()) if answer else ()
+        for each in messages:
+            # kombu's curl client puts an answer's headers to the request's.
+            each[CLOCK] = _clock_s(response.response.request.headers.get("Date"))
         return answer
 
 
@@ -118,7 +120,8 @@ class Channel(SQS.Channel):
         config = QUICK_CONFIG if service == "sns" else None
         with self._clients_lock:
             if key not in self._clients:
-                self._clients[key] = super()._new_boto_client(service, region, *credentials, config=config, **named)
+                made = super()._new_boto_client(service, region, *credentials, config=config, **named)
+                self._clients[key] = whole_answers(made)
             return self._clients[key]
 
     def _update_queue_cache(self, queue_name_prefix: str) -> None:
