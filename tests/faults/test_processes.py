@@ -47,7 +47,6 @@ def test_a_worker_killed_in_the_middle_of_a_photo(run: Running, record: Record) 
         assert (found.done, found.unanswered) == (31, 0)
 
 
-@pytest.mark.slow_fault
 def test_a_pool_process_killed_in_the_middle_of_a_photo(run: Running, record: Record) -> None:
     with run() as system:
         sent = burst(system, 30, more=[photo(does=HOLDS)])
@@ -58,6 +57,7 @@ def test_a_pool_process_killed_in_the_middle_of_a_photo(run: Running, record: Re
         assert (found.done, found.unanswered, found.again) == (31, 0, 0)
 
 
+@pytest.mark.slow_fault
 def test_a_photo_that_kills_each_process_that_looks_at_it(run: Running, record: Record) -> None:
     with run() as system:
         # One a kind of request.
