@@ -429,3 +429,11 @@ def test_half_an_answer_is_none() -> None:
             with pytest.raises(IncompleteReadError):
                 broker.sqs_client().get_queue_url(QueueName="q")
         thread.join(10)
+
+
+def test_publishing_over_a_given_up_connection_is_an_error_of_the_connection(stack: Settings) -> None:
+    with broker.create_app(stack).connection_for_write() as connection:
+        channel = connection.default_channel
+        channel.close()
+        with pytest.raises(connection.connection_errors):
+            channel._put("req-queue", {})

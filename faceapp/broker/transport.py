@@ -181,6 +181,10 @@ class Channel(SQS.Channel):
         return {"QueueUrl": temporary_queues.make(self.sqs(), queue_name, attributes)}
 
     def _put(self, queue: str, message: Any, **kwargs: Any) -> None:
+        if self.closed:
+            # The connection was given up while SQS did not answer. kombu's own error is none of a connection, so
+            # publishing would not be tried again over a new one.
+            raise ConnectionError("the connection to SQS was given up")
         # kombu makes a queue that is not there. A remote-control reply's is not when whoever asked has gone since: the
         # new one would be nobody's (many are left behind: celery/celery#8348).
         if not queue.endswith(REPLY_EXCHANGE):
