@@ -30,7 +30,7 @@ from tests.services import aws_environ, celery_worker, environ, wait_until
 from tests.web import encoded, messages, side_by_side, web_server
 
 NAME, OTHER = "Ada Lovelace-Ünal", "Charles Babbage"
-LIMIT_S = 10
+LIMIT_S = 20
 
 
 def result(*names: str, candidates: tuple[str, ...] = (), **more: Any) -> Recognition:
