@@ -90,9 +90,8 @@ def test_over_the_limit_is_413(web: str, system: Settings, size_bytes: int, chun
 def test_a_body_that_ends_too_early_is_400(web: str) -> None:
     body = form({"inputFile": File(plain())})
     with socket.create_connection((urlsplit(web).hostname, urlsplit(web).port), timeout=30) as connection:
-        head = (
-            f"POST / HTTP/1.1\r\nHost: x\r\nContent-Type: {FORM['Content-Type']}\r\nContent-Length: {len(body)}\r\n\r\n"
-        )
+        head = "POST / HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+        head += f"Content-Type: {FORM['Content-Type']}\r\nContent-Length: {len(body)}\r\n\r\n"
         connection.sendall(head.encode() + body[:1000])
         connection.shutdown(socket.SHUT_WR)
         answer = http.client.HTTPResponse(connection)
