@@ -1,0 +1,39 @@
+"""The memory limit of a worker's process: a photo that takes too much ends as a result, and nothing else does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from tests.services import REPOSITORY
+
+LIMITED = """
+from faceapp.config import Settings
+from faceapp.errors import ImageTooLarge
+from faceapp.images import decode
+from faceapp.worker import Worker
+from PIL import Image
+from tests.web import encoded, plain
+
+large = encoded(Image.new("RGB", (7000, 7000)), "PNG")
+Worker(Settings(worker_memory_mib=100)).limit_memory()
+limits = {"max_pixels": 50_000_000, "max_side_px": 16_000}
+decode(plain(), **limits)
+try:
+    decode(large, **limits)
+except ImageTooLarge as error:
+    print(error.detail)
+"""
+
+
+def test_a_photo_that_takes_too_much_memory_is_refused() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED],
+        cwd=REPOSITORY,
+        env={**os.environ, "AWS_DEFAULT_REGION": "us-east-1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout == "The photo needs more memory to be decoded than one may take here.\n", done.stderr
