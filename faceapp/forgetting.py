@@ -21,7 +21,6 @@ from datetime import datetime
 
 from faceapp.config import Settings
 from faceapp.errors import SchemaError
-from faceapp.gallery import check_name
 from faceapp.schema import Recognition
 from faceapp.storage import Storage
 
@@ -73,8 +72,8 @@ class Forgetting:
         self._page_s = settings.task_time_limit_s / 4
 
     def order(self, order_id: str, name: str) -> None:
-        """Leave an order to forget `name`. Raises InvalidName."""
-        document = json.dumps({"name": check_name(name)}, ensure_ascii=False)
+        """Leave an order to forget `name`, written as the gallery writes it (gallery.check_name)."""
+        document = json.dumps({"name": name}, ensure_ascii=False)
         self._storage.put_gallery(ORDERS + order_id, document.encode())
 
     def orders(self) -> list[Order]:

@@ -189,7 +189,7 @@ class Dispatch:
         return None
 
     def forget(self, name: str, *, request_id: str) -> None:
-        """Forget a person: in the gallery when this returns, and in the results within minutes.
+        """Forget a person (by their checked name): in the gallery when this returns, in the results within minutes.
 
         Raises PersonNotFound for somebody who is not enrolled, and then forgets them in the results all the same; so
         what was cut off in the middle, or refused by S3 or SQS, can be asked for again.
