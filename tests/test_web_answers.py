@@ -13,6 +13,7 @@ import pytest
 
 from faceapp import broker, tasks
 from faceapp.config import Settings
+from faceapp.errors import StorageUnavailable
 from faceapp.http import dispatch
 from faceapp.schema import Enrolment, Recognition
 from faceapp.storage import Storage
@@ -80,6 +81,19 @@ def test_a_failure_without_a_result_is_a_problem(system: Settings, says: Says, s
     says({"status": state, "result": FAILURE})
     document = problem(post(system), 500, "recognition_failed")
     assert document["links"]["self"].endswith(document["id"])
+
+
+def test_a_wait_that_ends_while_s3_is_away_is_a_timeout(
+    system: Settings, says: Says, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: Any) -> None:
+        raise StorageUnavailable
+
+    says()
+    monkeypatch.setattr(Storage, "get_result", away)
+    # The photo was accepted, so this is no refusal: its id is told, and the result can be asked for later.
+    document = problem(post(replace(system, web_wait_s=1)), 504, "recognition_timeout")
+    assert Storage(system).photo_exists(document["id"])
 
 
 def test_a_wait_ends_with_the_age_limit(system: Settings, says: Says) -> None:

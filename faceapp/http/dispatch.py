@@ -160,9 +160,7 @@ class Dispatch:
                 try:
                     result = self._read(ticket, reply) or self.storage.get_result(ticket.id) or failed
                 except StorageUnavailable:
-                    # Only a look: the answer may come all the same, so this is an error when the time is over.
-                    if last and not failed:
-                        raise
+                    # Only a look: the photo is accepted whether S3 answers now or not, and its answer may still come.
                     result = failed
                 if result is None and last and until_s == too_old_s:
                     result = _failed(ticket.id, RecognitionExpired())
