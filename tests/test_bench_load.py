@@ -213,7 +213,8 @@ def test_every_answer_of_a_real_service_is_right(
         # Both contracts tell where the time went, the classic one by its results' documents.
         assert found["shares"]["computing"] > 0
         assert found["web_rss_mib"]["peak"] > 0
-        assert found["web_files"]["after"] <= found["web_files"]["before"]
+        # No client's connection is left; those to S3 and SQS are kept, in pools of 64 and 16.
+        assert found["web_files"]["after"] <= found["web_files"]["before"] + 64 + 16
 
 
 def test_quantiles_are_of_what_was_measured(tmp_path: Path) -> None:
