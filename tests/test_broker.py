@@ -392,6 +392,19 @@ def test_what_comes_when_the_consumer_has_gone_is_handed_back(stack: Settings, t
     assert len(waiting_messages(stack.request_queue)) == 1
 
 
+def test_what_a_consumer_has_and_did_not_begin_is_handed_back_when_it_leaves(
+    stack: Settings, consuming: Callable[..., tuple[Any, Hub, list[Any]]]
+) -> None:
+    channel, _, got = consuming(1, prefetch=1)
+    taken = got[0].delivery_info["sqs_message"]["MessageId"]
+
+    channel.close()
+
+    # The same message: a new one would have all its tries again, and the old one would come back as well.
+    answer = broker.sqs_client().receive_message(QueueUrl=queue_url(stack.request_queue), MaxNumberOfMessages=10)
+    assert [each["MessageId"] for each in answer["Messages"]] == [taken]
+
+
 def test_a_message_that_cannot_be_handed_back_keeps_no_place(
     stack: Settings, consuming: Callable[..., tuple[Any, Hub, list[Any]]]
 ) -> None:

@@ -95,6 +95,8 @@ class EventDispatcher(celery.events.dispatcher.EventDispatcher):
         with self.app.connection_for_write() as connection:
             self.producer = Producer(connection, exchange=self.exchange, serializer=self.serializer, auto_declare=False)
             self._closed = False
+            # Over a connection of its own, so what went wrong with the other one says nothing.
+            self._quiet_until_s = float("-inf")
             self.close()
 
 

@@ -374,6 +374,12 @@ class Channel(SQS.Channel):
         self._hand_back(url, [each for each, reason in zip(messages, reasons, strict=True) if reason])
         return [each for each, reason in zip(messages, reasons, strict=True) if not reason]
 
+    def _restore(self, message: Any) -> None:
+        # What a worker that leaves has taken and not begun. kombu sends such a message anew, with all its tries, and
+        # leaves the old one to come back as well.
+        info = message.delivery_info
+        self._hand_back(info["sqs_queue"], [info["sqs_message"]])
+
     def _hand_back(self, url: str, messages: list[Any], *, after_s: int = 0) -> None:
         """Make messages visible again; those that fail are so when their visibility timeout is over."""
         entries = [
