@@ -12,6 +12,7 @@ BENCHMARKS = {
     "scaler": "Scaling policies beside others' and beside a lower bound",
     "broker": "Events and remote control over SNS and SQS",
     "web_classes": "A thousand open requests, by gunicorn's worker class",
+    "load --photos 200 --concurrency 200": "A burst, beside Celery + Redis and beside simple polling",
     "boot": "A worker's start, step by step",
 }
 
@@ -20,7 +21,9 @@ def main() -> None:
     failed = []
     for name, title in BENCHMARKS.items():
         print(f"\n## {title} (python -m benchmarks.{name})\n", flush=True)
-        if subprocess.run([sys.executable, "-W", "ignore", "-m", f"benchmarks.{name}"], check=False).returncode:
+        if subprocess.run(
+            [sys.executable, "-W", "ignore", "-m", *f"benchmarks.{name}".split()], check=False
+        ).returncode:
             failed.append(name)
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
