@@ -40,24 +40,33 @@ class FaceappCelery(Celery):
         return str(self.backend.reply_queue)
 
 
+class Refused:
+    """Why a worker of `app` takes a message's text for no task of its own; empty when it does."""
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+
+    def __call__(self, body: str) -> str:
+        # Celery's own tasks do what their arguments say: call others.
+        return refusal(body, tasks={name for name in self._app.tasks if not name.startswith("celery.")})
+
+    def __json__(self) -> str:
+        # `inspect stats` tells of a connection's options.
+        return refusal.__qualname__
+
+
 def create_app(settings: Settings) -> FaceappCelery:
     """The Celery app for the queues that `settings` name. Opens no connection."""
     app = FaceappCelery(
         "faceapp", amqp=AMQP, backend="faceapp.responses:ResponseBackend", control=Control, set_as_current=True
     )
     app.settings = settings
-
-    def refused(body: str) -> str:
-        # Celery's own tasks do what their arguments say: call others.
-        tasks = {name for name in app.tasks if not name.startswith("celery.")}
-        return refusal(body, tasks=tasks)
-
     app.conf.update(
         broker_url="sqs://",
         broker_transport_options={
             "queue_name_prefix": f"{settings.prefix}-",
             "request_queue": settings.request_queue,
-            "refused": refused,
+            "refused": Refused(app),
             "wait_time_seconds": settings.queue_wait_s,
             # The pause after a poll that brought nothing: it has waited already, or SQS has refused it.
             "polling_interval": 0.5,
