@@ -120,7 +120,9 @@ def test_photos_and_results_expire_and_the_gallery_outlives_its_stack() -> None:
         for name, each in buckets().items()
     }
     kept = [(None, "KeepDays")]
-    assert rules == {"InBucket": kept, "OutBucket": kept, "GalleryBucket": [("incoming/", 1)]}
+    # Photos on their way to enrolment, and orders to forget somebody that failed.
+    gallery = [("incoming/", 1), ("forgetting/", "KeepDays")]
+    assert rules == {"InBucket": kept, "OutBucket": kept, "GalleryBucket": gallery}
     assert buckets()["GalleryBucket"]["DeletionPolicy"] == "Retain"
 
 

@@ -96,7 +96,7 @@ def test_one_trace_goes_from_the_client_through_web_and_worker(
     photo = samples["obama.jpg"].read_bytes()
     with system(aws_endpoint, stack, tmp_path, receiver.url, FACEAPP_WEB_WORKER_CLASS=worker_class) as (url, _):
         answer = posted(url, photo, **{"traceparent": f"00-{TRACE}-{CALLER}-01", "X-Request-ID": "mine"})
-        assert answer == (200, "mine", "a:unknown")
+        assert answer == (200, "mine", "holiday:unknown")
         wait_until(lambda: receiver.named("POST /") and receiver.named("process faceapp.recognize"), what="the spans")
     web, worker = "faceapp-web", "faceapp-worker"
     assert receiver.tree() == {
@@ -129,7 +129,7 @@ def test_spans_carry_no_names_and_the_last_ones_come_at_the_end(
     # Nothing is sent before the processes end.
     with system(aws_endpoint, stack, tmp_path, receiver.url, OTEL_BSP_SCHEDULE_DELAY="600000") as (url, _):
         assert posted(url, photo, "/v1/people/somebody", "PUT")[0] == 201
-        assert posted(url, photo)[2] == "a:somebody"
+        assert posted(url, photo)[2] == "holiday:somebody"
         assert posted(url, b"no photo")[0] == 415
         assert receiver.spans == []
     assert len(receiver.named("POST /")) == 2
@@ -151,12 +151,12 @@ def test_nobody_who_takes_the_spans_costs_one_line(
         logs = [tmp_path / "web", tmp_path / "worker"]
 
         def warned() -> bool:
-            assert posted(url, photo)[2] == "a:unknown"
+            assert posted(url, photo)[2] == "holiday:unknown"
             return all("traces are lost" in log.read_text() for log in logs)
 
         wait_until(warned, what="the warnings")
         for _ in range(10):
-            assert posted(url, photo)[2] == "a:unknown"
+            assert posted(url, photo)[2] == "holiday:unknown"
     for log in logs:
         text = log.read_text()
         assert text.count("traces are lost") == 1

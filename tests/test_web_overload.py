@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import io
 import json
 import re
 import select
@@ -119,8 +120,19 @@ def chunk(data: bytes) -> bytes:
     return f"{len(data):x}\r\n".encode() + data + b"\r\n"
 
 
+class _Bytewise:
+    """A socket whose file reads no further than it is asked to."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+
+    def makefile(self, _mode: str) -> io.BufferedReader:
+        return io.BufferedReader(socket.SocketIO(self._connection, "r"), buffer_size=1)
+
+
 def answer_on(connection: socket.socket) -> tuple[http.client.HTTPResponse, str]:
-    answer = http.client.HTTPResponse(connection)
+    # What comes after it stays in the connection, which reading it as a file would take in as well.
+    answer = http.client.HTTPResponse(_Bytewise(connection))  # type: ignore[arg-type]
     answer.begin()
     return answer, answer.read().decode()
 

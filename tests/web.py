@@ -146,6 +146,11 @@ def stored(settings: Settings) -> dict[str, list[str]]:
     return found
 
 
+def nothing_new(settings: Settings, before: dict[str, list[str]]) -> bool:
+    """Whether nothing is stored that was not there before. Some may have gone: other tests' people are forgotten."""
+    return all(set(keys) <= set(before[bucket]) for bucket, keys in stored(settings).items())
+
+
 def messages(settings: Settings) -> int:
     """How many messages the request queue has, with those in flight."""
     sqs = boto3.client("sqs")
