@@ -145,25 +145,12 @@ class Storage:
             return None
 
     def put_result(self, recognition: Recognition) -> None:
-        self._call(
-            "put_object",
-            self.settings.out_bucket,
-            Key=_checked(recognition.id),
-            Body=recognition.to_json().encode(),
-            ContentType="application/json",
-        )
+        self._put_result(recognition)
 
     def put_failed(self, recognition: Recognition) -> bool:
         """Store a failed result unless there is a result already, which may be a better one. False if so."""
         try:
-            self._call(
-                "put_object",
-                self.settings.out_bucket,
-                Key=_checked(recognition.id),
-                Body=recognition.to_json().encode(),
-                ContentType="application/json",
-                IfNoneMatch="*",
-            )
+            self._put_result(recognition, IfNoneMatch="*")
         except _Changed:
             return False
         return True
@@ -204,14 +191,7 @@ class Storage:
     def replace_result(self, recognition: Recognition, *, etag: str) -> bool:
         """Store the result unless what is stored is no longer `etag`. False if so."""
         try:
-            self._call(
-                "put_object",
-                self.settings.out_bucket,
-                Key=_checked(recognition.id),
-                Body=recognition.to_json().encode(),
-                ContentType="application/json",
-                IfMatch=etag,
-            )
+            self._put_result(recognition, IfMatch=etag)
         except (NotFound, _Changed):
             return False
         return True
@@ -304,6 +284,16 @@ class Storage:
             answer = self._call("delete_objects", bucket, Delete={"Objects": objects, "Quiet": True})
             for error in answer.get("Errors", ()):
                 raise StorageUnavailable(f"The bucket {bucket} did not delete {error['Key']}: {error['Message']}")
+
+    def _put_result(self, recognition: Recognition, **condition: str) -> None:
+        self._call(
+            "put_object",
+            self.settings.out_bucket,
+            Key=_checked(recognition.id),
+            Body=recognition.to_json().encode(),
+            ContentType="application/json",
+            **condition,
+        )
 
     def _call(self, operation: str, bucket: str, **arguments: Any) -> dict[str, Any]:
         """Ask S3. The body is read here too: a connection that ends in the middle of it is the same failure."""
