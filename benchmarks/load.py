@@ -19,7 +19,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import resource
 import shutil
 import sys
 import tempfile
@@ -37,7 +36,7 @@ from benchmarks.load_polling import READY
 from benchmarks.load_web import REDIS_URL
 from benchmarks.path import EXPECTED, PHOTOS_IN_TURN, burst, free_port
 from benchmarks.table import print_table
-from faceapp import stack
+from faceapp import open_files, stack
 from faceapp.bench import report
 from faceapp.bench.load import Options, Run, load
 from faceapp.bench.photos import Photo
@@ -245,9 +244,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=NAMES, default=list(NAMES))
     parser.add_argument("--json", type=Path, help="write all numbers into this file")
     options = parser.parse_args()
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 4 * options.concurrency + 1000
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if most == resource.RLIM_INFINITY else min(wanted, most), most))
+    open_files.allow(4 * options.concurrency + 1000)
     credentials = {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench"}
     os.environ.update(credentials, AWS_REGION="us-east-1", AWS_DEFAULT_REGION="us-east-1")
 

@@ -14,7 +14,6 @@ import asyncio
 import io
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -31,7 +30,7 @@ import psutil
 from PIL import Image
 
 from benchmarks.table import print_table
-from faceapp import stack
+from faceapp import open_files, stack
 from faceapp.config import Settings
 from faceapp.schema import Recognition
 
@@ -199,8 +198,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=1000)
     count = parser.parse_args().requests
     # A connection is a file here and another one there.
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4 * count + 1000, most), most))
+    open_files.allow(4 * count + 1000)
     credentials = {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench"}
     os.environ.update(credentials, AWS_REGION="us-east-1", AWS_DEFAULT_REGION="us-east-1")
     with running([sys.executable, "-m", "faceapp.local.aws", "--port", "0"], "listening on ") as (url, _):

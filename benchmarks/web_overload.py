@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import resource
 import statistics
 import sys
 import threading
@@ -27,7 +26,7 @@ from PIL import Image
 
 from benchmarks.table import print_table
 from benchmarks.web_classes import CLASSES, GIVE_UP_S, SERVE, LateWorker, memory_mib, photo_form, running
-from faceapp import stack
+from faceapp import open_files, stack
 from faceapp.config import Settings
 
 
@@ -143,8 +142,7 @@ def main() -> None:
     parser.add_argument("--photo-bytes", type=int, default=20_000, help="each photo is at least so large")
     parser.add_argument("--classes", nargs="+", choices=CLASSES, default=CLASSES)
     options = parser.parse_args()
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4 * options.connections + 1000, most), most))
+    open_files.allow(4 * options.connections + 1000)
     credentials = {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench"}
     os.environ.update(credentials, AWS_REGION="us-east-1", AWS_DEFAULT_REGION="us-east-1")
     with running([sys.executable, "-m", "faceapp.local.aws", "--port", "0"], "listening on ") as (url, _):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import resource
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from typing import Any, Literal
 
 import aiohttp
 
+from faceapp import open_files
 from faceapp.bench.photos import Photo
 from faceapp.bench.process import Usage, listeners, usage
 from faceapp.errors import ServiceUnreachable
@@ -122,9 +122,7 @@ def load(options: Options, photos: list[Photo], *, tick: Callable[[Run], None] =
     Ends early, and says so in `stopped`, when too many fail, when the time is over, and at Ctrl-C. Raises
     ServiceUnreachable when nothing answers before the first photo.
     """
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = options.concurrency + SPARE_FILES
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if most == resource.RLIM_INFINITY else min(wanted, most), most))
+    open_files.allow(options.concurrency + SPARE_FILES)
     run = Run(options=options, outcomes=[Outcome() for _ in photos])
     with suppress(KeyboardInterrupt):
         asyncio.run(_Load(run, photos, tick).run())

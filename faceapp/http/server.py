@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import resource
 import shutil
 import socket
 import tempfile
@@ -16,6 +15,7 @@ import flask
 from gunicorn.app.base import BaseApplication
 from gunicorn.glogging import Logger
 
+from faceapp import open_files
 from faceapp.config import Settings
 from faceapp.errors import LocalError
 from faceapp.http import connections
@@ -90,7 +90,7 @@ class Lines(Logger):  # type: ignore[misc] # gunicorn is untyped
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; SystemExit then. Raises LocalError if it cannot start."""
     wanted = settings.web_connections + SPARE_CONNECTIONS
-    most_connections = _allow_open_files(wanted + OTHER_FILES) - OTHER_FILES
+    most_connections = open_files.allow(wanted + OTHER_FILES) - OTHER_FILES
     if most_connections <= settings.web_connections:
         raise LocalError(
             f"The system allows a process too few open files for {settings.web_connections} requests at once: allow "
@@ -129,18 +129,6 @@ def metrics_folder() -> str:
             f"Several web processes need a folder for their metrics ({error.strerror or error}): let TMPDIR name one "
             "that can be written to, or set FACEAPP_WEB_PROCESSES=1."
         ) from error
-
-
-def _allow_open_files(count: int) -> int:
-    """How many files this process may have open: `count` if the system lets it, whatever it was allowed before.
-
-    Many systems begin with 1,024, which is less than the requests that a process may hold open.
-    """
-    allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if allowed < count:
-        allowed = count if most == resource.RLIM_INFINITY else min(count, most)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, most))
-    return allowed
 
 
 def url(listener: socket.socket) -> str:
