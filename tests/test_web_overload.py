@@ -231,20 +231,43 @@ def test_who_asks_first_is_refused_before_sending(web: Web) -> None:
 
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["with its length", "chunked"])
-def test_more_bytes_than_can_be_held_are_refused(web: Web, chunked: bool) -> None:
-    data = bytes(100_000)
+def test_an_upload_waits_for_room(web: Web, chunked: bool) -> None:
+    large = form({"file": File(plain() + bytes(100_000))})
     with web.connect() as first:
         first.sendall(head(150_000))
         wait_until(lambda: web.gauge("upload_bytes") == 150_000, what="the first upload")
         with web.connect() as second:
-            second.sendall(head("chunked") + chunk(data) + chunk(b"") if chunked else head(len(data)) + data)
-            is_overloaded(second)
-        assert web.gauge("upload_bytes") == 150_000
+            start = head("chunked" if chunked else len(large), path="/v1/recognitions")
+            second.sendall(start + (chunk(large) + chunk(b"") if chunked else large))
+            wait_until(lambda: web.gauge("admitted_requests") == 2, what="the second upload's place")
+            assert web.gauge("upload_bytes") == 150_000
+            assert not select.select([second], [], [], 0)[0]
+            first.close()
+            assert answer_on(second)[0].status == 202
     wait_until(web.idle, what="free places")
-    # Alone it may be larger than all of that.
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["with its length", "chunked"])
+def test_an_upload_that_is_larger_than_all_room_comes_alone(web: Web, chunked: bool) -> None:
     large = form({"file": File(plain() + bytes(2 * UPLOAD_BYTES))})
     assert web.ask("POST", "/v1/recognitions", iter([large]) if chunked else large)[0] == 202
     assert web.idle()
+
+
+def test_more_uploads_than_there_is_room_for_are_all_answered(web: Web) -> None:
+    large = form({"file": File(plain() + bytes(150_000))})
+    with contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(web.connect()) for _ in range(PLACES)]
+        senders = [
+            threading.Thread(target=each.sendall, args=[head(len(large), path="/v1/recognitions") + large])
+            for each in connections
+        ]
+        for sender in senders:
+            sender.start()
+        assert [answer_on(each)[0].status for each in connections] == [202] * PLACES
+        for sender in senders:
+            sender.join()
+    wait_until(web.idle, what="free places")
 
 
 def refused(web: Web) -> None:
@@ -356,19 +379,43 @@ def test_places_are_given_back(admission: Admission) -> None:
     admission.enter()
 
 
-def test_bytes_are_counted_until_they_are_let_go(admission: Admission) -> None:
+def test_room_is_given_back(admission: Admission) -> None:
     first, second = admission.enter(), admission.enter()
-    # The only one may bring more than there is room for, in pieces too.
-    first.hold(80)
-    first.hold(80)
+    # More than all the room there is.
+    first.hold(160, timeout_s=0)
     with pytest.raises(Overloaded):
-        second.hold(1)
+        second.hold(1, timeout_s=0)
     first.let_go()
-    second.hold(100)
+    second.hold(100, timeout_s=0)
     with pytest.raises(Overloaded):
-        first.hold(1)
+        first.hold(1, timeout_s=0)
     second.leave()
-    first.hold(1)
+    first.hold(1, timeout_s=0)
+
+
+def test_room_goes_to_who_came_first(system: Settings) -> None:
+    admission = Admission(replace(system, web_waiting=9, web_upload_bytes=100), Metrics())
+    holder, order = admission.enter(), list[str]()
+    holder.hold(90, timeout_s=0)
+
+    def wait(name: str, size_bytes: int, timeout_s: float) -> threading.Thread:
+        def run() -> None:
+            with contextlib.suppress(Overloaded):
+                admission.enter().hold(size_bytes, timeout_s=timeout_s)
+                order.append(name)
+
+        before = len(admission._queue)
+        thread = threading.Thread(target=run)
+        thread.start()
+        wait_until(lambda: len(admission._queue) > before or bool(order), what="one more that waits")
+        return thread
+
+    # The small one would fit, and waits for its turn; who gives up keeps nobody from it any longer.
+    impatient, small = wait("large", 100, 3), wait("small", 10, GIVE_UP_S)
+    assert order == []
+    for thread in (impatient, small):
+        thread.join()
+    assert order == ["small"]
 
 
 def test_many_who_ask_at_once_share_one_answer() -> None:

@@ -1,12 +1,15 @@
 """How many requests with photos a process takes at once: one more is told to come back, and the others do not notice.
 
-A request has its place from its head until its answer is made, and its body counts until the photos are in S3. What is
-refused is answered before it is read (see connections.py for how the client hears it). The numbers are a process's own.
+A request has its place from its head until its answer is made. Its body is read when there is room for it, so that a
+thousand photos at once lie in their clients' sockets and not in this process, and it counts until the photos are in S3.
+What is refused is answered before it is read (see connections.py for how the client hears it). The numbers are a
+process's own.
 """
 
 from __future__ import annotations
 
 import threading
+from collections import deque
 from typing import Any
 
 import flask
@@ -30,6 +33,7 @@ class Admission:
         self._lock = threading.Lock()
         self._places = 0
         self._bytes = 0
+        self._queue: deque[tuple[int, threading.Event]] = deque()
 
     def enter(self) -> Place:
         """A place. Raises Overloaded."""
@@ -46,19 +50,39 @@ class Admission:
             self._places -= 1
         self._metrics.admitted(-1)
 
-    def hold(self, size_bytes: int, *, own_bytes: int) -> None:
-        """Count bytes, for a request that holds `own_bytes` already. Raises Overloaded, but not for the only one."""
+    def hold(self, size_bytes: int, *, timeout_s: float) -> None:
+        """Wait until there is room for so many bytes, first come, first served. Raises Overloaded when there is none.
+
+        A body that is larger than all the room there is comes in alone.
+        """
+        entry = (size_bytes, threading.Event())
         with self._lock:
-            if self._bytes > own_bytes and self._bytes + size_bytes > self._most_bytes:
-                raise Overloaded("As many uploads as this service can hold are coming in already: try again.")
-            self._bytes += size_bytes
+            self._queue.append(entry)
+            self._let_in()
+        if not entry[1].wait(timeout_s):
+            with self._lock:
+                if not entry[1].is_set():
+                    self._queue.remove(entry)
+                    # It may have kept smaller ones from their room.
+                    self._let_in()
+                    raise Overloaded("As many uploads as this service can hold are coming in already: try again.")
         self._metrics.uploading(size_bytes)
 
     def let_go(self, size_bytes: int) -> None:
         """Count bytes no longer."""
         with self._lock:
             self._bytes -= size_bytes
+            self._let_in()
         self._metrics.uploading(-size_bytes)
+
+    def _let_in(self) -> None:
+        while self._queue:
+            size_bytes, there_is_room = self._queue[0]
+            if self._bytes and self._bytes + size_bytes > self._most_bytes:
+                return
+            self._queue.popleft()
+            self._bytes += size_bytes
+            there_is_room.set()
 
 
 class Place:
@@ -68,10 +92,10 @@ class Place:
         self._admission = admission
         self._bytes = 0
 
-    def hold(self, size_bytes: int) -> None:
-        """The request brings so many bytes. Raises Overloaded."""
-        self._admission.hold(size_bytes, own_bytes=self._bytes)
-        self._bytes += size_bytes
+    def hold(self, size_bytes: int, *, timeout_s: float) -> None:
+        """Wait for room for the request's body. Raises Overloaded."""
+        self._admission.hold(size_bytes, timeout_s=timeout_s)
+        self._bytes = size_bytes
 
     def let_go(self) -> None:
         """Nothing of the request's body is in memory any more."""
@@ -85,23 +109,19 @@ class Place:
 
 
 class Body:
-    """A request's body (wsgi.input) that counts what is read of it, if its head did not say, and knows its time."""
+    """A request's body (wsgi.input) that says when its time is over."""
 
-    def __init__(self, stream: Any, place: Place, *, counted: bool) -> None:
+    def __init__(self, stream: Any) -> None:
         self._stream = stream
-        self._place = place
-        self._counted = counted
 
     def read(self, size: int = -1) -> bytes:
-        """As a file's. Raises UploadTimeout and Overloaded."""
+        """As a file's. Raises UploadTimeout."""
         try:
             data: bytes = self._stream.read(size)
         except OSError:
             _check_time()
             raise
         _check_time()
-        if not self._counted:
-            self._place.hold(len(data))
         return data
 
 
@@ -124,13 +144,20 @@ def _enter() -> None:
     # Flask answers OPTIONS under the same endpoint.
     if request.endpoint not in UPLOADS or request.method == "OPTIONS":
         return
-    length = request.content_length
-    if length is not None and length > flask.current_app.config["MAX_CONTENT_LENGTH"]:
+    settings: Settings = flask.current_app.config["FACEAPP"]
+    length, most = request.content_length, settings.web_max_request_bytes
+    if length is not None and length > most:
         raise RequestEntityTooLarge
     admission: Admission = flask.current_app.extensions["faceapp-admission"]
     place = flask.g.place = admission.enter()
-    place.hold(length or 0)
-    request.environ["wsgi.input"] = Body(request.environ["wsgi.input"], place, counted=length is not None)
+    if length is None:
+        # Room that is asked for in pieces could be held by many of whom none gets enough.
+        length = most if "Transfer-Encoding" in request.headers else 0
+    if length:
+        place.hold(length, timeout_s=settings.web_upload_s)
+        if client := connections.current():
+            client.may_send()
+    request.environ["wsgi.input"] = Body(request.environ["wsgi.input"])
 
 
 def _close_if_unread(response: flask.Response) -> flask.Response:

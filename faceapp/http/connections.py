@@ -55,6 +55,10 @@ class Client:
         # gunicorn would say "100 Continue" before we can say no; recv() does once somebody wants the body.
         self._expects, request._expected_100_continue = request._expected_100_continue, False
 
+    def may_send(self) -> None:
+        """Nobody has read from it until now: the request's time begins again."""
+        self._deadline_s = time.monotonic() + self._settings.web_upload_s
+
     def end(self) -> None:
         """The request was answered."""
         self._request = self._deadline_s = None
