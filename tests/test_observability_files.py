@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import socket
 import subprocess
 import uuid
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import flower.events
 import prometheus_client
@@ -71,12 +73,19 @@ def metrics(aws_endpoint: str, settings: Settings, tmp_path_factory: pytest.Temp
     """What a web tier and a scaler tell after a photo that waits, and what Flower would."""
     folder, port = tmp_path_factory.mktemp("observed"), free_port()
     with (
-        web_server(aws_endpoint, settings, folder / "web", FACEAPP_WEB_WAIT_S="0.1") as (url, _),
+        web_server(aws_endpoint, settings, folder / "web", FACEAPP_WEB_WAIT_S="0.1", FACEAPP_WEB_WAITING="1") as (
+            url,
+            _,
+        ),
         process(aws_endpoint, settings, folder / "scaler", FACEAPP_SCALER_PORT=str(port)),
     ):
         # With no worker that is a 504, the message waits, and the scaler starts an instance for it.
         assert ask(url, "POST", "/", form({"inputFile": File(plain())}))[0] == 504
         assert ask(url, "POST", "/", b"")[0] == 400
+        with socket.create_connection((urlsplit(url).hostname, urlsplit(url).port)) as connection:
+            connection.sendall(b"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1\r\n\r\n")
+            wait_until(lambda: "faceapp_web_admitted_requests 1.0" in ask(url)[1], what="the only place taken")
+            assert ask(url, "POST", "/", form({"inputFile": File(plain())}))[0] == 503
         sqs = plain_client("sqs", aws_endpoint)
         dead = sqs.get_queue_url(QueueName=settings.dead_letter_queue)["QueueUrl"]
         sqs.send_message(QueueUrl=dead, MessageBody="given up")
