@@ -15,7 +15,7 @@ CHECKS := $(CHECKOV)/.checks
 help: ## print this
 	@echo "make up         run everything on this machine (PEOPLE=DIR enrols DIR/<name>/<photo>.jpg)"
 	@echo "make check      format, lint, types, import directions, security, templates"
-	@echo "make test       all tests but the slow ones of faults (ARGS='-k name' for some)"
+	@echo "make test       all tests but the slow ones of faults (ARGS='-k name' for some, JOBS=4 at a time)"
 	@echo "make test-faults  every fault: parts killed, hung, cut off, under load (FAULT_TABLE=FILE writes the table)"
 	@echo "make fuzz       broken photos, files, messages and requests, EXAMPLES=20000 of each kind"
 	@echo "make bench      the benchmarks' tables"
@@ -37,7 +37,7 @@ check: $(DEVELOPS) $(CHECKS)
 	$(CHECKOV)/bin/checkov --framework cloudformation --directory deploy --compact --quiet --skip-download
 
 test: $(DEVELOPS)
-	$(BIN)/pytest -m 'not slow_fault' $(ARGS)
+	$(BIN)/pytest -m 'not slow_fault' -n $(or $(JOBS),2) --dist loadfile $(ARGS)
 
 test-faults: $(DEVELOPS)
 	$(BIN)/pytest tests/faults $(ARGS)

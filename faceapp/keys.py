@@ -44,7 +44,9 @@ TRIES = 50
 """To write the document, each after somebody else's change."""
 
 REFRESH_S = 5.0
-"""A process believes what it read for so long: a revoked key is out then, and a new one in."""
+"""A process believes what it read for so long: a revoked key is out then."""
+NEW_KEY_S = 0.2
+"""A key that is not among those it read may be a new one, unless they were read less than so long ago."""
 PATIENCE_S = 2.0
 """A request waits for the document for so long, while an older one is at hand."""
 RETRY_S = 1.0
@@ -162,7 +164,8 @@ class Keys:
 class Keyring:
     """The keys as a web process knows them: read when they are needed, at most once in REFRESH_S by whoever asks.
 
-    While S3 does not answer, those that were read last are good. Any thread may call.
+    For a wrong key they are read again, at most once in NEW_KEY_S: it could have been made just now. While S3 does
+    not answer, those that were read last are good. Any thread may call.
     """
 
     def __init__(self, storage: Storage, *, refresh_s: float = REFRESH_S) -> None:
@@ -171,7 +174,7 @@ class Keyring:
         self._lock = threading.Lock()
         self._keys: Mapping[str, Key] | None = None
         self._broken: KeysUnreadable | None = None
-        self._fresh_until_s = float("-inf")
+        self._read_s = self._fresh_until_s = float("-inf")
         self._flight: Future[None] | None = None
 
     def find(self, text: str) -> Key | None:
@@ -179,12 +182,16 @@ class Keyring:
         form = FORM.fullmatch(text)
         if form is None:
             return None
-        return match(self._current(), form[1], form[2], _now())
+        for most_s in (self._refresh_s, NEW_KEY_S):
+            if key := match(self._current(most_s), form[1], form[2], _now()):
+                return key
+        return None
 
-    def _current(self) -> Mapping[str, Key]:
+    def _current(self, most_s: float) -> Mapping[str, Key]:
+        """The keys, read less than `most_s` ago if S3 answers."""
         with self._lock:
             flight = None
-            if time.monotonic() >= self._fresh_until_s:
+            if time.monotonic() >= min(self._fresh_until_s, self._read_s + most_s):
                 flight = self._flight = self._flight or self._start()
         if flight:
             try:
@@ -216,7 +223,7 @@ class Keyring:
             began_s, good_s, trouble = time.monotonic(), min(RETRY_S, self._refresh_s), error
         finally:
             with self._lock:
-                self._fresh_until_s, self._flight = began_s + good_s, None
+                self._read_s, self._fresh_until_s, self._flight = began_s, began_s + good_s, None
             if trouble:
                 flight.set_exception(trouble)
             else:

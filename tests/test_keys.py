@@ -262,6 +262,21 @@ def test_many_requests_read_the_keys_once() -> None:
     assert memory.reads == 1
 
 
+def test_a_new_key_is_good_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = Memory()
+    ring, minted = ring_of(memory, refresh_s=3600)
+    monkeypatch.setattr(module, "NEW_KEY_S", 3600)
+    assert ring.find(minted.text)
+    new = Keys(memory).create(name="y", role="admin")  # type: ignore[arg-type]
+    # Whoever tries keys does not have S3 asked each time.
+    memory.reads = 0
+    assert ring.find(new.text) is None
+    assert memory.reads == 0
+    monkeypatch.setattr(module, "NEW_KEY_S", 0)
+    assert ring.find(new.text) == new.key
+    assert memory.reads == 1
+
+
 def test_what_was_read_too_long_ago_is_not_believed() -> None:
     """Not even once, by the request that makes it be read again."""
     memory = Memory()

@@ -17,7 +17,7 @@ def keys() -> None:
     """Make, list, rotate and revoke API keys.
 
     A key of the role 'recognise' may have photos recognised; 'enrol' may also enrol people and look at them; 'admin'
-    may also forget them. A running web tier knows of a change within five seconds.
+    may also forget them. A running web tier knows a new key at once, and of other changes within five seconds.
     """
 
 
