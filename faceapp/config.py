@@ -103,7 +103,7 @@ class Settings:
         60.0, 0.1, 3600, "a request's upload takes no longer, and no longer does the client to take its answer"
     )
     web_upload_bytes: int = _whole(
-        256 * MIB, 1024, 1024 * 1024 * MIB, "uploads that one web process holds in memory; others wait to be read"
+        128 * MIB, 1024, 1024 * 1024 * MIB, "uploads that one web process holds in memory; others wait to be read"
     )
     web_auth: str = _choice(
         "loopback",
