@@ -38,6 +38,9 @@ _UPRIGHT = {
 }
 """EXIF orientation -> what turns the stored pixels upright (CIPA DC-008, tag 0x0112)."""
 
+FLOAT_MOST = 1e38
+"""Floats of single precision can be this far on both sides of 0 and still be subtracted (IEEE 754: up to 3.4e38)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DecodedPhoto:
@@ -156,10 +159,11 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         low, high = 0.0, 65535.0
     else:  # 32-bit integers and floats have no agreed range
+        np.clip(grey, -FLOAT_MOST, FLOAT_MOST, out=grey)
         low, high = float(grey.min()), float(grey.max())
     # In place: a photo of 50 million pixels takes 200 MB each time.
     grey -= low
-    grey *= 255 / ((high - low) or 1)
+    grey *= min(255 / ((high - low) or 1), FLOAT_MOST)
     return Image.fromarray(np.rint(grey, out=grey).astype(np.uint8))
 
 

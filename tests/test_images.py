@@ -143,6 +143,25 @@ def test_every_colour_mode_becomes_rgb(mode: str) -> None:
         assert np.abs(grey - ramp).max() <= 2
 
 
+@pytest.mark.parametrize(
+    ("values", "greys"),
+    [
+        ([0.0, 1.0, np.nan], [0, 255, 0]),
+        ([-3.4e38, 0.0, 3.4e38], [0, 128, 255]),
+        ([-np.inf, 0.0, np.inf], [0, 128, 255]),
+        ([7.0, 7.0, 7.0], [0, 0, 0]),
+        ([0.0, 1e-45, 1e-45], [0, 0, 0]),
+    ],
+    ids=["not a number", "the largest", "infinite", "all the same", "too little to tell"],
+)
+def test_floats_of_any_size_are_grey(values: list[float], greys: list[int]) -> None:
+    picture = Image.fromarray(np.array(values, np.float32)[None].repeat(4, 0))
+
+    decoded = images.decode(encoded(picture, "TIFF"), **LIMITS).image
+
+    assert [decoded.getpixel((x, 1)) for x in range(3)] == [(grey, grey, grey) for grey in greys]
+
+
 def test_16_bit_png_keeps_its_brightness() -> None:
     grey = np.full((8, 8), 128 * 257, np.uint16)
 
