@@ -278,18 +278,21 @@ def plot(live: Live, path: Path) -> None:
     """Messages, instances and answers over time."""
     samples = live.watch.samples
     came_s = [each.at_s - live.watch.from_s for each in live.answers]
+    times_s = [each.at_s for each in samples]
     panels = [
         Panel(
             "request queue: messages",
+            times_s,
             {"in flight": [each.in_flight for each in samples], "visible": [each.visible for each in samples]},
         ),
         Panel(
             "app tier: instances",
+            times_s,
             {"billed (EC2)": [each.instances for each in samples], "worker runs": [each.workers for each in samples]},
         ),
-        Panel("answers", {"all of them": [sum(at_s <= each.at_s for at_s in came_s) for each in samples]}),
+        Panel("answers", times_s, {"all of them": [sum(at_s <= each.at_s for at_s in came_s) for each in samples]}),
     ]
-    draw(path, [each.at_s for each in samples], panels)
+    draw(path, panels)
 
 
 def main() -> None:

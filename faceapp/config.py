@@ -225,6 +225,11 @@ class Settings:
     def dead_letter_queue(self) -> str:
         return f"{self.prefix}-dead-letter-queue"
 
+    @property
+    def task_soft_limit_s(self) -> int:
+        """A task that runs for so long is told to end, and five seconds later it is killed."""
+        return max(1, self.task_time_limit_s - 5)
+
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Settings:
         """Read `FACEAPP_*`. Raises ConfigError for a value that does not fit and for a name that does not exist."""

@@ -94,10 +94,9 @@ class Undertaker:
         return Enrolment(id=request_id, name=name, failures=(failure,))
 
     def _sentence(self, error: str) -> str:
-        limit_s = self._settings.task_time_limit_s
         reasons = {
-            "SoftTimeLimitExceeded": f"It took longer than {max(1, limit_s - 5)} s",
-            "TimeLimitExceeded": f"It took longer than {limit_s} s",
+            "SoftTimeLimitExceeded": f"It took longer than {self._settings.task_soft_limit_s} s",
+            "TimeLimitExceeded": f"It took longer than {self._settings.task_time_limit_s} s",
             "WorkerLostError": "The process that worked on it was killed",
             "TaskRevokedError": "An operator cancelled it",
         }

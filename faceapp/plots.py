@@ -1,4 +1,4 @@
-"""Line plots as PNG files, drawn with Pillow: panels below each other over one time axis."""
+"""Line plots as PNG files, drawn with Pillow: panels below each other, each over its own time."""
 
 from __future__ import annotations
 
@@ -20,45 +20,47 @@ COLOURS = ("#0969da", "#bc4c00", "#1a7f37")
 
 @dataclass(frozen=True)
 class Panel:
-    """Lines over time: a title, and by name the values at `times_s`; `steps` holds each value until the next."""
+    """Lines over time: a title, and by name the values at `times`; `steps` holds each value until the next."""
 
     title: str
+    times: Sequence[float]
     lines: dict[str, Sequence[float]]
+    unit: str = "s"
     steps: bool = True
 
 
-def draw(path: Path, times_s: Sequence[float], panels: Sequence[Panel]) -> None:
-    """Write the panels to `path`, one below the other."""
+def draw(path: Path, panels: Sequence[Panel]) -> None:
+    """Write the panels to `path`, one below the other. Raises OSError."""
     image = Image.new("RGB", (WIDTH * SCALE, HEIGHT * len(panels) * SCALE), PAPER)
     pen = ImageDraw.Draw(image)
     for n, panel in enumerate(panels):
-        _panel(pen, n * HEIGHT, times_s, panel, last=n == len(panels) - 1)
-    image.save(path, optimize=True)
+        _panel(pen, n * HEIGHT, panel)
+    image.save(path, format="PNG", optimize=True)
 
 
-def _panel(pen: ImageDraw.ImageDraw, y0: int, times_s: Sequence[float], panel: Panel, *, last: bool) -> None:
-    longest_s = max(times_s, default=0.0) or 1.0
+def _panel(pen: ImageDraw.ImageDraw, y0: int, panel: Panel) -> None:
+    longest = max(panel.times, default=0.0) or 1.0
     highest = max((value for line in panel.lines.values() for value in line), default=0.0) or 1.0
-    step, step_s = _tick(highest, 4), _tick(longest_s, 8)
+    step, time_step = _tick(highest, 4), _tick(longest, 8)
     highest = math.ceil(highest / step) * step
 
-    def x(at_s: float) -> float:
-        return (LEFT + at_s / longest_s * (WIDTH - LEFT - RIGHT)) * SCALE
+    def x(at: float) -> float:
+        return (LEFT + at / longest * (WIDTH - LEFT - RIGHT)) * SCALE
 
     def y(value: float) -> float:
         return (y0 + HEIGHT - BOTTOM - value / highest * (HEIGHT - TOP - BOTTOM)) * SCALE
 
     font = ImageFont.load_default(13 * SCALE)
     for n in range(round(highest / step) + 1):
-        pen.line([(x(0), y(n * step)), (x(longest_s), y(n * step))], GRID, SCALE)
+        pen.line([(x(0), y(n * step)), (x(longest), y(n * step))], GRID, SCALE)
         pen.text((x(0) - 8 * SCALE, y(n * step)), f"{n * step:g}", INK, font, anchor="rm")
-    for n in range(int(longest_s / step_s) + 1):
-        unit = " s" if last else ""
-        pen.text((x(n * step_s), y(0) + 6 * SCALE), f"{n * step_s:g}{unit}", INK, font, anchor="ma")
+    for n in range(int(longest / time_step) + 1):
+        unit = "" if n else f" {panel.unit}"
+        pen.text((x(n * time_step), y(0) + 6 * SCALE), f"{n * time_step:g}{unit}", INK, font, anchor="ma")
     pen.text((x(0), (y0 + 12) * SCALE), panel.title, INK, font)
-    legend = x(longest_s)
+    legend = x(longest)
     for (name, values), colour in zip(panel.lines.items(), COLOURS, strict=False):
-        points = [(x(at_s), y(value)) for at_s, value in zip(times_s, values, strict=True)]
+        points = [(x(at), y(value)) for at, value in zip(panel.times, values, strict=True)]
         if panel.steps:
             corners = [(b[0], a[1]) for a, b in itertools.pairwise(points)]
             points = [each for pair in zip(points, corners, strict=False) for each in pair] + points[-1:]

@@ -19,11 +19,12 @@ from PIL import Image
 
 from faceapp.bench.load import Options, Run, load
 from faceapp.bench.photos import Photo, find_photos, in_turn
-from faceapp.bench.report import document, plot, quantile
+from faceapp.bench.report import document, plot
 from faceapp.cli import main
 from faceapp.client import Client
 from faceapp.config import Settings
 from faceapp.errors import BadRequest, ServiceUnreachable
+from faceapp.quantiles import nearest_rank
 from tests.services import wait_until
 from tests.web import web_server
 
@@ -218,7 +219,7 @@ def test_every_answer_of_a_real_service_is_right(
 
 
 def test_quantiles_are_of_what_was_measured(tmp_path: Path) -> None:
-    assert [quantile([3, 1, 2, 4], share) for share in (0.5, 0.99, 1.0)] == [2, 4, 4]
+    assert [nearest_rank([1, 2, 3, 4], share) for share in (0.5, 0.99, 1.0)] == [2, 4, 4]
     books = run(lambda n, stem: line(f"{stem}:ada", str(n)), 2)
     latencies = sorted(each.latency_s for each in books.outcomes)
     assert document(books)["latency_s"]["max"] == latencies[-1]

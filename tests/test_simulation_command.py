@@ -65,7 +65,7 @@ def test_plots_go_to_the_terminal_and_into_a_file(arrivals: Path, tmp_path: Path
     assert "█" in visible
     with Image.open(path) as image:
         colours = {colour for _, colour in image.getcolors(maxcolors=1 << 16) or []}
-    assert {(9, 105, 218), (191, 135, 0)} <= colours
+    assert {(9, 105, 218), (188, 76, 0)} <= colours
 
 
 def test_a_plot_that_cannot_be_written_is_a_sentence(arrivals: Path, tmp_path: Path) -> None:

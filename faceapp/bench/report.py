@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,16 +12,11 @@ from rich.console import RenderableType
 from faceapp import tables
 from faceapp.bench.load import Run
 from faceapp.plots import Panel, draw
+from faceapp.quantiles import nearest_rank
 
 MIB = 2**20
 KINDS = ("right", "wrong", "unchecked", "crossed", "doubled", "refused", "lost", "error", "not sent")
 THOUSAND = 1000
-
-
-def quantile(values: Sequence[float], share: float) -> float:
-    """The smallest of the values that `share` of them do not exceed; NaN of none."""
-    ordered = sorted(values)
-    return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else math.nan
 
 
 def document(run: Run) -> dict[str, Any]:
@@ -87,25 +81,34 @@ def plot(runs: Sequence[Run], path: Path) -> None:
             latency_s
             for _, latency_s in came[bisect.bisect_left(came, (since_s, 0.0)) : bisect.bisect_left(came, (at_s, 0.0))]
         ]
-        middle.append(quantile(these, 0.5) if these else 0.0)
+        middle.append(nearest_rank(sorted(these), 0.5) if these else 0.0)
         longest.append(max(these, default=0.0))
+    # Where the scaler did not say, it is what it said last.
+    ready, known = list[int](), 0
+    for sample in run.samples:
+        known = known if sample.ready is None else sample.ready
+        ready.append(known)
     panels = [
         Panel(
             f"{run.options.api}: photos",
+            times_s,
             {"answered": [each.answered for each in run.samples], "open": [each.open for each in run.samples]},
         ),
-        Panel("instances that are ready", {"ready": [each.ready or 0 for each in run.samples]}),
-        Panel("seconds to answer, of what came in each second", {"longest": longest, "median": middle}),
-        Panel("web tier: MiB", {"RSS": [each.web.rss_bytes / MIB if each.web else 0.0 for each in run.samples]}),
+        Panel("instances that are ready", times_s, {"ready": ready}),
+        Panel("seconds to answer, of what came in each second", times_s, {"longest": longest, "median": middle}),
+        Panel(
+            "web tier: MiB", times_s, {"RSS": [each.web.rss_bytes / MIB if each.web else 0.0 for each in run.samples]}
+        ),
     ]
-    draw(path, times_s, panels)
+    draw(path, panels)
 
 
 def _latencies(values_s: Sequence[float]) -> dict[str, float] | None:
     if not values_s:
         return None
+    ordered_s = sorted(values_s)
     shares = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
-    return {name: quantile(values_s, share) for name, share in shares.items()}
+    return {name: nearest_rank(ordered_s, share) for name, share in shares.items()}
 
 
 def _column(found: dict[str, Any]) -> dict[str, str]:

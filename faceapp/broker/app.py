@@ -100,7 +100,7 @@ def create_app(settings: Settings) -> FaceappCelery:
         # The result in S3 is for everybody: the backend is asked also where nobody waits for an answer.
         task_store_errors_even_if_ignored=True,
         task_time_limit=settings.task_time_limit_s,
-        task_soft_time_limit=max(1, settings.task_time_limit_s - 5),
+        task_soft_time_limit=settings.task_soft_limit_s,
         # One message waits for each process at work: more would be handed back by a draining instance, and each time
         # counts as a try towards the dead letters.
         worker_prefetch_multiplier=2,

@@ -6,9 +6,7 @@ finished tasks explain it, or when the ones after it agree.
 
 from __future__ import annotations
 
-import math
 from collections import deque
-from collections.abc import Sequence
 from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -16,6 +14,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from faceapp import broker
 from faceapp.config import Settings
 from faceapp.errors import BrokerUnavailable
+from faceapp.quantiles import nearest_rank
 from faceapp.scaling.policies.base import BIN_S, BINS, Counts
 
 AGREE = 3
@@ -120,10 +119,4 @@ class Boots:
 
     def quantile(self, part: float) -> float:
         """By nearest rank; the setting's value until a boot was seen."""
-        return quantile(self._seconds, part) if self._seconds else self._default_s
-
-
-def quantile(values: Sequence[float] | deque[float], part: float) -> float:
-    """The nearest-rank quantile of at least one value."""
-    ordered = sorted(values)
-    return ordered[max(0, math.ceil(part * len(ordered)) - 1)]
+        return nearest_rank(sorted(self._seconds), part) if self._seconds else self._default_s

@@ -6,6 +6,7 @@ import math
 import random
 from collections import deque
 
+from faceapp.quantiles import nearest_rank
 from faceapp.scaling.policies.base import BIN_S, BINS, Counts
 from faceapp.scaling.simulation.world import World
 
@@ -95,8 +96,7 @@ class Estimates:
 
     def boot_s(self, share: float) -> float:
         """That quantile of the last boots, by nearest rank."""
-        boots = sorted(self._boots) or [self._default_boot_s]
-        return boots[max(0, math.ceil(share * len(boots)) - 1)]
+        return nearest_rank(sorted(self._boots) or [self._default_boot_s], share)
 
     def counts(self, now_s: float, seen: tuple[int, int] | None) -> Counts | None:
         """What to act on: a count that fell is believed when finished tasks explain it or the next ones agree."""

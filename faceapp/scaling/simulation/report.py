@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean, geometric_mean
 
+from faceapp.quantiles import nearest_rank
 from faceapp.scaling.simulation.world import Bound, Result
 
 HEADER = (
@@ -65,7 +66,7 @@ class Row:
     def quantile_s(self, share: float) -> float:
         """By nearest rank; 0 without any answer."""
         latencies_s = self._latencies_s
-        return latencies_s[max(0, math.ceil(share * len(latencies_s)) - 1)] if latencies_s else 0.0
+        return nearest_rank(latencies_s, share) if latencies_s else 0.0
 
     @property
     def miss_share(self) -> float:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 
 from faceapp.errors import ConfigError
+from faceapp.quantiles import nearest_rank
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +140,7 @@ class Result:
 
     def quantile_s(self, share: float) -> float:
         """The latency that `share` of the answered messages did not exceed (nearest rank); 0 without any."""
-        return self._sorted[max(0, math.ceil(share * len(self._sorted)) - 1)] if self._sorted else 0.0
+        return nearest_rank(self._sorted, share) if self._sorted else 0.0
 
     @property
     def misses(self) -> int:
