@@ -10,6 +10,7 @@ import io
 import json
 import logging
 import os
+import struct
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -49,6 +51,8 @@ from kombu.asynchronous.http import Headers
 from kombu.asynchronous.http.curl import CurlClient
 from kombu.transport import SQS
 from moto.sqs import models
+from prometheus_client import CollectorRegistry
+from prometheus_client.multiprocess import MultiProcessCollector
 from tornado.httputil import HTTPHeaders, HTTPServerRequest, RequestStartLine
 
 import faceapp.flower.app
@@ -720,6 +724,13 @@ def fails_to_import(package: str) -> str:
     )
     assert done.returncode != 0
     return done.stderr
+
+
+def test_the_sizes_of_files_stay_while_an_empty_one_fails_every_scrape(tmp_path: Path) -> None:
+    """faceapp.http.metrics._Processes"""
+    (tmp_path / "counter_1.db").touch()
+    with pytest.raises(struct.error):
+        MultiProcessCollector(CollectorRegistry(), path=str(tmp_path)).collect()  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.skipif(vision.compiled_ops(), reason="torch and torchvision belong together here")

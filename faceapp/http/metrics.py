@@ -18,6 +18,8 @@ import time
 from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import flask
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -37,6 +39,18 @@ STAGE_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 
 blueprint = flask.Blueprint("metrics", __name__)
+
+
+class _Processes(MultiProcessCollector):
+    """The numbers of all processes of a folder.
+
+    A process makes a file empty and fills it a moment later; one that is killed between them would leave every process
+    without metrics for good (https://github.com/prometheus/client_python/issues/1199).
+    """
+
+    def collect(self) -> Any:
+        files = [str(file) for file in Path(self._path).glob("*.db") if _size_bytes(file)]
+        return self.merge(files, accumulate=True)  # type: ignore[no-untyped-call]
 
 
 class Metrics:
@@ -178,7 +192,7 @@ class Metrics:
         registry = self._registry
         if folder := os.environ.get(FOLDER):
             registry = CollectorRegistry()
-            MultiProcessCollector(registry, path=folder)  # type: ignore[no-untyped-call]
+            _Processes(registry, path=folder)  # type: ignore[no-untyped-call]
         return generate_latest(registry)
 
     def _catch_up(self) -> None:
@@ -188,6 +202,14 @@ class Metrics:
             for outcome, count in list(counts.items()):
                 self._answers.labels(outcome).inc(count - self._answers_seen.get(outcome, 0))
                 self._answers_seen[outcome] = count
+
+
+def _size_bytes(file: Path) -> int:
+    """Zero for one that is gone."""
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def register(app: flask.Flask) -> Metrics:
