@@ -15,6 +15,7 @@ import base64
 import hashlib
 import hmac
 import json
+import math
 import random
 import re
 import secrets
@@ -220,10 +221,12 @@ class Keyring:
         except KeysUnreadable as error:
             self._keys, self._broken = {}, error
         except FaceappError as error:
+            # Nor is it asked sooner for a wrong key.
             began_s, good_s, trouble = time.monotonic(), min(RETRY_S, self._refresh_s), error
         finally:
             with self._lock:
-                self._read_s, self._fresh_until_s, self._flight = began_s, began_s + good_s, None
+                self._read_s, self._fresh_until_s = math.inf if trouble else began_s, began_s + good_s
+                self._flight = None
             if trouble:
                 flight.set_exception(trouble)
             else:

@@ -283,7 +283,7 @@ class Storage:
             objects = todo[start : start + KEYS_PER_DELETE]
             answer = self._call("delete_objects", bucket, Delete={"Objects": objects, "Quiet": True})
             for error in answer.get("Errors", ()):
-                raise StorageUnavailable(f"The bucket {bucket} did not delete {error['Key']}: {error['Message']}")
+                raise StorageUnavailable(f"The bucket {bucket} did not delete an object: {error['Code']}")
 
     def _put_result(self, recognition: Recognition, **condition: str) -> None:
         self._call(
@@ -306,9 +306,13 @@ class Storage:
                 raise NotFound(f"There is no {arguments['Key']} in the bucket {bucket}.") from None
             if error.response["Error"]["Code"] in CHANGED:
                 raise _Changed from None
-            raise StorageUnavailable(f"The bucket {bucket} refused {operation}: {error}") from error
+            code = error.response["Error"]["Code"]
+            raise StorageUnavailable(f"The bucket {bucket} refused {operation}: {code}") from None
         except BotoCoreError as error:
-            raise StorageUnavailable(f"The bucket {bucket} did not answer {operation}: {error}") from error
+            # What botocore says holds the object's key: a person's name, or an id that opens a result.
+            raise StorageUnavailable(
+                f"The bucket {bucket} did not answer {operation}: {type(error).__name__}"
+            ) from None
         return answer
 
 

@@ -4,6 +4,7 @@ import hashlib
 import multiprocessing
 import socket
 import threading
+import traceback
 import uuid
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -229,6 +230,13 @@ def test_s3_that_is_down_is_one_error(stack: Settings, monkeypatch: pytest.Monke
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free.getsockname()[1]}")
         with pytest.raises(StorageUnavailable, match=f"{stack.in_bucket}.*get_object"):
             Storage(stack).get_photo(new_id())
+        # It goes into logs and answers: who was asked for does not.
+        person = new_id()
+        with pytest.raises(StorageUnavailable) as raised:
+            Storage(stack).get_gallery(f"photos/{person}/1")
+    told = "".join(traceback.format_exception(raised.value))
+    assert "EndpointConnectionError" in told
+    assert person not in told
 
 
 def test_an_answer_cut_off_in_its_body_is_the_same_error(stack: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

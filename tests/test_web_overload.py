@@ -10,6 +10,7 @@ import re
 import select
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -309,6 +310,15 @@ def test_a_connection_is_in_step_after_a_request_that_was_read(web: Web) -> None
         assert (answer.status, json.loads(text)["status"]) == (200, "ok")
 
 
+@pytest.mark.parametrize("body", [b"zz\r\n", b"3\r\nabcXX", b"5\r\nab"], ids=["no size", "too long", "cut off"])
+def test_chunks_that_are_none_are_400(web: Web, body: bytes) -> None:
+    with web.connect() as connection:
+        connection.sendall(head("chunked") + body)
+        connection.shutdown(socket.SHUT_WR)
+        assert answer_on(connection)[0].status == 400
+    wait_until(web.idle, what="free places")
+
+
 def trickle(connection: socket.socket, piece: bytes) -> None:
     """Send a piece every tenth of a second until something comes back."""
     with contextlib.suppress(OSError):
@@ -352,6 +362,15 @@ def test_a_client_that_does_not_take_its_answers_is_cut(hasty: Web) -> None:
         with pytest.raises(ConnectionResetError):  # noqa: PT012 # what had been sent comes first
             while connection.recv(1_000_000):
                 pass
+
+
+def test_a_client_that_takes_an_answer_by_pieces_is_cut(hasty: Web) -> None:
+    with hasty.connect() as connection:
+        connection.sendall(head(0, path="/docs/swagger-ui-bundle.js", method="GET") * 30)
+        with pytest.raises(ConnectionResetError):  # noqa: PT012 # what had been sent comes first
+            while connection.recv(20_000):
+                time.sleep(0.1)
+    assert hasty.ask(path="/healthz")[0] == 200
 
 
 def test_slow_clients_hold_up_nobody(hasty: Web) -> None:

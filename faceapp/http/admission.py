@@ -13,10 +13,11 @@ from collections import deque
 from typing import Any
 
 import flask
+from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from faceapp.config import Settings
-from faceapp.errors import Overloaded, UploadTimeout
+from faceapp.errors import BadRequest, Overloaded, UploadTimeout
 from faceapp.http import connections
 from faceapp.http.metrics import Metrics
 
@@ -59,13 +60,13 @@ class Admission:
         with self._lock:
             self._queue.append(entry)
             self._let_in()
-        if not entry[1].wait(timeout_s):
-            with self._lock:
-                if not entry[1].is_set():
-                    self._queue.remove(entry)
-                    # It may have kept smaller ones from their room.
-                    self._let_in()
-                    raise Overloaded("As many uploads as this service can hold are coming in already: try again.")
+        entry[1].wait(timeout_s)
+        with self._lock:
+            if not entry[1].is_set():
+                self._queue.remove(entry)
+                # It may have kept smaller ones from their room.
+                self._let_in()
+                raise Overloaded("As many uploads as this service can hold are coming in already: try again.")
         self._metrics.uploading(size_bytes)
 
     def let_go(self, size_bytes: int) -> None:
@@ -115,12 +116,15 @@ class Body:
         self._stream = stream
 
     def read(self, size: int = -1) -> bytes:
-        """As a file's. Raises UploadTimeout."""
+        """As a file's. Raises UploadTimeout, and BadRequest for chunks that are none."""
         try:
             data: bytes = self._stream.read(size)
         except OSError:
             _check_time()
             raise
+        except ParseException as error:
+            _check_time()
+            raise BadRequest(f"The body's chunks cannot be read: {type(error).__name__}.") from None
         _check_time()
         return data
 

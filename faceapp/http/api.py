@@ -37,7 +37,7 @@ def recognise() -> flask.Response:
     tickets = [each for each in accepted if isinstance(each, Ticket)]
     if not tickets:
         raise _refused([each for each in accepted if isinstance(each, Refusal)])
-    deadline_s = time.monotonic() + wait_s
+    deadline_s = min(time.monotonic() + wait_s, flask.g.began_s + service.settings.web_wait_s)
     items = [
         _failed(each) if isinstance(each, Refusal) else _item(each, service.wait(each, deadline_s) if wait_s else None)
         for each in accepted

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import flask
@@ -35,7 +34,7 @@ def answer() -> flask.Response:
 def _recognise(upload: uploads.Upload) -> Recognition:
     service = dispatch.current()
     ticket = service.recognize(upload, request_id=flask.g.own_id, waits=True)
-    recognition = service.wait(ticket, time.monotonic() + service.settings.web_wait_s)
+    recognition = service.wait(ticket, flask.g.began_s + service.settings.web_wait_s)
     if recognition is None:
         raise Problem(RecognitionTimeout(), members=_members(ticket.id))
     return recognition

@@ -40,6 +40,7 @@ class Client:
         self._settings = settings
         self._request: Any = None
         self._deadline_s: float | None = None
+        self._answered_by_s: float | None = None
         self._expects = False
         self._unread_bytes = 0
         self.late = False
@@ -50,7 +51,7 @@ class Client:
 
     def begin(self, request: Any) -> None:
         """A request's head is there; `request` is gunicorn's."""
-        self._request, self._unread_bytes = request, 0
+        self._request, self._unread_bytes, self._answered_by_s = request, 0, None
         self._deadline_s = time.monotonic() + self._settings.web_upload_s
         # gunicorn would say "100 Continue" before we can say no; recv() does once somebody wants the body.
         self._expects, request._expected_100_continue = request._expected_100_continue, False
@@ -61,7 +62,7 @@ class Client:
 
     def end(self) -> None:
         """The request was answered."""
-        self._request = self._deadline_s = None
+        self._request = self._deadline_s = self._answered_by_s = None
         self._expects = False
         if self._unread_bytes > 0:
             self._linger()
@@ -70,7 +71,8 @@ class Client:
         """Some bytes of the request; none when it has ended or its time is over (see `late`)."""
         if self._expects:
             self._expects = False
-            self.sendall(CONTINUE)
+            with self._within(self._settings.web_upload_s):
+                self._sock.sendall(CONTINUE)
         if self._deadline_s is None:
             self._deadline_s = time.monotonic() + min(HEAD_S, self._settings.web_upload_s)
         try:
@@ -82,15 +84,9 @@ class Client:
             return b""
 
     def sendall(self, data: bytes) -> None:
-        """Send all, or reset the connection when the client does not take it in time."""
+        """Send all, or reset the connection when the client does not take its whole answer in time."""
         with self._taken():
             self._sock.sendall(data)
-
-    def sendfile(self, *args: Any, **named: Any) -> int:
-        """The same for a file."""
-        with self._taken():
-            sent: int = self._sock.sendfile(*args, **named)
-            return sent
 
     @property
     def gone(self) -> bool:
@@ -133,8 +129,10 @@ class Client:
 
     @contextmanager
     def _taken(self) -> Iterator[None]:
+        if self._answered_by_s is None:
+            self._answered_by_s = time.monotonic() + self._settings.web_upload_s
         try:
-            with self._within(self._settings.web_upload_s):
+            with self._within(self._answered_by_s - time.monotonic()):
                 yield
         except TimeoutError:
             # Else the kernel would go on trying to send what it holds.

@@ -56,6 +56,8 @@ class Server(BaseApplication):  # type: ignore[misc] # gunicorn is untyped
             "worker_connections": self.most_connections,
             "keepalive": KEEPALIVE_S,
             # Requests in flight may still wait for their answers when the server is told to stop.
+            # A client that takes a piece now and then would keep its thread for as long as it likes.
+            "sendfile": False,
             "graceful_timeout": math.ceil(settings.web_wait_s) + LAST_ANSWERS_S,
             "loglevel": settings.log_level.lower(),
             "logger_class": Lines,
