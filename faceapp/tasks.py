@@ -98,9 +98,9 @@ def enrol(self: Any, request_id: str) -> Answer | None:
 
 
 @app.task(bind=True, name=FORGET)
-def forget(self: Any, order_id: str, sweep: int = 1, after: str = "") -> Answer | None:
+def forget(self: Any, order_id: str, sweep: int = 1, start: str = "") -> Answer | None:
     """Forget somebody in a page of results, as the order says; the next page is another task's."""
-    place = Place(sweep=sweep, after=after)
+    place = Place(sweep=sweep, start=start)
 
     def work() -> Answer | None:
         done = _worker().forgetting.go_on(order_id, place)
@@ -108,8 +108,11 @@ def forget(self: Any, order_id: str, sweep: int = 1, after: str = "") -> Answer 
             # Sent before this message is deleted: a task that is killed between the two is done again, and so is what
             # it sent.
             _go_on(self, order_id, done.next)
-        line = f"forgotten in {_count(done.erased + done.changed, 'result')}, {'more to do' if done.next else 'done'}"
-        return Answer({"erased": done.erased, "changed": done.changed}, line=line)
+        damaged = f" ({done.unreadable} of them damaged)" if done.unreadable else ""
+        rest = "more to do" if done.next else "done"
+        line = f"forgotten in {_count(done.erased + done.changed, 'result')}{damaged}, {rest}"
+        counts = {"erased": done.erased, "changed": done.changed, "unreadable": done.unreadable}
+        return Answer(counts, line=line)
 
     return _patiently(work)
 
@@ -117,7 +120,7 @@ def forget(self: Any, order_id: str, sweep: int = 1, after: str = "") -> Answer 
 def _go_on(task: Any, order_id: str, place: Place) -> None:
     try:
         task.apply_async(
-            args=[order_id, place.sweep, place.after],
+            args=[order_id, place.sweep, place.start],
             ignore_result=True,
             # Else Celery makes a queue for answers, which nobody waits for.
             reply_to=task.request.reply_to or settings().response_queue,

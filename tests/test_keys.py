@@ -55,7 +55,11 @@ class Memory:
         self.gate.wait(30)
         if self.down:
             raise StorageUnavailable
-        return GalleryObject(data=self.data, etag="x", last_modified=datetime.now(UTC)) if self.data else None
+        return (
+            GalleryObject(data=self.data, etag="x", last_modified=datetime.now(UTC), answered=datetime.now(UTC))
+            if self.data
+            else None
+        )
 
     def replace_gallery(self, key: str, data: bytes, *, etag: str | None) -> bool:
         self.data = data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -36,6 +37,14 @@ def sqs_client(**config: Any) -> Any:
     session = boto3.Session()
     region = session.region_name or DEFAULT_REGION
     return whole_answers(session.client("sqs", region_name=region, config=Config(**{**CLIENT_CONFIG, **config})))
+
+
+def queue_urls(sqs: Any, prefix: str) -> Iterator[str]:
+    """The URL of every queue whose name begins with `prefix` (a call per 1,000). Raises botocore's errors."""
+    # Without a page's size SQS ends after 1,000 and does not say that there are more.
+    pages = sqs.get_paginator("list_queues").paginate(QueueNamePrefix=prefix, PaginationConfig={"PageSize": 1000})
+    for page in pages:
+        yield from page.get("QueueUrls", ())
 
 
 def quick_sqs_client() -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from faceapp.broker.clients import queue_urls
 from faceapp.broker.temporary import TAG as TEMPORARY
 from faceapp.deploy.target import Target
 from faceapp.errors import DeployError
@@ -207,9 +208,8 @@ def _tagged(target: Target) -> list[dict[str, Any]]:
 
 
 def _queues(target: Target) -> Iterator[tuple[str, str]]:
-    pages = target.client("sqs").get_paginator("list_queues").paginate(QueueNamePrefix=f"{target.prefix}-")
-    for page in pages:
-        yield from ((url.rpartition("/")[2], url) for url in page.get("QueueUrls", ()))
+    for url in queue_urls(target.client("sqs"), f"{target.prefix}-"):
+        yield url.rpartition("/")[2], url
 
 
 def _longer_prefixes(target: Target) -> tuple[str, ...]:

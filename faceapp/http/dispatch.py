@@ -12,7 +12,6 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
 import flask
@@ -213,7 +212,8 @@ class Dispatch:
     def is_lost(self, photo: StoredPhotoHead) -> bool:
         """Whether a photo without a result is so old that none will come: it was not looked at in time."""
         tries_s = TRIES * self.settings.task_time_limit_s
-        return (_now() - photo.last_modified).total_seconds() > self.settings.queue_age_s + tries_s
+        waited_s = (photo.answered - photo.last_modified).total_seconds()
+        return waited_s > self.settings.queue_age_s + tries_s
 
     def enrol(self, name: str, uploads: list[Upload], *, request_id: str, wait_s: float) -> Enrolment | None:
         """Have a worker enrol the photos; None when that is not done within `wait_s` (it will still happen).
@@ -319,10 +319,6 @@ def _failed(request_id: str, error: FaceappError) -> Recognition:
 def _not_enrolled(name: str, request_id: str, error: FaceappError) -> Enrolment:
     failure = PhotoFailure(file_name="", code=error.code, detail=error.detail)
     return Enrolment(id=request_id, name=name, failures=(failure,))
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
 
 
 def new_id() -> str:
