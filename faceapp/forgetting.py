@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 import time
 import unicodedata
 from collections import Counter
@@ -81,7 +82,9 @@ class Forgetting:
 
     def __init__(self, settings: Settings, storage: Storage) -> None:
         self._storage = storage
-        self._settle_s = settings.gallery_refresh_s + settings.task_time_limit_s + MARGIN_S
+        self.ended_s = math.ceil(settings.task_time_limit_s + MARGIN_S)
+        """When a photo was deleted so long ago, every task that has fetched it has ended, and can store no result."""
+        self._settle_s = settings.gallery_refresh_s + self.ended_s
         # A task is killed at its limit, and begins a page again then.
         self._page_s = settings.task_time_limit_s / 4
 

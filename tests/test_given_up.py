@@ -143,8 +143,20 @@ def test_a_good_result_is_never_overwritten_by_a_failed_one(stack: Settings) -> 
 
 
 @pytest.mark.usefixtures("aws")
+def test_nothing_is_stored_of_a_photo_that_was_deleted(stack: Settings) -> None:
+    """C8: its message waited for too long, or was tried too often."""
+    storage, undertaker, request_id = Storage(stack), Undertaker(stack), uuid.uuid4().hex
+    lost = GivenUp(task="faceapp.recognize", task_id=request_id, arguments=(request_id,), error="WorkerLostError")
+    for told in (undertaker.fail(request_id, undertaker.expired()), undertaker.give_up(lost)):
+        assert isinstance(told, Recognition)
+        assert told.failure
+    assert not storage.result_exists(request_id)
+
+
+@pytest.mark.usefixtures("aws")
 def test_what_succeeds_later_overwrites_a_failed_result(stack: Settings) -> None:
     storage, request_id = Storage(stack), uuid.uuid4().hex
+    storage.put_photo(request_id, b"photo", file_name="a.jpg", content_type="image/jpeg")
     assert Undertaker(stack).fail(request_id, RecognitionExpired())
     done = Recognition(id=request_id, status="done")
     storage.put_result(done)

@@ -200,13 +200,11 @@ class Dispatch:
 
     def erase(self, request_id: str) -> None:
         """Delete a photo and its result. Raises RecognitionNotFound when there is neither."""
-        has_result = self.storage.result_exists(request_id)
-        if not has_result and self.storage.photo_exists(request_id) is None:
+        if not self.storage.result_exists(request_id) and self.storage.photo_exists(request_id) is None:
             raise RecognitionNotFound
-        # A worker may have the photo: its result is deleted when it has ended. Asked for before the photo is gone, so
-        # that a call that fails can be made again.
-        if not has_result:
-            _send(tasks.erase, request_id, waits=False, delay_s=self.settings.task_time_limit_s)
+        # A worker may have the photo, also where there is a result: SQS delivers twice now and then. What it stores is
+        # deleted when it has ended. Asked for before the photo is gone, so that a call that fails can be made again.
+        _send(tasks.erase, request_id, waits=False, delay_s=self.forgetting.ended_s)
         self.forgetting.erase(request_id)
 
     def is_lost(self, photo: StoredPhotoHead) -> bool:
@@ -276,9 +274,10 @@ def _send(task: Any, request_id: str, *, waits: bool, delay_s: int = 0) -> Any:
             # A message has 1,024 bytes: what a worker would assume anyway stays out.
             headers = {"request_id": logs.request_id(), "traceparent": tracing.traceparent()}
             given = {name: value for name, value in headers.items() if value not in ("", request_id)}
-            delay = {"delay_seconds": min(delay_s, tasks.LONGEST_DELAY_S)} if delay_s else {}
+            delay_s, rest = tasks.in_hops(delay_s)
+            delay = {"delay_seconds": delay_s} if delay_s else {}
             options = {"task_id": request_id, "ignore_result": not waits, "headers": given, **delay}
-            return task.apply_async(args=[request_id], **options)
+            return task.apply_async(args=[request_id, *rest], **options)
     except (OperationalError, LimitExceeded, BotoCoreError, ClientError) as error:
         # Else the reader would ask SQS for its answer for an hour.
         task.app.backend.collector.forget(request_id)
