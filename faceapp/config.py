@@ -1,12 +1,15 @@
 """Settings from the environment, read once, typed and frozen.
 
 Every field of `Settings` is one variable: `FACEAPP_` and the field's name in capitals. A value that does not fit stops
-the program at once with a sentence that names the variable and what it takes. AWS's own variables (`AWS_ENDPOINT_URL`,
-`AWS_REGION`, credentials, profiles) mean what they mean to boto3 and are not repeated here.
+the program at once with a sentence that names the variable and what it takes. A variable that is no setting is passed
+over with a warning: it may be a newer version's, or one that Kubernetes sets for a Service of this name. AWS's own
+variables (`AWS_ENDPOINT_URL`, `AWS_REGION`, credentials, profiles) mean what they mean to boto3 and are not repeated
+here.
 """
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -17,6 +20,9 @@ from typing import Any
 from faceapp.errors import ConfigError
 
 MIB = 1024 * 1024
+PREFIX = "FACEAPP_"
+LINK = re.compile(r"(tcp|udp|sctp)://\S*")
+"""What Kubernetes sets `<SERVICE>_PORT` to; for a Service `faceapp-web` that is the name of a setting."""
 
 
 @dataclass(frozen=True)
@@ -232,14 +238,16 @@ class Settings:
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Settings:
-        """Read `FACEAPP_*`. Raises ConfigError for a value that does not fit and for a name that does not exist."""
-        known = {f"FACEAPP_{each.name.upper()}": each for each in fields(cls)}
+        """Read `FACEAPP_*`. Raises ConfigError for a value that does not fit.
+
+        What is no setting is passed over; `strange` says which those are.
+        """
+        known = _variables()
+        passed_over = strange(environ)
         values: dict[str, Any] = {}
         for variable, text in environ.items():
-            if not variable.startswith("FACEAPP_") or text == "":
+            if not variable.startswith(PREFIX) or text == "" or variable in passed_over:
                 continue
-            if variable not in known:
-                raise ConfigError(f"{variable} is not a setting of faceapp: 'faceapp settings' lists them")
             rule: Rule = known[variable].metadata["rule"]
             try:
                 values[known[variable].name] = rule.parse(text)
@@ -253,6 +261,26 @@ class Settings:
                 f"({found.web_connections}), for probes and refusals need connections, too"
             )
         return found
+
+
+def strange(environ: Mapping[str, str]) -> dict[str, str]:
+    """The `FACEAPP_*` variables that are no settings, each with a clause that says so, and what may have been meant."""
+    found = {}
+    for variable, text in environ.items():
+        if not variable.startswith(PREFIX) or text == "":
+            continue
+        if variable not in _variables():
+            near = difflib.get_close_matches(variable, _variables(), n=1, cutoff=0.8)
+            meant = f" (did you mean {near[0]}?)" if near else ""
+            found[variable] = f"{variable} is not a setting of faceapp{meant}"
+        elif variable.endswith("_PORT") and LINK.fullmatch(text):
+            found[variable] = f"{variable}={text!r} is what Kubernetes sets for a Service, not a port"
+    return found
+
+
+@cache
+def _variables() -> dict[str, Any]:
+    return {f"{PREFIX}{each.name.upper()}": each for each in fields(Settings)}
 
 
 @cache
