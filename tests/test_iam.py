@@ -50,14 +50,15 @@ pytestmark = pytest.mark.system
 ROLES = ("worker", "web", "scaler", "flower")
 HOST = """
 import os, sys
-import boto3
+from types import SimpleNamespace
+from faceapp import aws
 from faceapp.local import compute
 
 # The host asks EC2 which instances there are, as itself; what it forks is the workers'.
 os.environ["AWS_ACCESS_KEY_ID"] = "host"
-boto3.setup_default_session()
-boto3.DEFAULT_SESSION.get_credentials()
+own = aws.client("ec2")
 os.environ["AWS_ACCESS_KEY_ID"] = "worker"
+compute.aws = SimpleNamespace(client=lambda *_, **__: own, ONCE=aws.ONCE)
 compute.main(sys.argv[1:])
 """
 SELDOM = """
