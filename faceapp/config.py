@@ -82,8 +82,14 @@ class Settings:
     prefix: str = _text(
         "faceapp",
         "the first part of every bucket's and queue's name",
-        pattern=r"[a-z][a-z0-9-]{0,30}[a-z0-9]",
-        takes="2 to 32 small letters, digits and hyphens, beginning with a letter",
+        pattern=r"[a-z0-9][a-z0-9-]{0,30}[a-z0-9]",
+        takes="2 to 32 small letters, digits and hyphens, with no hyphen at either end",
+    )
+    stack: str = _text(
+        "",
+        "the CloudFormation stack's name; none: the prefix, or faceapp-<prefix> where that begins with a digit",
+        pattern=r"([A-Za-z][A-Za-z0-9-]{0,127})?",
+        takes="up to 128 letters, digits and hyphens, beginning with a letter",
     )
 
     web_host: str = _text(
@@ -206,6 +212,11 @@ class Settings:
     )
     log_level: str = _choice("INFO", "DEBUG", "INFO", "WARNING", "ERROR", doc="how much is logged")
     log_format: str = _choice("human", "human", "json", doc="what a log line looks like: for people, or a JSON object")
+
+    @property
+    def stack_name(self) -> str:
+        """Of the CloudFormation stack. Its name must begin with a letter; those of buckets and queues need not."""
+        return self.stack or (self.prefix if self.prefix[0].isalpha() else f"faceapp-{self.prefix}")
 
     @property
     def in_bucket(self) -> str:

@@ -1,7 +1,7 @@
 """S3: photos in, results out, photos waiting to be enrolled, and the gallery's objects.
 
 One method is one AWS call, except where its docstring says otherwise: calls are billed, and a photo's whole path has a
-budget of eight. boto3 finds the endpoint, the region and the credentials where it always does.
+budget of eight.
 """
 
 from __future__ import annotations
@@ -13,16 +13,12 @@ import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import quote, unquote
 
-import boto3
-import botocore.session
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
-from botocore.utils import parse_timestamp
 
+from faceapp import aws
 from faceapp.clocks import answered
 from faceapp.config import Settings
 from faceapp.errors import NotFound, RecognitionNotFound, StorageUnavailable
@@ -45,6 +41,12 @@ MAX_RESULT_BYTES = 16 * 1024 * 1024
 """A photo of 10,000 faces gives a result of 10 MB."""
 ARCHIVES = {"GLACIER", "DEEP_ARCHIVE"}
 """Storage classes whose objects cannot be read."""
+PATIENT: dict[str, Any] = {
+    "connect_timeout": 2,
+    "read_timeout": 20,
+    "retries": {"mode": "standard", "total_max_attempts": 3},
+}
+QUICK: dict[str, Any] = {"connect_timeout": 1, "read_timeout": 3, "retries": aws.ONCE}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,8 +141,12 @@ class Storage:
         if process not in self._clients:
             with self._locks.setdefault(process, threading.Lock()):
                 if process not in self._clients:
-                    self._clients[process] = _new_client(quick=self._quick)
+                    self._clients[process] = self._new_client()
         return self._clients[process]
+
+    def _new_client(self) -> Any:
+        limits = QUICK if self._quick else PATIENT
+        return aws.client("s3", max_pool_connections=aws.connections(self.settings), **limits)
 
     def ready(self) -> None:
         """Ask for all three buckets (three calls). Raises StorageUnavailable unless each is there and open to us."""
@@ -444,35 +450,3 @@ def _just_before(request_id: str) -> str:
 def _names(metadata: dict[str, str]) -> dict[str, str]:
     """What was written beside a photo that waits to be enrolled."""
     return {"name": unquote(metadata.get("name", "")), "file_name": unquote(metadata.get("file-name", ""))}
-
-
-def _new_client(*, quick: bool) -> Any:
-    # An emulator or MinIO answers on one host: no bucket has a host name of its own there.
-    own_endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    config = Config(
-        connect_timeout=1 if quick else 2,
-        read_timeout=3 if quick else 20,
-        max_pool_connections=64,
-        # A fixed one: botocore builds its own anew for every call, which takes a sixth of the call's CPU.
-        user_agent=f"faceapp boto3/{boto3.__version__}",
-        tcp_keepalive=True,
-        retries={"mode": "standard", "total_max_attempts": 1 if quick else 3},
-        # TLS guards the way already; a CRC of every photo in Python costs CPU that the workers need.
-        request_checksum_calculation="when_required",
-        response_checksum_validation="when_required",
-        s3={"addressing_style": "path" if own_endpoint else "auto"},
-    )
-    # A session of its own: boto3's shared one is not safe to make clients from in several threads.
-    session = botocore.session.get_session()
-    session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_timestamp)
-    return boto3.session.Session(botocore_session=session).client("s3", config=config)
-
-
-def _timestamp(value: Any) -> datetime:
-    """What botocore's own parser makes of it, without dateutil (boto/botocore#3070): that is a tenth of a GET's CPU and
-    most of a LIST's."""
-    if isinstance(value, str) and value.endswith(" GMT"):
-        return parsedate_to_datetime(value)
-    if isinstance(value, str) and value.endswith("Z"):
-        return datetime.fromisoformat(value)
-    return parse_timestamp(value)

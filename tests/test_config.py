@@ -32,7 +32,9 @@ def test_values_are_parsed_and_an_empty_one_is_the_default() -> None:
         ("FACEAPP_THRESHOLD", "nan", "a number, 0 to 4"),
         ("FACEAPP_EMBEDDER", "arcface", "dlib or facenet"),
         ("FACEAPP_DEVICE", "cuda:x", "auto, cpu or cuda:N"),
-        ("FACEAPP_PREFIX", "1st", "small letters, digits and hyphens"),
+        ("FACEAPP_PREFIX", "-first", "small letters, digits and hyphens"),
+        ("FACEAPP_PREFIX", "last-", "small letters, digits and hyphens"),
+        ("FACEAPP_STACK", "1225754101", "beginning with a letter"),
         ("FACEAPP_PREFIX", "My_App", "small letters, digits and hyphens"),
         ("FACEAPP_PREFIX", "a" * 33, "small letters, digits and hyphens"),
     ],
@@ -110,3 +112,17 @@ def test_every_default_is_one_that_the_variable_takes(each: object) -> None:
     if default == "":
         return
     assert getattr(Settings.from_environ({f"FACEAPP_{name.upper()}": str(default)}), name) == default
+
+
+@pytest.mark.parametrize(
+    ("environ", "stack"),
+    [
+        ({}, "faceapp"),
+        ({"FACEAPP_PREFIX": "mine"}, "mine"),
+        ({"FACEAPP_PREFIX": "1225754101"}, "faceapp-1225754101"),
+        ({"FACEAPP_PREFIX": "1225754101", "FACEAPP_STACK": "Course"}, "Course"),
+    ],
+)
+def test_a_prefix_may_begin_with_a_digit_and_the_stacks_name_does_not(environ: dict[str, str], stack: str) -> None:
+    """G2: a student's ID of ten digits was refused."""
+    assert Settings.from_environ(environ).stack_name == stack

@@ -20,6 +20,8 @@ from faceapp.client import Client
 from faceapp.config import Settings
 from faceapp.errors import LocalError
 from faceapp.local import up
+from faceapp.scaling.lease import KEY
+from faceapp.storage import REQUEST_ID
 from tests.services import wait_until
 from tests.test_cli import faceapp
 
@@ -142,12 +144,22 @@ def test_from_a_folder_of_photos_to_names_and_back_after_a_restart(samples: dict
 
 
 def check_record(system: Running) -> None:
+    """What the embedded AWS shows: the instances, and nothing but uploads and results in their buckets (G1)."""
     session: Any = boto3.session.Session("any", "any", region_name=up.REGION)
     ec2 = session.client("ec2", endpoint_url=up.endpoint(system.settings))
     filters = [{"Name": "tag:faceapp:stack", "Values": ["test-up"]}]
     found = [each for group in ec2.describe_instances(Filters=filters)["Reservations"] for each in group["Instances"]]
     names = sorted(tag["Value"] for each in found for tag in each["Tags"] if tag["Key"] == "Name")
     assert names == ["app-tier-instance-1", "web-instance"]
+    s3, settings = session.client("s3", endpoint_url=up.endpoint(system.settings)), system.settings
+    uploads, results, others = (
+        [each["Key"] for each in s3.list_objects_v2(Bucket=bucket)["Contents"]]
+        for bucket in (settings.in_bucket, settings.out_bucket, settings.gallery_bucket)
+    )
+    assert uploads == results
+    assert len(results) == 1
+    assert REQUEST_ID.fullmatch(results[0])
+    assert KEY in others, "the scaler's lease"
 
 
 def check_commands(system: Running, samples: dict[str, Path]) -> None:

@@ -601,8 +601,9 @@ def test_the_command_scales_shows_it_and_ends_without_stopping_anything(
         wait_until(lambda: status_of(port)["counts"] is None, what="a tick without counts")
         child.send_signal(signal.SIGTERM)
         assert child.wait(20) == 0
-    [lease] = s3.list_objects_v2(Bucket=settings.out_bucket)["Contents"]
-    assert json.loads(s3.get_object(Bucket=settings.out_bucket, Key=lease["Key"])["Body"].read())["holder"] == ""
+    [lease] = s3.list_objects_v2(Bucket=settings.gallery_bucket)["Contents"]
+    assert json.loads(s3.get_object(Bucket=settings.gallery_bucket, Key=lease["Key"])["Body"].read())["holder"] == ""
+    assert "Contents" not in s3.list_objects_v2(Bucket=settings.out_bucket)
     assert running(aws, settings) == names(1, 2)
     assert "the instances stay as they are" in log.read_text()
 
@@ -616,7 +617,7 @@ def test_the_command_in_a_dry_run_changes_nothing(aws: str, settings: Settings, 
         assert child.wait(20) == 0
     assert running(aws, settings) == []
     s3 = plain_client("s3", aws)
-    assert "Contents" not in s3.list_objects_v2(Bucket=settings.out_bucket), "a lease was taken"
+    assert "Contents" not in s3.list_objects_v2(Bucket=settings.gallery_bucket), "a lease was taken"
 
 
 @pytest.mark.parametrize(

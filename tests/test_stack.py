@@ -26,6 +26,7 @@ from botocore.stub import Stubber
 from faceapp import stack as deployment
 from faceapp.broker.fanout import topic_name
 from faceapp.config import Settings
+from faceapp.deploy.template import check, resources
 from faceapp.errors import DeployError
 from faceapp.scaler import DEAD_BOOTS
 from faceapp.scaling.alarms import NAMESPACE, WORTH_TELLING
@@ -516,3 +517,31 @@ def test_an_aws_that_does_not_answer_is_a_deploy_error(monkeypatch: pytest.Monke
     )
     with pytest.raises(DeployError, match="could not be applied"):
         deployment.apply(Settings(), client=client)
+
+
+NAMES = {
+    "AWS::S3::Bucket": ("BucketName", r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]"),
+    "AWS::SQS::Queue": ("QueueName", r"[A-Za-z0-9_-]{1,80}"),
+    "AWS::SNS::Topic": ("TopicName", r"[A-Za-z0-9_-]{1,256}"),
+    "AWS::IAM::Role": ("RoleName", r"[\w+=,.@-]{1,64}"),
+    "AWS::IAM::InstanceProfile": ("InstanceProfileName", r"[\w+=,.@-]{1,128}"),
+    "AWS::IAM::Policy": ("PolicyName", r"[\w+=,.@-]{1,128}"),
+    "AWS::Logs::LogGroup": ("LogGroupName", r"[.\-_/#A-Za-z0-9]{1,512}"),
+    "AWS::EC2::LaunchTemplate": ("LaunchTemplateName", r"[A-Za-z0-9().\-/_]{3,128}"),
+    "AWS::EC2::SecurityGroup": ("GroupDescription", r"[A-Za-z0-9 ._\-:/()#,@\[\]+=&;{}!$*]{1,255}"),
+    "AWS::CloudWatch::Alarm": ("AlarmName", r"(?!\s)[ -~]{1,255}"),
+}
+"""What AWS takes for a name, from the services' API references."""
+
+
+@pytest.mark.parametrize("prefix", ["1225754101", "9" * 32, "1-2"])
+def test_every_name_may_begin_with_a_digit(prefix: str) -> None:
+    """G2: the embedded AWS is less strict than the services' own rules."""
+    named = 0
+    for resource in resources().values():
+        if rule := NAMES.get(resource["Type"]):
+            name = str(resource["Properties"].get(rule[0], "unnamed")).replace("${Prefix}", prefix)
+            assert re.fullmatch(rule[1], name), (resource["Type"], name)
+            named += prefix in name
+    assert named > 20
+    check("Prefix", prefix)

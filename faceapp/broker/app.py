@@ -10,7 +10,6 @@ from celery import Celery
 from kombu import Queue
 
 import faceapp.broker.transport  # noqa: F401 - makes sqs:// ours
-from faceapp.broker.clients import CLIENT_CONFIG
 from faceapp.broker.control import Control
 from faceapp.broker.events import Events
 from faceapp.broker.messages import AMQP, refusal
@@ -77,7 +76,6 @@ def create_app(settings: Settings) -> FaceappCelery:
             # The messages are JSON: base64 inside base64 would be three quarters more bytes.
             "sqs_base64_encoding": False,
             "body_encoding": "utf-8",
-            "client-config": CLIENT_CONFIG,
         },
         broker_connection_retry_on_startup=True,
         # Threads of the web tier wait here for one of the pool's connections, for as long as the longest back-off.

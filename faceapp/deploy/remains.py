@@ -174,7 +174,7 @@ def _roles(target: Target) -> Iterator[Thing]:
 
 def _network(target: Target) -> Iterator[Thing]:
     ec2 = target.client("ec2")
-    filters = [{"Name": "tag:aws:cloudformation:stack-name", "Values": [target.prefix]}]
+    filters = [{"Name": "tag:aws:cloudformation:stack-name", "Values": [target.stack]}]
     for each in ec2.describe_security_groups(Filters=filters)["SecurityGroups"]:
         yield Thing(kind="security group", id=each["GroupId"], words=each["GroupName"])
     for each in ec2.describe_addresses(Filters=_tagged(target))["Addresses"]:
@@ -213,10 +213,13 @@ def _queues(target: Target) -> Iterator[tuple[str, str]]:
 
 
 def _longer_prefixes(target: Target) -> tuple[str, ...]:
-    """The beginnings of other stacks' names, where they begin like this one's."""
+    """The beginnings of other stacks' queues' names, where they begin like this one's."""
     found = []
     for page in target.client("cloudformation").get_paginator("describe_stacks").paginate():
         for each in page["Stacks"]:
-            if each["StackName"].startswith(f"{target.prefix}-"):
-                found.append(f"{each['StackName']}-")
+            parameters = {one["ParameterKey"]: one["ParameterValue"] for one in each.get("Parameters", ())}
+            # A stack that is not one of faceapp's may name its queues after itself, too.
+            prefix = parameters.get("Prefix") or each["StackName"]
+            if prefix.startswith(f"{target.prefix}-"):
+                found.append(f"{prefix}-")
     return tuple(found)

@@ -20,9 +20,9 @@ from faceapp.errors import LocalError
 
 MARKS = ("version", "keys/keys.json")
 """Objects that tell of changes: the gallery replaces the first after each, and the API keys are all in the second."""
-FLEETING = ("incoming/", "forgetting/")
-"""Photos that wait to be enrolled, and orders to forget somebody in results: their requests, and the results, will not
-be there any more."""
+FLEETING = ("incoming/", "forgetting/", "scaler/")
+"""Photos that wait to be enrolled, orders to forget somebody in results, and the scaler's lease: their requests, the
+results and that scaler will not be there any more."""
 
 
 def default_folder(prefix: str) -> Path:

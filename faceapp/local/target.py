@@ -10,10 +10,9 @@ import os
 import urllib.request
 from typing import Literal
 
-import boto3
 from botocore.exceptions import BotoCoreError
 
-from faceapp.broker.clients import DEFAULT_REGION
+from faceapp import aws
 from faceapp.config import Settings
 from faceapp.errors import ConfigError, LocalError
 from faceapp.local.calls import PATH
@@ -76,7 +75,7 @@ def _account(*, look_further: bool) -> str:
     if not look_further:
         os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
     try:
-        session = boto3.Session()
+        session = aws.session()
         credentials = session.get_credentials()
     except BotoCoreError as error:
         raise ConfigError(f"The AWS credentials cannot be used: {error}") from error
@@ -88,4 +87,4 @@ def _account(*, look_further: bool) -> str:
     if credentials is None:
         return ""
     profile = f", profile {session.profile_name}" if credentials.method == "shared-credentials-file" else ""
-    return f"AWS, {session.region_name or DEFAULT_REGION} (credentials: {credentials.method}{profile})"
+    return f"AWS, {aws.region()} (credentials: {credentials.method}{profile})"

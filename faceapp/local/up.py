@@ -18,10 +18,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import boto3
-from botocore.config import Config
-
-from faceapp import samples, stack
+from faceapp import aws, samples, stack
 from faceapp.client import Client
 from faceapp.config import Settings
 from faceapp.errors import FaceappError, LocalError, RoleMissing, Unauthorized
@@ -32,7 +29,7 @@ from faceapp.local.aws import LISTENING
 from faceapp.local.processes import Service, Services
 from faceapp.local.progress import Progress
 
-REGION = "us-east-1"
+REGION = aws.EMBEDDED_REGION
 START_TIMEOUT_S = 120
 SAVE_EVERY_S = 2.0
 LONGEST_POLL_S = 2
@@ -87,8 +84,7 @@ class _Local:
         self.client = Client(f"http://{reachable(settings.web_host)}:{settings.web_port}", key=settings.api_key)
 
     def _aws(self, service: str) -> Any:
-        session: Any = boto3.session.Session()
-        return session.client(service, config=Config(retries={"total_max_attempts": 1}, read_timeout=20))
+        return aws.client(service, retries=aws.ONCE, read_timeout=20)
 
     def run(self, found: Mapping[str, list[Path]], folder: Path) -> None:
         self.progress.note(f"faceapp starts. Logs and the kept gallery: {folder.parent}")

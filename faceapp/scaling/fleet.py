@@ -16,10 +16,9 @@ from collections.abc import Callable, Iterable, Sequence
 from email.utils import parsedate_to_datetime
 from typing import Any, Protocol
 
-import boto3
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from faceapp import aws
 from faceapp.config import Settings
 from faceapp.errors import ConfigError, FleetError
 from faceapp.scaling.backoff import Backoff, Trouble, trouble
@@ -369,8 +368,7 @@ class EC2Fleet:
 
 def _new_client() -> Any:
     # One attempt: the fence holds for no longer (see lease.ACT_S), and the scaler backs off by itself.
-    retries: Any = {"mode": "standard", "total_max_attempts": 1}
-    return boto3.session.Session().client("ec2", config=Config(connect_timeout=2, read_timeout=10, retries=retries))
+    return aws.client("ec2", connect_timeout=2, read_timeout=10, retries=aws.ONCE)
 
 
 def _placements(settings: Settings) -> list[tuple[bool, dict[str, str]]]:
