@@ -7,6 +7,7 @@ same, and what cannot be seen is refused.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 from faceapp.errors import InvalidName
@@ -28,15 +29,13 @@ WRITTEN_AS = {
 """Characters that people and their keyboards use for one another, and what they are kept as."""
 JOINERS = frozenset("\u200c\u200d")
 """ZERO WIDTH NON-JOINER and ZERO WIDTH JOINER: Persian, Sinhala and others cannot be written without them."""
-INVISIBLE = tuple(
-    range(first, last + 1)
-    for first, last in (
-        (0x00AD, 0x00AD), (0x034F, 0x034F), (0x061C, 0x061C), (0x115F, 0x1160), (0x17B4, 0x17B5), (0x180B, 0x180F),
-        (0x200B, 0x200F), (0x202A, 0x202E), (0x2060, 0x206F), (0x3164, 0x3164), (0xFE00, 0xFE0F), (0xFEFF, 0xFEFF),
-        (0xFFA0, 0xFFA0), (0xFFF0, 0xFFF8), (0x1BCA0, 0x1BCA3), (0x1D173, 0x1D17A), (0xE0000, 0xE0FFF),
-    )
-)  # fmt: skip
+INVISIBLE = re.compile(
+    "[\u00ad\u034f\u061c\u115f-\u1160\u17b4-\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f"
+    "\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
+    "\U000e0000-\U000e0fff]"
+)
 """Unicode's Default_Ignorable_Code_Point (DerivedCoreProperties.txt, 16.0): nothing is shown for them."""
+ASCII_WORD = re.compile("[a-z0-9]+")
 TAKES = "A name takes letters, digits, spaces and . _ ' - , ( ) & ·"
 
 
@@ -46,7 +45,7 @@ def clean(name: str) -> str:
     Raises InvalidName with a sentence that names the character that cannot be, and its place.
     """
     composed = unicodedata.normalize("NFC", name)
-    written = "".join(_written(character) for character in composed)
+    written = _all_written(composed)
     for place, character in enumerate(written):
         _check(written, place, character)
     kept = unicodedata.normalize("NFC", " ".join(written.split()))
@@ -57,7 +56,7 @@ def clean(name: str) -> str:
     if ".." in kept:
         raise InvalidName(f"A name cannot have two dots in a row, as at character {kept.index('..') + 1} of this one.")
     if not (_is_letter(kept[0]) or kept[0].isdecimal() or kept[0] == "'") or not likeness(kept):
-        raise InvalidName(f"A name begins with a letter or a digit; this one begins with {_called(kept[0])}.")
+        raise InvalidName(f"A name begins with a letter or a digit, not with {_called(kept[0])}.")
     if likeness(kept) in RESERVED:
         raise InvalidName(f"{kept!r} cannot be a person's name: it is an answer of the service.")
     return kept
@@ -79,11 +78,19 @@ def spellings(name: str) -> tuple[str, ...]:
 
 
 def likeness(name: str) -> str:
-    """What names that look alike have in common: letters, marks and digits by NFKC and casefold, in words."""
-    written = "".join(_written(character) for character in name if character not in JOINERS)
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", written).casefold())
-    visible = "".join(each for each in folded if not _is_invisible(each))
+    """What names that look alike have in common: letters, marks and digits by NFKC and casefold, in words.
+
+    It has no place for what cannot be seen, and knows no difference between spaces and punctuation.
+    """
+    if name.isascii():  # most names; an enrolment compares all of them
+        return " ".join(ASCII_WORD.findall(name.lower()))
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", _all_written(name)).casefold())
+    visible = INVISIBLE.sub("", folded)
     return " ".join("".join(each if unicodedata.category(each)[0] in "LMN" else " " for each in visible).split())
+
+
+def _all_written(name: str) -> str:
+    return "".join(map(_written, name))
 
 
 def _written(character: str) -> str:
@@ -104,13 +111,13 @@ def _check(name: str, place: int, character: str) -> None:
         after = name[place + 1 : place + 2]
         if _is_caseless(before) and after and _is_caseless(after):
             return
-        raise InvalidName(f"{_at(name, place)} stands only between letters of scripts that join them.")
+        raise InvalidName(f"{_at(name, place)} can stand only between letters of a script that joins them.")
     if _is_invisible(character):
-        raise InvalidName(f"{_at(name, place)} cannot be seen, and is in no name. Leave it out.")
+        raise InvalidName(f"{_at(name, place)} cannot be seen: leave it out.")
     if character in PUNCTUATION or _is_letter(character) or unicodedata.category(character) == "Nd":
         return
     if unicodedata.category(character)[0] != "M":
-        raise InvalidName(f"{_at(name, place)} is in no name. {TAKES}.")
+        raise InvalidName(f"{_at(name, place)} cannot be in a name. {TAKES}.")
     if not (_is_letter(before) or before.isdecimal() or before in JOINERS or unicodedata.category(before)[0] == "M"):
         raise InvalidName(f"{_at(name, place)} needs a letter before it.")
     if place >= MOST_MARKS and all(unicodedata.category(each)[0] == "M" for each in name[place - MOST_MARKS : place]):
@@ -118,13 +125,12 @@ def _check(name: str, place: int, character: str) -> None:
 
 
 def _at(name: str, place: int) -> str:
-    return f"Character {place + 1} of the name, {_called(name[place])},"
+    return f"Character {place + 1} of the name ({_called(name[place])})"
 
 
 def _called(character: str) -> str:
-    shown = repr(character) if character.isprintable() and not _is_invisible(character) else "a character"
-    name = unicodedata.name(character, "without a name")
-    return f"{shown} ({name}, U+{ord(character):04X})"
+    shown = [repr(character)] if character.isprintable() and not _is_invisible(character) else []
+    return ", ".join([*shown, unicodedata.name(character, "no name"), f"U+{ord(character):04X}"])
 
 
 def _is_letter(character: str) -> bool:
@@ -136,7 +142,7 @@ def _is_caseless(character: str) -> bool:
 
 
 def _is_invisible(character: str) -> bool:
-    return any(ord(character) in each for each in INVISIBLE)
+    return INVISIBLE.fullmatch(character) is not None
 
 
 def _clean_earlier(name: str) -> str | None:
