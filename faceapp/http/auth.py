@@ -24,6 +24,7 @@ from faceapp.config import Settings
 from faceapp.errors import CrossSite, KeyInvalid, RateLimited, RoleMissing, Unauthorized
 from faceapp.http.problems import Problem
 from faceapp.keys import ADMIN, ENROL, RECOGNISE, Key, Keyring
+from faceapp.keys import ROLES as KEY_ROLES
 from faceapp.origins import address_of, came_by_proxy, is_cross_site, names_loopback
 from faceapp.storage import Storage
 
@@ -95,6 +96,7 @@ class Auth:
         Raises Unauthorized, KeyInvalid, RoleMissing, CrossSite or RateLimited (as Problem, with the headers that belong
         to it), and StorageUnavailable or KeysUnreadable when a key is given and nobody can tell whose it is.
         """
+        flask.g.role = RECOGNISE
         operation = operation_of(request)
         if operation is None or operation in PUBLIC:
             return
@@ -112,6 +114,7 @@ class Auth:
 
     def _check_key(self, key: Key, role: str) -> None:
         logs.bind(key=key.id)
+        flask.g.role = key.role
         if not key.may(role):
             raise Problem(
                 RoleMissing(f"This API key has the role {key.role!r}; this needs {role!r}."),
@@ -132,6 +135,11 @@ class Auth:
         # The course's clients are no browsers, which alone could be made to send this by others.
         browser = origin is not None or fetch_site not in (None, "none")
         return self.settings.web_auth == "classic" and operation == CLASSIC and not browser
+
+
+def may(role: str) -> bool:
+    """Whether who asks has a key of this role, or of one that may more. Who needs no key has RECOGNISE."""
+    return KEY_ROLES.index(flask.g.role) >= KEY_ROLES.index(role)
 
 
 def register(app: flask.Flask, storage: Storage) -> None:

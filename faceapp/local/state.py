@@ -111,8 +111,10 @@ class GalleryState:
 
     def _objects(self) -> list[tuple[str, str]]:
         pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self._bucket)
-        found = [(each["Key"], each["ETag"]) for page in pages for each in page.get("Contents", ())]
-        return [(key, etag) for key, etag in found if not key.startswith(FLEETING)]
+        found = [each for page in pages for each in page.get("Contents", ())]
+        # The oldest first, as they are restored: of two people with one photo the gallery names whoever was first.
+        found.sort(key=lambda each: each["LastModified"])
+        return [(each["Key"], each["ETag"]) for each in found if not each["Key"].startswith(FLEETING)]
 
     @staticmethod
     def _write(path: Path, content: bytes) -> None:
