@@ -38,14 +38,12 @@ def ask(url: str, method: str = "POST", path: str = "/", body: Any = None, **hea
         connection.close()
 
 
-@pytest.fixture(scope="module", params=["gthread", "gevent"])
-def web(
-    aws_endpoint: str, system: Settings, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> Iterator[str]:
-    """The web tier under either worker class, with small limits, on the session's stack: its URL."""
+@pytest.fixture(scope="module")
+def web(aws_endpoint: str, system: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The web tier with small limits, on the session's stack: its URL."""
     log = tmp_path_factory.mktemp("web") / "log"
     limits = {"FACEAPP_WEB_MAX_PHOTO_BYTES": "100000", "FACEAPP_WEB_MAX_REQUEST_BYTES": "1000000"}
-    with web_server(aws_endpoint, system, log, FACEAPP_WEB_WORKER_CLASS=request.param, **limits) as (url, _):
+    with web_server(aws_endpoint, system, log, **limits) as (url, _):
         yield url
 
 
@@ -156,12 +154,9 @@ def test_a_restarted_process_takes_over_its_predecessors_queue(
 
 
 @pytest.mark.system
-@pytest.mark.parametrize("worker_class", ["gthread", "gevent"])
-def test_waiting_requests_are_answered_after_sigterm(
-    aws_endpoint: str, stack: Settings, tmp_path: Path, worker_class: str
-) -> None:
+def test_waiting_requests_are_answered_after_sigterm(aws_endpoint: str, stack: Settings, tmp_path: Path) -> None:
     answers, log = [], tmp_path / "web"
-    with web_server(aws_endpoint, stack, log, FACEAPP_WEB_WORKER_CLASS=worker_class) as (url, process):
+    with web_server(aws_endpoint, stack, log) as (url, process):
         body = form({"inputFile": File(plain(), "late.jpg")})
         request = threading.Thread(target=lambda: answers.append(ask(url, body=body)[1]))
         request.start()

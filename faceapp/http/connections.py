@@ -1,9 +1,8 @@
 """Clients' connections under gunicorn: a slow one costs a bounded time, and one that is refused hears why.
 
-gunicorn's sockets block for as long as a client likes. Here each worker class hands its requests a `Client` instead: a
-socket whose heads, bodies and answers have a time each, whatever thread or greenlet waits for them, and which is closed
-in the right order when an answer goes out before the request is read: closed at once, unread bytes make the kernel
-reset the connection, and the answer is lost on its way.
+gunicorn's sockets block for as long as a client likes. Here the worker hands its requests a `Client` instead: a socket
+whose heads, bodies and answers have a time each, and which is closed in the right order when an answer goes out before
+the request is read: closed at once, unread bytes make the kernel reset the connection, and the client loses the answer.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from typing import Any
 import flask
 from gunicorn.http.body import ChunkedReader
 from gunicorn.workers.ggevent import GeventWorker
-from gunicorn.workers.gthread import ThreadWorker
 
 from faceapp.config import Settings
 
@@ -162,34 +160,6 @@ class GreenletWorker(GeventWorker):  # type: ignore[misc] # gunicorn is untyped
             return super().handle_request(listener_name, req, sock, addr)
         finally:
             sock.end()
-
-
-class PoolWorker(ThreadWorker):  # type: ignore[misc] # gunicorn is untyped
-    """gunicorn's gthread worker for slow clients."""
-
-    def enqueue_req(self, conn: Any) -> None:
-        if not isinstance(conn.sock, Client):
-            conn.sock = Client(conn.sock, self.app.settings)
-        super().enqueue_req(conn)
-
-    def finish_request(self, conn: Any, fs: Any) -> None:
-        if fs.cancelled() or fs.exception() or not fs.result():
-            # gunicorn waits two seconds for the client to close, in the thread that all connections wait for.
-            self.nr_conns -= 1
-            conn.close()
-        else:
-            super().finish_request(conn, fs)
-
-    def handle_request(self, req: Any, conn: Any) -> Any:
-        conn.sock.begin(req)
-        try:
-            return super().handle_request(req, conn)
-        finally:
-            conn.sock.end()
-
-
-WORKERS = {"gevent": GreenletWorker, "gthread": PoolWorker}
-"""By FACEAPP_WEB_WORKER_CLASS."""
 
 
 def current() -> Client | None:

@@ -51,13 +51,12 @@ class Server(BaseApplication):  # type: ignore[misc] # gunicorn is untyped
         values = {
             "bind": f"fd://{self.listener}",
             "workers": settings.web_processes,
-            "worker_class": connections.WORKERS[settings.web_worker_class],
-            "threads": settings.web_connections,
+            "worker_class": connections.GreenletWorker,
             "worker_connections": self.most_connections,
             "keepalive": KEEPALIVE_S,
-            # Requests in flight may still wait for their answers when the server is told to stop.
-            # A client that takes a piece now and then would keep its thread for as long as it likes.
+            # A client that takes a piece now and then would keep its greenlet for as long as it likes.
             "sendfile": False,
+            # Requests in flight may still wait for their answers when the server is told to stop.
             "graceful_timeout": math.ceil(settings.web_wait_s) + LAST_ANSWERS_S,
             "loglevel": settings.log_level.lower(),
             "logger_class": Lines,
