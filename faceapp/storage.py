@@ -75,6 +75,7 @@ class GalleryObject:
     data: bytes
     etag: str
     last_modified: datetime
+    content_type: str = ""
 
 
 class _Changed(Exception):
@@ -186,7 +187,7 @@ class Storage:
             answer = self._call("get_object", self.settings.out_bucket, Key=_checked(request_id))
         except NotFound:
             return None
-        return GalleryObject(data=answer["Body"], etag=answer["ETag"], last_modified=answer["LastModified"])
+        return _gallery_object(answer)
 
     def replace_result(self, recognition: Recognition, *, etag: str) -> bool:
         """Store the result unless what is stored is no longer `etag`. False if so."""
@@ -236,8 +237,8 @@ class Storage:
         """Drop all of the request's waiting photos (a list and a delete)."""
         self.delete_gallery(key for key, _ in self.list_gallery(f"{INCOMING}{_checked(request_id)}/"))
 
-    def put_gallery(self, key: str, data: bytes) -> None:
-        self._call("put_object", self.settings.gallery_bucket, Key=key, Body=data)
+    def put_gallery(self, key: str, data: bytes, *, content_type: str = "application/octet-stream") -> None:
+        self._call("put_object", self.settings.gallery_bucket, Key=key, Body=data, ContentType=content_type)
 
     def replace_gallery(self, key: str, data: bytes, *, etag: str | None) -> bool:
         """Store the object unless it is no longer what it was: `etag`, or not there for None. False if so."""
@@ -253,7 +254,7 @@ class Storage:
             answer = self._call("get_object", self.settings.gallery_bucket, Key=key)
         except NotFound:
             return None
-        return GalleryObject(data=answer["Body"], etag=answer["ETag"], last_modified=answer["LastModified"])
+        return _gallery_object(answer)
 
     def gallery_etag(self, key: str) -> str | None:
         """The object's ETag without its content; None if there is no such object."""
@@ -342,6 +343,15 @@ def _checked(request_id: str) -> str:
     if not REQUEST_ID.fullmatch(request_id):
         raise RecognitionNotFound(f"{request_id[:64]!r} is not an id: those are 32 hexadecimal digits.")
     return request_id
+
+
+def _gallery_object(answer: dict[str, Any]) -> GalleryObject:
+    return GalleryObject(
+        data=answer["Body"],
+        etag=answer["ETag"],
+        last_modified=answer["LastModified"],
+        content_type=answer.get("ContentType", ""),
+    )
 
 
 def _head_fields(answer: dict[str, Any]) -> dict[str, Any]:

@@ -18,10 +18,8 @@ from werkzeug.exceptions import RequestEntityTooLarge
 
 from faceapp.config import Settings
 from faceapp.errors import BadRequest, Overloaded, UploadTimeout
-from faceapp.http import connections
+from faceapp.http import connections, uploads
 from faceapp.http.metrics import Metrics
-
-UPLOADS = {"classic.answer", "api.recognise", "api.enrol"}
 
 
 class Admission:
@@ -146,12 +144,14 @@ def body_is_stored() -> None:
 def _enter() -> None:
     request = flask.request
     # Flask answers OPTIONS under the same endpoint.
-    if request.endpoint not in UPLOADS or request.method == "OPTIONS":
+    if request.endpoint not in uploads.UPLOADS or request.method == "OPTIONS":
         return
     settings: Settings = flask.current_app.config["FACEAPP"]
     length, most = request.content_length, settings.web_max_request_bytes
     if length is not None and length > most:
         raise RequestEntityTooLarge
+    # What cannot be used is refused before it takes a place, and before it is read.
+    uploads.boundary_of(request)
     admission: Admission = flask.current_app.extensions["faceapp-admission"]
     place = flask.g.place = admission.enter()
     if length is None:
