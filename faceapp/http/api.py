@@ -12,7 +12,7 @@ import flask
 
 from faceapp.errors import FaceappError, RecognitionExpired, RecognitionNotFound, RecognitionTimeout, by_code
 from faceapp.gallery import check_name
-from faceapp.http import dispatch, uploads
+from faceapp.http import dispatch, slashes, uploads
 from faceapp.http.dispatch import Ticket
 from faceapp.http.problems import Problem
 from faceapp.http.uploads import Refusal, Upload
@@ -23,7 +23,7 @@ RETRY_AFTER_S = 2
 PHOTO_FIELD = "photo"
 PREFER_CHARACTERS = 1000
 
-blueprint = flask.Blueprint("api", __name__, url_prefix="/v1")
+blueprint = slashes.Blueprint("api", __name__, url_prefix="/v1")
 
 
 @blueprint.post("/recognitions")
