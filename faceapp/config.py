@@ -103,7 +103,6 @@ class Settings:
         takes="up to 20 small letters, digits and hyphens, beginning with a letter",
     )
     web_processes: int = _whole(1, 1, 64, "web processes; each reads a response queue of its own")
-    web_worker_class: str = _choice("gevent", "gevent", "gthread", doc="gunicorn's worker class")
     web_connections: int = _whole(1100, 1, 100_000, "requests that one web process holds open at once")
     web_wait_s: float = _real(300.0, 0.1, 3600, "how long POST / waits for an answer")
     web_max_photo_bytes: int = _whole(20 * MIB, 1024, 512 * MIB, "the largest photo accepted")

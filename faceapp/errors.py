@@ -48,6 +48,13 @@ class MissingFile(BadRequest):
     code = "file_missing"
 
 
+class BodyEncoded(FaceappError):
+    """The body is compressed or otherwise encoded: send it as it is, without Content-Encoding."""
+
+    code = "content_encoding_unsupported"
+    status = 415
+
+
 class TooManyFiles(FaceappError):
     """Too many files in one request."""
 

@@ -89,6 +89,7 @@ class GalleryObject:
     etag: str
     last_modified: datetime
     answered: datetime
+    content_type: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,8 +288,8 @@ class Storage:
         """Drop all of the request's waiting photos (a list and a delete)."""
         self.delete_gallery(key for key, _ in self.list_gallery(f"{INCOMING}{_checked(request_id)}/"))
 
-    def put_gallery(self, key: str, data: bytes) -> None:
-        self._call("put_object", self.settings.gallery_bucket, Key=key, Body=data)
+    def put_gallery(self, key: str, data: bytes, *, content_type: str = "application/octet-stream") -> None:
+        self._call("put_object", self.settings.gallery_bucket, Key=key, Body=data, ContentType=content_type)
 
     def replace_gallery(self, key: str, data: bytes, *, etag: str | None) -> bool:
         """Store the object unless it is no longer what it was: `etag`, or not there for None. False if so."""
@@ -418,6 +419,7 @@ def _object(answer: dict[str, Any]) -> GalleryObject:
         etag=answer["ETag"],
         last_modified=answer["LastModified"],
         answered=answered(answer),
+        content_type=answer.get("ContentType", ""),
     )
 
 

@@ -156,9 +156,8 @@ def asked(url: str, path: str, **headers: str) -> int:
 
 
 @pytest.mark.system
-@pytest.mark.parametrize("worker_class", ["gevent", "gthread"])
 def test_one_request_id_is_in_every_line_and_nothing_private_in_any(
-    aws_endpoint: str, stack: Settings, tmp_path: Path, samples: dict[str, Path], worker_class: str
+    aws_endpoint: str, stack: Settings, tmp_path: Path, samples: dict[str, Path]
 ) -> None:
     web_log, worker_log = tmp_path / "web", tmp_path / "worker"
     more = {
@@ -166,7 +165,6 @@ def test_one_request_id_is_in_every_line_and_nothing_private_in_any(
         "AWS_SESSION_TOKEN": f"token-{SECRET}",
         "FACEAPP_LOG_FORMAT": "json",
         "FACEAPP_LOG_LEVEL": "DEBUG",
-        "FACEAPP_WEB_WORKER_CLASS": worker_class,
     }
     name, photo = f"person-{uuid.uuid4().hex[:8]}", samples["obama.jpg"].read_bytes()
     env = environ(aws_endpoint, stack, **more)

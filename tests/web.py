@@ -8,7 +8,7 @@ import struct
 import subprocess
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,12 +163,18 @@ def messages(settings: Settings) -> int:
 
 @contextmanager
 def web_server(
-    endpoint: str, settings: Settings, log: Path, **environment: str
+    endpoint: str,
+    settings: Settings,
+    log: Path,
+    *,
+    script: str = SERVE,
+    arguments: Sequence[str] = (),
+    **environment: str,
 ) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """The web tier as a real process on a free port: its URL and the process."""
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-c", SERVE],
+            [sys.executable, "-c", script, *arguments],
             cwd=REPOSITORY,
             env=environ(endpoint, settings, **environment),
             stdout=output,

@@ -101,7 +101,7 @@ class Metrics:
         )
         self._uploading = Gauge(
             "faceapp_web_upload_bytes",
-            "Of requests' bodies that are coming in or not in S3 yet: at most FACEAPP_WEB_UPLOAD_BYTES a process.",
+            "Of requests' bodies, what came and is not in S3 yet: at most FACEAPP_WEB_UPLOAD_BYTES and one request.",
             registry=registry,
             multiprocess_mode="livesum",
         )
