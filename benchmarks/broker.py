@@ -443,8 +443,7 @@ def measure_idle(options: argparse.Namespace) -> dict[bool, Counter[str]]:
         window_s = time.monotonic() - from_s
         counted = {key: calls(site.endpoint) for key, site in sites.items()}
         for site in sites.values():
-            for each in site.services.running:
-                each.check()
+            site.services.look()
         # They end together: each waits for its long poll.
         for site in sites.values():
             for each in site.services.running:

@@ -128,8 +128,7 @@ def running(name: str, options: argparse.Namespace) -> Iterator[Settings]:
             what="the web tier or a worker is not ready",
         )
         yield settings
-        for each in services.running:
-            each.check()
+        services.look()
 
 
 def start_redis(services: Services, environ: dict[str, str], folder: str) -> None:

@@ -21,7 +21,11 @@ from tests.aws import REGION
 REPOSITORY = Path(__file__).parent.parent
 
 
-def wait_until(condition: Callable[[], object], *, timeout_s: float = 30.0, what: str = "the condition") -> None:
+PATIENCE_S = 240.0
+"""How long a test waits for what takes a moment: it tells hung from slow, on the slowest of busy machines."""
+
+
+def wait_until(condition: Callable[[], object], *, timeout_s: float = PATIENCE_S, what: str = "the condition") -> None:
     """Return as soon as `condition()` is true; fail the test when it is not within `timeout_s`."""
     deadline_s = time.monotonic() + timeout_s
     while not condition():

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from faceapp.errors import LocalError
+from faceapp.local import processes
 from faceapp.local.processes import Files, Services
 from faceapp.local.reaper import exists
 from tests.services import wait_until
@@ -27,6 +28,7 @@ time.sleep(600)
 SUPERVISOR = """
 import sys, time
 from pathlib import Path
+from faceapp.local import processes
 from faceapp.local.processes import Files, Services
 services = Services(Path(sys.argv[1]), {})
 for _ in range(2):
@@ -162,3 +164,40 @@ def test_files_are_shown_only_when_logs_are(tmp_path: Path, capfd: pytest.Captur
         (tmp_path / "instance-1.log").write_text("here\n")
         wait_until(shown, what="the line")
     assert shown() == "  instance-1 | here\n"
+
+
+def test_a_service_that_ends_is_started_again_until_it_ends_too_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R15: a part that was killed ended everything."""
+    monkeypatch.setattr(processes, "FIRST_RESTART_S", 0.01)
+    said: list[str] = []
+    with Services(tmp_path, os.environ, warn=said.append) as services:
+        service = services.start("broken", [sys.executable, "-c", "print('broken', flush=True); raise SystemExit(3)"])
+        service.restarts = True
+        with pytest.raises(LocalError, match=r"The broken ended with status 3 for the 6th time in a row\."):
+            services.wait_for(lambda: False, timeout_s=240, what="never")
+        assert service.log.read_text().split() == ["broken"] * (processes.MOST_RESTARTS + 1)
+    assert said[0] == f"The broken ended with status 3 and is started again in 0.01 s. Its log is {service.log}"
+    assert len(said) == processes.MOST_RESTARTS
+
+
+def test_what_a_killed_service_has_left_is_gone_before_it_is_started_again(tmp_path: Path) -> None:
+    """R15: a forked child would keep the port."""
+    with Services(tmp_path, os.environ, grace_s=0.5, warn=lambda _: None) as services:
+        service = services.start("stubborn", [sys.executable, "-c", STUBBORN])
+        service.restarts = True
+        services.wait_for(lambda: service.log_tail() == "up\nup", timeout_s=240, what="The service is not up")
+        first = service.process.pid
+        os.kill(first, signal.SIGKILL)
+        services.wait_for(lambda: service.process.pid != first, timeout_s=240, what="It is not there again")
+        wait_until(lambda: not exists(first), what="the end of its group")
+
+
+def test_the_trouble_in_a_log_is_shown_and_its_end_where_there_is_none(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    assert processes.log_trouble(log) == ""
+    log.write_text("INFO a\nx ERROR   b\nINFO c\n")
+    assert processes.log_trouble(log) == "x ERROR   b"
+    log.write_text("INFO a\nINFO c\n")
+    assert processes.log_trouble(log) == "INFO a\nINFO c"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import resource
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -161,3 +163,43 @@ def test_the_folder_is_where_the_desktop_keeps_state(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("XDG_STATE_HOME", "")
     monkeypatch.setenv("HOME", "/home/ann")
     assert default_folder("mine") == Path("/home/ann/.local/state/faceapp/mine")
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """No file of this process may grow."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_leaves_no_half_file_and_the_next_save_is_whole(s3: Any, folder: Path) -> None:
+    """R6: what could not be written lay there for ever, on a disk that was full."""
+    bucket, again = Bucket(s3), Bucket(s3)
+    bucket.put(photos__ann__1=b"ann")
+    state = bucket.state(folder)
+    with full_disk(), pytest.raises(LocalError, match="could not be kept"):
+        state.save()
+    assert list(folder.iterdir()) == []
+    (folder / "cut off by a kill.part").write_bytes(b"half")
+    state.save()
+    again.state(folder).restore()
+    assert again.contents() == {"photos/ann/1": b"ann"}
+
+
+def test_a_folder_of_before_is_for_this_user_alone(tmp_path: Path) -> None:
+    """S6: what an older version made is mended at start."""
+    folder = tmp_path / "faceapp" / "mine"
+    (folder / "gallery").mkdir(parents=True)
+    (folder / "gallery" / "face").write_bytes(b"face")
+    (folder / "link").symlink_to(tmp_path)
+    for path, mode in ((folder, 0o755), (folder / "gallery", 0o755), (folder / "gallery" / "face", 0o644)):
+        path.chmod(mode)
+    before = tmp_path.stat().st_mode
+    lock(folder).close()
+    places = (folder.parent, folder, folder / "gallery", folder / "gallery" / "face")
+    assert [path.stat().st_mode & 0o777 for path in places] == [0o700, 0o700, 0o700, 0o600]
+    assert tmp_path.stat().st_mode == before

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +23,9 @@ import pytest
 from faceapp.client import Client
 from faceapp.config import Settings
 from faceapp.errors import LocalError
-from faceapp.local import up
+from faceapp.local import compute, up
+from faceapp.local.processes import Services
+from faceapp.local.progress import Progress
 from faceapp.scaling.lease import KEY
 from faceapp.storage import REQUEST_ID
 from tests.services import wait_until
@@ -50,13 +56,13 @@ class Running:
         return self.log.read_text()
 
     def services(self) -> dict[str, int]:
-        """The process ids of what it has started, by a word of the command."""
+        """The process ids of what it has started, by their modules or commands."""
         commands = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in children(self.process.pid)}
         return {
             word: pid
-            for word in ("compute", "scaler", "web", "aws", "reaper")
+            for word in ("compute", "scaler", "web", "aws", "flower", "reaper")
             for pid, line in commands.items()
-            if word in line
+            if any(argument in (word, f"faceapp.local.{word}") for argument in line.split("\0"))
         }
 
     def ended(self) -> int:
@@ -137,10 +143,93 @@ def test_from_a_folder_of_photos_to_names_and_back_after_a_restart(samples: dict
         assert "the people of the last time are back" in second.output
         assert second.client.people() == {"barack": 1, "eileen": 1}
         assert second.client.recognise(samples["obama3.jpg"]) == "obama3:barack"
-        os.kill(second.services()["compute"], signal.SIGKILL)
+        check_restarts(second, samples)
+        check_privacy(tmp_path / "faceapp")
+        os.kill(second.services()["aws"], signal.SIGKILL)
         assert second.ended() == 1
-        assert "Error: The compute host ended by signal 9. The end of " in second.output
+        assert "Error: The embedded AWS ended by signal 9. It held the queues and buckets in memory: " in second.output
         assert "Traceback" not in second.output
+
+
+def check_restarts(system: Running, samples: dict[str, Path]) -> None:
+    """R15: each part that holds nothing is started again when it is killed, and everything works on."""
+    for name in ("flower", "scaler", "compute", "web"):
+        before = system.services()[name]
+        os.kill(before, signal.SIGKILL)
+        wait_until(partial(is_another, system, name, before), what=f"{name}, anew")
+    for name in ("Flower", "scaler", "compute host", "web tier"):
+        assert f"! The {name} ended by signal 9 and is started again in 1 s. Its log is " in system.output
+    wait_until(system.client.ready, what="the web tier, anew")
+    wait_until(lambda: up.answers(f"{up.flower_url(system.settings)}/healthcheck"), what="Flower, anew")
+    assert system.client.recognise(samples["obama3.jpg"]) == "obama3:barack"
+    system.left = descendants(system.process.pid)
+
+
+def is_another(system: Running, name: str, pid: int) -> bool:
+    return system.services().get(name, pid) != pid
+
+
+def check_privacy(folder: Path) -> None:
+    """S6: faces, vectors, hashes of keys and all logs are for this user alone."""
+    modes = {path.relative_to(folder).as_posix(): path.stat().st_mode & 0o777 for path in folder.rglob("*")}
+    kinds = {path.relative_to(folder).as_posix(): path.is_dir() for path in folder.rglob("*")}
+    assert {"test-up/logs/web-tier.log", "test-up/logs/app-tier-instance-1.log", "test-up/gallery/index.json"} <= {
+        *modes
+    }
+    assert {name: oct(mode) for name, mode in modes.items() if mode != (0o700 if kinds[name] else 0o600)} == {}
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.system
+def test_a_full_disk_and_an_aws_that_is_silent_end_nothing(samples: dict[str, Path], tmp_path: Path) -> None:
+    """R6: both are warned of, answers go on, and the gallery is kept as soon as it can be."""
+    kept = tmp_path / "faceapp" / "test-up" / "gallery"
+    with running(tmp_path, "--people", folder_of(samples, tmp_path / "people", ann="obama.jpg")) as system:
+        wait_until(lambda: (kept / "index.json").exists(), what="the kept gallery")
+        count = len(list(kept.iterdir()))
+        # No file may grow beyond this: the console's lines fit, photos and the logs of new workers do not.
+        limit_files(system, 32 * 1024)
+        system.client.enrol("eileen", [samples["astronaut.png"]])
+        wait_until(lambda: "! The gallery could not be kept in " in system.output, what="a warning")
+        assert not list(kept.glob("*.part"))
+        os.kill(next(iter(workers(system))), signal.SIGKILL)
+        assert system.client.recognise(samples["astronaut.png"]) == "astronaut:eileen"
+        limit_files(system, resource.RLIM_INFINITY)
+        wait_until(lambda: "The gallery is kept again." in system.output, what="a second try")
+        assert len(list(kept.iterdir())) > count
+
+        os.kill(system.services()["aws"], signal.SIGSTOP)
+        try:
+            wait_until(lambda: system.output.count("! The gallery could not be kept in ") == 2, what="a warning")
+        finally:
+            os.kill(system.services()["aws"], signal.SIGCONT)
+        wait_until(lambda: system.output.count("The gallery is kept again.") == 2, what="a second try")
+        assert system.client.recognise(samples["obama3.jpg"]) == "obama3:ann"
+        system.left = descendants(system.process.pid)
+        system.process.send_signal(signal.SIGINT)
+        assert system.ended() == 0
+
+
+def folder_of(samples: dict[str, Path], folder: Path, **people: str) -> Path:
+    """A folder of people with a photo each."""
+    for name, photo in people.items():
+        (folder / name).mkdir(parents=True)
+        shutil.copy(samples[photo], folder / name)
+    return folder
+
+
+def limit_files(system: Running, size_bytes: int) -> None:
+    """Let no file of any of its processes grow beyond this: a full disk, as far as they can see."""
+    for pid in [system.process.pid, *descendants(system.process.pid)]:
+        with contextlib.suppress(ProcessLookupError):
+            hard_bytes = resource.prlimit(pid, resource.RLIMIT_FSIZE)[1]
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (size_bytes, hard_bytes))
+
+
+def workers(system: Running) -> list[int]:
+    """The processes of the compute host's workers."""
+    forked = children(system.services()["compute"])
+    return [pid for pid in forked if "reaper" not in Path(f"/proc/{pid}/cmdline").read_text()]
 
 
 def check_record(system: Running) -> None:
@@ -200,6 +289,21 @@ def test_services_see_nothing_of_the_users_aws(monkeypatch: pytest.MonkeyPatch) 
     assert environ["AWS_ENDPOINT_URL"] == "http://127.0.0.1:4999"
     assert environ["AWS_CONFIG_FILE"] == environ["AWS_SHARED_CREDENTIALS_FILE"] == os.devnull
     assert Settings.from_environ(environ) == settings
+
+
+def test_a_worker_that_does_not_answer_is_waited_for_no_longer_than_a_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R1: `up` waited for the first gallery for ever, and said nothing of what the worker's log said."""
+    monkeypatch.setattr(up, "ENROL_TIMEOUT_S", 0.1)
+    with Services(tmp_path, os.environ) as services:
+        log = tmp_path / f"{compute.APP_TIER}1.log"
+        log.write_text("12:00 INFO    starts\n12:01 WARNING cannot ask SQS for messages: no certificates\n")
+        local = up._Local(Settings(), up.Options(), services, Progress())
+        with pytest.raises(LocalError) as raised:
+            local._in_time(threading.Event().wait)
+    said = "No worker has answered: the first photo is not enrolled after 0.1 s. The logs say:"
+    assert raised.value.detail == f"{said}\n{log}:\n12:01 WARNING cannot ask SQS for messages: no certificates"
 
 
 def test_an_address_of_another_machine_is_refused() -> None:

@@ -14,6 +14,8 @@ from celery import signals
 from kombu import Producer
 from kombu.asynchronous import get_event_loop
 
+from faceapp.broker.polls import polls
+
 logger = logging.getLogger(__name__)
 
 EVENTS_WITHIN_S = 1.0
@@ -52,8 +54,14 @@ class EventDispatcher(celery.events.dispatcher.EventDispatcher):
         super().__init__(*args, **{"buffer_limit": EVENTS_TOGETHER, **kwargs}, on_send_buffered=soon)
         self._keeps, self.buffer_while_offline = self.buffer_while_offline, False  # Celery would raise no error to us
         self._outbound_buffer: deque[tuple[Any, str]] = deque(maxlen=KEPT)
+        if self._is_workers:
+            polls.when_working = self._flush_soon
 
     def _publish(self, event: Any, producer: Any, routing_key: str, **named: Any) -> None:
+        if self._is_workers and not polls.working:
+            # Whoever hears from a worker takes it for one that works.
+            self._outbound_buffer.append((event, routing_key))
+            return
         if not self._keeps or time.monotonic() >= self._quiet_until_s:
             try:
                 super()._publish(event, producer, routing_key, **named)

@@ -23,6 +23,7 @@ from faceapp import aws
 from faceapp.broker.clients import QUICK, quick_sqs_client
 from faceapp.broker.control import REPLY_EXCHANGE
 from faceapp.broker.fanout import FANOUT_EXCHANGES, Fanout, arn, listener_attributes, topic_name
+from faceapp.broker.polls import polls
 from faceapp.broker.temporary import SECOND, temporary_queues
 from faceapp.errors import BrokerUnavailable
 
@@ -230,6 +231,8 @@ class Channel(SQS.Channel):
             self._poll_soon(queue)
         except Exception as error:
             logger.warning("cannot ask SQS for messages of %s: %r", queue, error)
+            if queue == self._request_queue:
+                polls.failed(repr(error))
             self._loop1(queue)
 
     def _poll_soon(self, queue: str) -> None:
@@ -371,6 +374,7 @@ class Channel(SQS.Channel):
             return 0
         news = self._news(qname, received)
         if qname == self._request_queue:
+            polls.note(answered=bool(messages))
             news = self._acceptable(queue, news)
         for each in news:
             # One by one: what is raised here, for a message that makes no sense, ends the worker, or its polling
@@ -381,6 +385,19 @@ class Channel(SQS.Channel):
                 logger.exception("a message that cannot be taken in stays in %s", qname)
                 self.qos.reject(each["ReceiptHandle"])
         return len(received)
+
+    def _get_from_sqs(self, queue_name: str, *args: Any, **kwargs: Any) -> Any:
+        # Until a poll has succeeded the worker does not look ready, so the first one does not wait for messages.
+        if queue_name == self.transport_options["request_queue"] and not polls.working:
+            return self._get_at_once(queue_name, *args, **kwargs)
+        return super()._get_from_sqs(queue_name, *args, **kwargs)
+
+    def _get_at_once(
+        self, queue_name: str, queue_url: str, connection: AsyncSQSConnection, count: int = 1, callback: Any = None
+    ) -> Any:
+        return connection.receive_message(
+            queue_name, queue_url, number_messages=count, wait_time_seconds=0, callback=callback
+        )
 
     def _acceptable(self, url: str, messages: list[Any]) -> list[Any]:
         """The messages that a worker can do; the others go back at once, and are dead letters two deliveries later."""

@@ -25,7 +25,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from faceapp import aws, logs
 from faceapp.config import Settings, settings
 from faceapp.local import zygote
-from faceapp.local.processes import GRACE_S, Reaper
+from faceapp.local.processes import GRACE_S, WELL_AFTER_S, Reaper, restart_pause_s
 
 logger = logging.getLogger("faceapp.local.compute")
 
@@ -33,10 +33,6 @@ APP_TIER = "app-tier-instance-"
 READY = "the compute host is ready"
 LOOK_EVERY_S = 0.5
 REAP_EVERY_S = 0.1
-FIRST_RESTART_S = 1.0
-LONGEST_RESTART_S = 30.0
-"""A crashed worker is started again after a second, and twice as long each time until it has run for a minute."""
-WELL_AFTER_S = 60.0
 SHUTDOWN_GRACE_S = GRACE_S - 2
 """When the host itself is stopped: within the grace period that it gets."""
 
@@ -197,7 +193,7 @@ class Host:
             logger.info("%s (%s): its worker was told to leave, and did", machine.name, machine.id)
             return
         machine.crashes = 1 if now_s - machine.started_s > WELL_AFTER_S else machine.crashes + 1
-        pause_s = min(LONGEST_RESTART_S, FIRST_RESTART_S * 2 ** (machine.crashes - 1))
+        pause_s = restart_pause_s(machine.crashes)
         machine.start_at_s = now_s + pause_s
         logger.warning("%s (%s): its worker ended by %s, again in %g s", machine.name, machine.id, how, pause_s)
 

@@ -23,6 +23,21 @@ GRACE_S = 10.0
 """From SIGTERM to SIGKILL: long enough for a worker to end the photos it has begun."""
 POLL_S = 0.05
 LOG_TAIL_LINES = 12
+LOG_TAIL_BYTES = 64 * 1024
+TROUBLE = (" WARNING ", " ERROR ", " CRITICAL ", "Error: ")
+"""What a log line about something wrong contains."""
+
+FIRST_RESTART_S = 1.0
+LONGEST_RESTART_S = 30.0
+"""A process that crashed is started again after a second, and twice as long each time until it has run for a minute."""
+WELL_AFTER_S = 60.0
+MOST_RESTARTS = 5
+"""Restarts in a row of a process that never runs for `WELL_AFTER_S`: more would only hide what is wrong."""
+
+
+def restart_pause_s(crashes: int) -> float:
+    """Seconds to wait before a process is started again that crashed `crashes` times in a row."""
+    return float(min(LONGEST_RESTART_S, FIRST_RESTART_S * 2 ** (crashes - 1)))
 
 
 @dataclass
@@ -30,23 +45,53 @@ class Service:
     """A running process, `name`d for people; its process group has the same id as itself."""
 
     name: str
-    process: subprocess.Popen[bytes]
+    command: list[str]
     log: Path
+    process: subprocess.Popen[bytes]
+    started_s: float
+    restarts: bool = False
+    """Whether it is started again when it ends by itself."""
+    holds: str = ""
+    """What is lost with the process, as a sentence."""
+    crashes: int = 0
+    again_at_s: float | None = None
+    """When it is started again, while it is down."""
 
     @property
     def running(self) -> bool:
         return self.process.poll() is None
 
+    @property
+    def end(self) -> str:
+        """How the process ended."""
+        status = self.process.returncode
+        return f"by signal {-status}" if status < 0 else f"with status {status}"
+
     def log_tail(self) -> str:
         """The last lines that it wrote."""
-        return "\n".join(self.log.read_text("utf-8", errors="replace").splitlines()[-LOG_TAIL_LINES:])
+        return log_tail(self.log)
 
-    def check(self) -> None:
-        """Raises LocalError, with the end of the log, when the process has ended."""
-        status = self.process.poll()
-        if status is not None:
-            how = f"by signal {-status}" if status < 0 else f"with status {status}"
-            raise LocalError(f"The {self.name} ended {how}. The end of {self.log}:\n{self.log_tail()}")
+
+def log_tail(log: Path) -> str:
+    """The last lines of a log; empty when it cannot be read."""
+    return "\n".join(_last_lines(log)[-LOG_TAIL_LINES:])
+
+
+def log_trouble(log: Path) -> str:
+    """The last warnings and errors in a log, or its last lines when it has none."""
+    lines = _last_lines(log)
+    trouble = [line for line in lines if any(sign in line for sign in TROUBLE)]
+    return "\n".join((trouble or lines)[-LOG_TAIL_LINES:])
+
+
+def _last_lines(log: Path) -> list[str]:
+    try:
+        with log.open("rb") as file:
+            size_bytes = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size_bytes - LOG_TAIL_BYTES))
+            return file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return []
 
 
 class Reaper:
@@ -92,9 +137,17 @@ class Services:
     """Starts services and stops them all. A context manager: leaving it stops everything."""
 
     def __init__(
-        self, log_folder: Path, environ: Mapping[str, str], *, follow: bool = False, grace_s: float = GRACE_S
+        self,
+        log_folder: Path,
+        environ: Mapping[str, str],
+        *,
+        follow: bool = False,
+        grace_s: float = GRACE_S,
+        warn: Callable[[str], None] = print,
     ) -> None:
+        """`warn` is told of each service that ended and is started again."""
         self.log_folder, self._environ, self._follow, self._grace_s = log_folder, environ, follow, grace_s
+        self._warn = warn
         self.running: list[Service] = []
         self._starting = False
         self._interrupted = False
@@ -126,26 +179,66 @@ class Services:
 
     def start(self, name: str, command: list[str]) -> Service:
         """Start `command`; its output goes to `<name>.log`, anew."""
-        path = self.log_folder / f"{name.replace(' ', '-')}.log"
+        log = self.log_folder / f"{name.replace(' ', '-')}.log"
+        log.unlink(missing_ok=True)
         self._starting = True
-        with path.open("wb") as log:
-            process = subprocess.Popen(
+        service = Service(name, command, log, self._launch(command, log), time.monotonic())
+        self.running.append(service)
+        self._started(service)
+        return service
+
+    def _start_again(self, service: Service) -> None:
+        self._starting = True
+        service.process, service.started_s = self._launch(service.command, service.log), time.monotonic()
+        service.again_at_s = None
+        self._started(service)
+
+    def _launch(self, command: list[str], log: Path) -> subprocess.Popen[bytes]:
+        with log.open("ab") as output:
+            return subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
-                stdout=log,
+                stdout=output,
                 stderr=subprocess.STDOUT,
                 env=self._environ,
                 start_new_session=True,
             )
-        service = Service(name, process, path)
-        self.running.append(service)
-        self._reaper.add(process.pid)
+
+    def _started(self, service: Service) -> None:
+        self._reaper.add(service.process.pid)
         self._starting = False
         if self._follow:
-            threading.Thread(target=_follow_log, args=(service,), daemon=True).start()
+            threading.Thread(target=_follow_log, args=(service, service.process), daemon=True).start()
         if self._interrupted:
             raise KeyboardInterrupt
-        return service
+
+    def look(self) -> None:
+        """Start again what has ended and may be, after a pause that grows.
+
+        Raises LocalError, with the end of the log, when another service has ended, or one too often.
+        """
+        for service in self.running:
+            if service.running:
+                continue
+            if service.again_at_s is None:
+                self._note_end(service)
+            elif time.monotonic() >= service.again_at_s:
+                self._start_again(service)
+
+    def _note_end(self, service: Service) -> None:
+        now_s = time.monotonic()
+        # What its process has left behind would keep its port.
+        _kill_group(service.process.pid)
+        self._reaper.discard(service.process.pid)
+        service.crashes = 1 if now_s - service.started_s > WELL_AFTER_S else service.crashes + 1
+        said = f"The {service.name} ended {service.end}"
+        if not service.restarts or service.crashes > MOST_RESTARTS:
+            times = f" for the {service.crashes}th time in a row" if service.crashes > MOST_RESTARTS else ""
+            holds = f" {service.holds}" if service.holds else ""
+            raise LocalError(f"{said}{times}.{holds} The end of {service.log}:\n{service.log_tail()}")
+        pause_s = restart_pause_s(service.crashes)
+        service.again_at_s = now_s + pause_s
+        self._warn(f"{said} and is started again in {pause_s:g} s. Its log is {service.log}")
 
     def follow_files(self, pattern: str) -> None:
         """With `follow`: show what is written from now on to the log folder's files of that pattern, old and new ones.
@@ -156,15 +249,21 @@ class Services:
             files = Files(self.log_folder, pattern)
             threading.Thread(target=files.follow, args=[self._over], daemon=True).start()
 
-    def wait_for(self, condition: Callable[[], bool], *, timeout_s: float, what: str) -> None:
-        """Wait until `condition` holds. Raises LocalError when a service ends meanwhile, and after `timeout_s`."""
+    def wait_for(
+        self, condition: Callable[[], bool], *, timeout_s: float, what: str, logs: Callable[[], Iterable[Path]] = tuple
+    ) -> None:
+        """Wait until `condition` holds.
+
+        Raises LocalError when a service ends meanwhile that is not started again, and after `timeout_s`: with `what` is
+        wrong and what is wrong by the `logs` (default: those of all services).
+        """
         deadline_s = time.monotonic() + timeout_s
         while not condition():
-            for service in self.running:
-                service.check()
+            self.look()
             if time.monotonic() > deadline_s:
-                ends = "\n".join(f"{each.log}:\n{each.log_tail()}" for each in self.running)
-                raise LocalError(f"{what} after {timeout_s:g} s. The logs end like this:\n{ends}")
+                found = list(logs()) or [each.log for each in self.running]
+                ends = "\n".join(f"{log}:\n{log_trouble(log)}" for log in found)
+                raise LocalError(f"{what} after {timeout_s:g} s. The logs say:\n{ends}")
             time.sleep(POLL_S)
 
     def stop(self, services: Iterable[Service] | None = None) -> None:
@@ -192,15 +291,21 @@ def kill_after_grace(groups: Iterable[int], *, running: Callable[[], bool], grac
     while running() and time.monotonic() < deadline_s:
         time.sleep(POLL_S)
     for group in groups:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(group, signal.SIGKILL)
+        _kill_group(group)
 
 
-def _follow_log(service: Service) -> None:
+def _kill_group(group: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, signal.SIGKILL)
+
+
+def _follow_log(service: Service, process: subprocess.Popen[bytes]) -> None:
     """Copy the log's lines to standard output, each behind the service's name, until the process has ended."""
     with service.log.open(encoding="utf-8", errors="replace") as log:
+        if service.crashes:  # what its predecessors wrote was copied
+            log.seek(0, os.SEEK_END)
         while True:
-            ended = not service.running
+            ended = process.poll() is not None
             for line in log:
                 print(f"{service.name:>12} | {line.rstrip()}", flush=True)
             if ended:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from rich.console import Console
 from rich.markup import escape
@@ -23,12 +23,17 @@ class Progress:
         with self._console.status(escape(what)):
             yield
         took_s = time.monotonic() - started_s
-        self._console.print(f"[green]✓[/green] {escape(what)} [dim]({took_s:.1f} s)[/dim]")
+        self._print(f"[green]✓[/green] {escape(what)} [dim]({took_s:.1f} s)[/dim]")
 
     def note(self, text: str) -> None:
         """A plain line."""
-        self._console.print(escape(text))
+        self._print(escape(text))
 
     def warn(self, text: str) -> None:
         """A line about something that did not work and that the start goes on without."""
-        self._console.print(f"[yellow]![/yellow] {escape(text)}")
+        self._print(f"[yellow]![/yellow] {escape(text)}")
+
+    def _print(self, line: str) -> None:
+        # Standard output may be a file on a full disk, or a pipe that nobody reads any more.
+        with suppress(OSError):
+            self._console.print(line)

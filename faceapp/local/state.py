@@ -30,10 +30,32 @@ def default_folder(prefix: str) -> Path:
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "faceapp" / prefix
 
 
+def keep_private() -> None:
+    """From now on this process and its children make files and folders that only this user may read and write.
+
+    Photos of faces, vectors, hashes of API keys and logs are among them.
+    """
+    os.umask(0o077)
+
+
+def _tighten(folder: Path) -> None:
+    """Take what was made before from other users: folders become 0700, files 0600."""
+    for place, _, files in os.walk(folder):
+        os.chmod(place, 0o700)
+        for path in (Path(place, name) for name in files):
+            if not path.is_symlink():
+                path.chmod(0o600)
+
+
 def lock(folder: Path) -> IO[str]:
-    """Make the state folder and hold it until the file is closed. Raises LocalError when another process does."""
+    """Make the state folder, for this user alone, and hold it until the file is closed.
+
+    Raises LocalError when another process does, and when the folder cannot be used.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        folder.parent.chmod(0o700)
+        _tighten(folder)
         file = (folder / "lock").open("w")
     except OSError as error:
         raise LocalError(f"The state folder {folder} cannot be used: {error.strerror or error}.") from error
@@ -83,6 +105,9 @@ class GalleryState:
         if version == self._saved_version:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
+        # What a save left that a full disk, or a kill, cut off.
+        for part in self._folder.glob("*.part"):
+            part.unlink()
         index = {}
         for key, etag in self._objects():
             index[key] = name = hashlib.sha256(f"{key}\n{etag}".encode()).hexdigest()
@@ -119,5 +144,10 @@ class GalleryState:
     @staticmethod
     def _write(path: Path, content: bytes) -> None:
         part = path.with_suffix(".part")
-        part.write_bytes(content)
-        part.replace(path)
+        try:
+            part.write_bytes(content)
+            part.replace(path)
+        except OSError:
+            # The disk may be full: what was written of it helps nobody.
+            part.unlink(missing_ok=True)
+            raise

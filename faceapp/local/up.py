@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 import signal
@@ -12,11 +11,13 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from botocore.exceptions import BotoCoreError, ClientError
 
 from faceapp import aws, samples, stack
 from faceapp.client import Client
@@ -29,8 +30,13 @@ from faceapp.local.aws import LISTENING
 from faceapp.local.processes import Service, Services
 from faceapp.local.progress import Progress
 
+T = TypeVar("T")
+
 REGION = aws.EMBEDDED_REGION
-START_TIMEOUT_S = 120
+START_TIMEOUT_S = 300
+"""A part that is not ready by then never will be, on the slowest of machines."""
+ENROL_TIMEOUT_S = 300
+"""For each photo of the first gallery; the first one waits for the first worker's boot."""
 SAVE_EVERY_S = 2.0
 LONGEST_POLL_S = 2
 """A worker that is told to stop waits for the long poll in flight; here, more of them cost nothing."""
@@ -38,6 +44,7 @@ LONGEST_TICK_S = 1.0
 """The scaler looks at least this often: here, looking costs nothing, and somebody waits for the first photo."""
 WORKER_START_S = 3.0
 """From the end of an instance's boot to its worker's first sign of life."""
+AWS = "embedded AWS"
 # moto knows a few machine images; any of them will do, nothing boots from it.
 IMAGE = "ami-12c6146b"
 
@@ -62,17 +69,24 @@ def up(settings: Settings, options: Options) -> None:
     settings = at_local_pace(settings)
     found = find_people(options.people) if options.people else {}
     check_ports(settings)
+    state.keep_private()
     folder = state.default_folder(settings.prefix)
     environ = environment(settings)
     # This process asks AWS too, and must no more reach the user's own than its services.
     os.environ.clear()
     os.environ.update(environ)
-    with state.lock(folder), Services(folder / "logs", environ, follow=options.verbose) as services:
-        local = _Local(settings, options, services, Progress())
+    progress = Progress()
+    with (
+        state.lock(folder),
+        Services(folder / "logs", environ, follow=options.verbose, warn=progress.warn) as services,
+    ):
+        local = _Local(settings, options, services, progress)
         try:
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, lambda *_: services.interrupt())
             local.run(found, folder / "gallery")
+        except (BotoCoreError, ClientError) as error:
+            raise LocalError(f"The embedded AWS does not answer as it should: {error}. Logs: {folder}/logs") from error
         except KeyboardInterrupt:
             local.finish()
 
@@ -81,10 +95,12 @@ class _Local:
     def __init__(self, settings: Settings, options: Options, services: Services, progress: Progress) -> None:
         self.settings, self.options, self.services, self.progress = settings, options, services, progress
         self.gallery: state.GalleryState | None = None
+        self._unsaved = False
         self.client = Client(f"http://{reachable(settings.web_host)}:{settings.web_port}", key=settings.api_key)
 
-    def _aws(self, service: str) -> Any:
-        return aws.client(service, retries=aws.ONCE, read_timeout=20)
+    def _aws(self, service: str, *, attempts: int = 3) -> Any:
+        retries = {"mode": "standard", "total_max_attempts": attempts}
+        return aws.client(service, retries=retries, read_timeout=20)
 
     def run(self, found: Mapping[str, list[Path]], folder: Path) -> None:
         self.progress.note(f"faceapp starts. Logs and the kept gallery: {folder.parent}")
@@ -96,40 +112,49 @@ class _Local:
         self.gallery = self._restore_gallery(folder)
         self.services.follow_files(f"{compute.APP_TIER}*.log")
         host = self._start("compute host", "faceapp.local.compute", "--logs", str(self.services.log_folder))
-        self._start("scaler", "faceapp", "scaler")
-        self._start("Flower", "faceapp", "flower")
+        scaler = self._start("scaler", "faceapp", "scaler")
+        flower = self._start("Flower", "faceapp", "flower")
         with self.progress.step(f"web tier on {self.client.url}"):
-            self._start("web tier", "faceapp", "web")
-            self.services.wait_for(self.client.ready, timeout_s=START_TIMEOUT_S, what="The web tier is not ready")
+            web = self._start("web tier", "faceapp", "web")
+            self._wait_for(web, self.client.ready, "The web tier is not ready")
         with self.progress.step(f"compute host and scaler, 0 to {self.settings.scaler_max_instances} workers"):
-            self.services.wait_for(
-                lambda: compute.READY in host.log_tail(),
-                timeout_s=START_TIMEOUT_S,
-                what="The compute host is not ready",
-            )
-            scaler = ScalerStatus(self.settings)
-            self.services.wait_for(
-                lambda: scaler.get() is not None, timeout_s=START_TIMEOUT_S, what="The scaler does not answer"
-            )
+            self._wait_for(host, lambda: compute.READY in host.log_tail(), "The compute host is not ready")
+            status = ScalerStatus(self.settings)
+            self._wait_for(scaler, lambda: status.get() is not None, "The scaler does not answer")
         with self.progress.step(f"Flower on {flower_url(self.settings)}"):
-            self.services.wait_for(
-                lambda: answers(f"{flower_url(self.settings)}/healthcheck"),
-                timeout_s=START_TIMEOUT_S,
-                what="Flower does not answer",
-            )
+            health = f"{flower_url(self.settings)}/healthcheck"
+            self._wait_for(flower, lambda: answers(health), "Flower does not answer")
+        # What ended before it was ready would end again. From here on each of them finds all that it needs in AWS.
+        for service in (host, scaler, flower, web):
+            service.restarts = True
         self._enrol(found)
         self._say_where()
         while True:
-            for service in self.services.running:
-                service.check()
-            self.gallery.save()
+            self.services.look()
+            self._save(self.gallery)
             time.sleep(SAVE_EVERY_S)
+
+    def _wait_for(self, service: Service, condition: Callable[[], bool], what: str) -> None:
+        self.services.wait_for(condition, timeout_s=START_TIMEOUT_S, what=what, logs=lambda: [service.log])
+
+    def _save(self, gallery: state.GalleryState) -> None:
+        """Keep the gallery; a full disk or an AWS that is silent for a while is warned of, and it is tried again."""
+        try:
+            gallery.save()
+        except LocalError as error:
+            if not self._unsaved:
+                self.progress.warn(f"{error.detail} Everything else goes on, and this is tried again.")
+            self._unsaved = True
+        else:
+            if self._unsaved:
+                self.progress.note("The gallery is kept again.")
+            self._unsaved = False
 
     def finish(self) -> None:
         """Stop the services and keep the gallery."""
         self.progress.note("stopping … (Ctrl-C again: at once)")
         # The embedded AWS last: the others still finish what they have begun.
-        self.services.stop([each for each in self.services.running if each.name != "embedded AWS"])
+        self.services.stop([each for each in self.services.running if each.name != AWS])
         if self.gallery:
             self.gallery.save()
 
@@ -137,10 +162,9 @@ class _Local:
         return self.services.start(name, [sys.executable, "-m", module, *arguments])
 
     def _start_aws(self) -> None:
-        aws = self._start("embedded AWS", "faceapp.local.aws", "--port", str(self.settings.aws_port))
-        self.services.wait_for(
-            lambda: LISTENING in aws.log_tail(), timeout_s=START_TIMEOUT_S, what="The embedded AWS does not listen"
-        )
+        aws = self._start(AWS, "faceapp.local.aws", "--port", str(self.settings.aws_port))
+        aws.holds = "It held the queues and buckets in memory: start again, the people are kept."
+        self._wait_for(aws, lambda: LISTENING in aws.log_tail(), "The embedded AWS does not listen")
 
     def _record_instance(self) -> None:
         tags = [{"Key": "Name", "Value": "web-instance"}, {"Key": "faceapp:stack", "Value": self.settings.prefix}]
@@ -155,7 +179,8 @@ class _Local:
     def _restore_gallery(self, folder: Path) -> state.GalleryState:
         if self.options.fresh and folder.exists():
             shutil.rmtree(folder)
-        gallery = state.GalleryState(self._aws("s3"), self.settings.gallery_bucket, folder)
+        # A save that fails is tried again anyway.
+        gallery = state.GalleryState(self._aws("s3", attempts=1), self.settings.gallery_bucket, folder)
         if gallery.restore():
             self.progress.note("  the people of the last time are back (--fresh starts without)")
         return gallery
@@ -184,20 +209,37 @@ class _Local:
             return {}
 
     def _enrol_all(self, found: Mapping[str, list[Path]]) -> None:
-        """Enrol them in another thread, while this one watches the services: with no worker nobody would answer."""
-        done: Future[list[Enrolled]] = Future()
+        """Enrol them in another thread, while this one watches the services: with no worker nobody would answer.
 
-        def enrol() -> None:
+        Raises LocalError, with what the logs say, when a photo is not answered in time.
+        """
+        todo: Iterator[Enrolled] = enrol_people(self.client, found)
+        while each := self._in_time(lambda: next(todo, None)):
+            if each.refusal:
+                self.progress.warn(f"{each.name}/{each.photo.name} was refused: {each.refusal}")
+
+    def _in_time(self, work: Callable[[], T]) -> T:
+        done: Future[T] = Future()
+
+        def run() -> None:
             try:
-                done.set_result(list(enrol_people(self.client, found)))
+                done.set_result(work())
             except FaceappError as error:
                 done.set_exception(error)
 
-        threading.Thread(target=enrol, daemon=True).start()
-        self.services.wait_for(done.done, timeout_s=math.inf, what="The photos are not enrolled")
-        for each in done.result():
-            if each.refusal:
-                self.progress.warn(f"{each.name}/{each.photo.name} was refused: {each.refusal}")
+        threading.Thread(target=run, daemon=True).start()
+        self.services.wait_for(
+            done.done,
+            timeout_s=ENROL_TIMEOUT_S,
+            what="No worker has answered: the first photo is not enrolled",
+            logs=self._worker_logs,
+        )
+        return done.result()
+
+    def _worker_logs(self) -> list[Path]:
+        """The logs that say why no worker answers: the workers' own, the compute host's and the scaler's."""
+        instances = sorted(self.services.log_folder.glob(f"{compute.APP_TIER}*.log"))
+        return [*instances, *(each.log for each in self.services.running if each.name in ("compute host", "scaler"))]
 
     def _say_where(self) -> None:
         probe = samples.default_folder() / "obama3.jpg"

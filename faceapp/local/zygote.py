@@ -7,6 +7,7 @@ would run it: the pool below it, acks, time limits and the warm shutdown are tho
 from __future__ import annotations
 
 import gc
+import io
 import os
 import signal
 import sys
@@ -15,7 +16,7 @@ import traceback
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from faceapp.errors import LocalError
 
@@ -80,6 +81,31 @@ def fork_worker(options: list[str], *, log: Path, release: Callable[[], None]) -
         signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
 
 
+class _Log(io.FileIO):
+    """A log whose lines are lost while the disk is full: a worker must not end by its banner."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data) or 0
+        except OSError:
+            return len(data)
+
+
+def _write_to(log: Path) -> None:
+    """Append this process's output to `log`, which only this user may read."""
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    os.close(output)
+    sys.stdout = sys.__stdout__ = _text(1)  # type: ignore[misc] # Celery prints its banner to the second
+    sys.stderr = sys.__stderr__ = _text(2)  # type: ignore[misc]
+
+
+def _text(stream: int) -> io.TextIOWrapper:
+    raw = io.BufferedWriter(_Log(stream, "wb", closefd=False))
+    return io.TextIOWrapper(raw, "utf-8", errors="backslashreplace", line_buffering=True)
+
+
 def _be_worker(options: list[str], log: Path, release: Callable[[], None]) -> NoReturn:
     """The child's life. It never returns into the parent's frames, nor runs the parent's exit handlers."""
     status = 1
@@ -89,10 +115,7 @@ def _be_worker(options: list[str], log: Path, release: Callable[[], None]) -> No
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
         release()
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        for stream in (1, 2):
-            os.dup2(output, stream)
-        os.close(output)
+        _write_to(log)
         from faceapp import tasks
 
         tasks.app.worker_main(["worker", *options])
