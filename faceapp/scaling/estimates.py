@@ -7,16 +7,19 @@ finished tasks explain it, or when the ones after it agree.
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 from statistics import median_low
 
 from faceapp.quantiles import nearest_rank
 from faceapp.scaling.policies.base import BIN_S, BINS, Counts
 
-AGREE = 3
-"""So many counts in a row must agree that there is less than before."""
+NOISE = 0.12
+"""Counts that differ by less from what is expected may be noise."""
+GAIN = 0.3
+"""How much of such a difference is believed at once."""
 BOOTS = 40
-SMOOTHING = 0.1
-"""The weight of one photo in the average of service times: about the last twenty count."""
+SMOOTHING = 0.03
+"""The weight of one photo in the average of service times: about the last sixty count."""
 FIRST = 5
 """So many photos replace what was assumed before them; their median, since the first one may find everything cold."""
 OUTLIER = 10.0
@@ -24,23 +27,26 @@ OUTLIER = 10.0
 
 
 class Believed:
-    """Counts from which sudden falls have been taken out."""
+    """Counts without their noise: what differs little from the last ones and the tasks done since is averaged."""
 
     def __init__(self) -> None:
-        self._recent: deque[tuple[Counts, int]] = deque(maxlen=AGREE)
+        self._last: tuple[float, int] | None = None
 
     def update(self, counts: Counts, *, done: int) -> Counts:
-        """The counts to act on: as asked, or more when the last ones and the `done` tasks since do not explain less."""
-        self._recent.append((counts, done))
-        most = max(each.outstanding - (done - done_then) for each, done_then in self._recent)
-        missing = most - counts.outstanding
-        if missing <= 0:
-            return counts
-        return Counts(visible=counts.visible + missing, in_flight=counts.in_flight, delayed=counts.delayed)
+        """The counts to act on, when so many tasks are `done` in all."""
+        told = float(counts.outstanding)
+        if self._last is not None:
+            before, done_before = self._last
+            expected = max(0.0, before - (done - done_before))
+            if abs(told - expected) <= NOISE * expected:
+                told = expected + GAIN * (told - expected)
+        self._last = told, done
+        more = round(told) - counts.outstanding
+        return replace(counts, visible=max(0, counts.visible + more))
 
     def clear(self) -> None:
         """After a gap there is nothing to compare with."""
-        self._recent.clear()
+        self._last = None
 
 
 class Arrivals:
@@ -64,12 +70,12 @@ class Arrivals:
         self._last = total
 
     def bins(self, now_s: float) -> tuple[float, ...]:
-        """Of the last minute, the oldest first; only those that are over."""
+        """Of the last two minutes, the oldest first; only those that are over."""
         self._roll(now_s)
         return tuple(self._bins)
 
     def _roll(self, now_s: float) -> None:
-        # After a long gap only the last minute matters.
+        # After a long gap only what the bins hold matters.
         self._bin_ends_s = max(self._bin_ends_s, now_s - BINS * BIN_S)
         while self._bin_ends_s <= now_s:
             balance = self._open + self._debt
@@ -106,6 +112,7 @@ class ServiceTime:
         self.seconds = assumed_s
         self._first: list[float] = []
         self._known = False
+        self._count = 0.0
 
     @property
     def measured(self) -> bool:
@@ -114,7 +121,7 @@ class ServiceTime:
 
     def recall(self, seconds: float) -> None:
         """Go on from an average that was measured before."""
-        self.seconds, self._known = seconds, True
+        self.seconds, self._known, self._count = seconds, True, 1 / SMOOTHING
 
     def hint(self, seconds: float) -> None:
         """Assume what a worker's model took for a photo of its own, until a real one was measured."""
@@ -124,8 +131,11 @@ class ServiceTime:
     def add(self, seconds: float) -> None:
         """Count one photo."""
         if self._known:
-            self.seconds += SMOOTHING * (min(seconds, OUTLIER * self.seconds) - self.seconds)
+            self._count += 1
+            weight = max(SMOOTHING, 1 / self._count)
+            self.seconds += weight * (min(seconds, OUTLIER * self.seconds) - self.seconds)
             return
         self._first.append(seconds)
         self.seconds = median_low(self._first)
+        self._count += 1
         self._known = len(self._first) >= FIRST
