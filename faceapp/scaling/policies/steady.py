@@ -108,12 +108,12 @@ class Gaps:
     def keep_s(self, *, paid_s: float, restart_s: float, slack_s: float) -> float:
         """For how long an idle instance is best kept: until a restart, which is worth `restart_s`, is the lesser evil,
         had the coming gap been one of those that were (ski rental with a known distribution). The first `paid_s` of
-        each gap cost nothing; what is kept for a gap is kept half of it and `slack_s` longer."""
+        each gap cost nothing; what is kept for a gap is kept twice as long and `slack_s`."""
 
         def cost(keep_s: float) -> float:
             return sum(
                 max(0.0, min(gap_s, keep_s) - paid_s) + (restart_s if gap_s > keep_s else 0.0) for gap_s in self._gaps
             )
 
-        candidates = (0.0, *(1.5 * gap_s + slack_s for gap_s in sorted(self._gaps)))
+        candidates = (0.0, *(2 * gap_s + slack_s for gap_s in sorted(self._gaps)))
         return min(candidates, key=cost)
