@@ -26,8 +26,9 @@ from botocore.compat import HTTPHeaders
 from faceapp import stack as deployment
 from faceapp.config import Settings
 from faceapp.errors import BrokerUnavailable, ConfigError, FleetError, LeaseLost
-from faceapp.scaler import DEAD_BOOTS, QUARANTINE_S, QUIET_S, Scaler, run
+from faceapp.scaler import QUIET_S, Scaler, run
 from faceapp.scaling.budget import Spent
+from faceapp.scaling.core import DEAD_BOOTS, QUARANTINE_S
 from faceapp.scaling.fleet import EC2Fleet
 from faceapp.scaling.lease import LEASE_S, Lease
 from faceapp.scaling.machine import STACK

@@ -21,11 +21,13 @@ from faceapp import stack as deployment
 from faceapp.broker import events
 from faceapp.config import Settings
 from faceapp.errors import BrokerUnavailable
+from faceapp.scaling.estimates import AGREE, Arrivals, Believed, Boots
+from faceapp.scaling.listener import Listener
 from faceapp.scaling.machine import READY, Machine
-from faceapp.scaling.metrics import AGREE, Arrivals, Believed, Boots, Depth
+from faceapp.scaling.metrics import Depth
 from faceapp.scaling.observe import DESERTED_S, PATIENCE_S, ZERO_S, Phases
 from faceapp.scaling.policies.base import BIN_S, BINS, Counts
-from faceapp.scaling.workers import PATH_S, PING, SILENT_S, Listener, Workers
+from faceapp.scaling.workers import PATH_S, PING, SILENT_S, Workers
 from tests import echo
 from tests.aws import plain_client
 from tests.services import celery_worker, environ, wait_until
@@ -236,7 +238,8 @@ def test_a_heartbeat_puts_right_what_lost_events_left(workers: Workers, clock: C
 
 
 def test_the_service_time_is_an_average_by_instance(workers: Workers) -> None:
-    # Two at once, half a second each: four a second.
+    """Two at once, half a second each: four a second. The heartbeat says how many run (E1)."""
+    say(workers, "worker-heartbeat", active=2)
     for n in range(200):
         say(workers, "task-received", "task-started", uuid=f"a{n}")
         say(workers, "task-received", "task-started", uuid=f"b{n}")

@@ -14,6 +14,7 @@ from faceapp.broker.control import Control
 from faceapp.broker.events import Events
 from faceapp.broker.messages import AMQP, refusal
 from faceapp.config import Settings
+from faceapp.pace import PREFETCH
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,9 +100,7 @@ def create_app(settings: Settings) -> FaceappCelery:
         task_store_errors_even_if_ignored=True,
         task_time_limit=settings.task_time_limit_s,
         task_soft_time_limit=settings.task_soft_limit_s,
-        # One message waits for each process at work: more would be handed back by a draining instance, and each time
-        # counts as a try towards the dead letters.
-        worker_prefetch_multiplier=2,
+        worker_prefetch_multiplier=PREFETCH,
         worker_concurrency=settings.worker_processes,
         worker_hijack_root_logger=False,
         # The scaler knows from them which workers are there, idle or busy, and how long a photo takes.
