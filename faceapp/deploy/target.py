@@ -13,6 +13,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from faceapp import credential
 from faceapp.config import Settings
 from faceapp.errors import ConfigError, DeployError
 
@@ -58,14 +59,14 @@ class Target:
 def connect(*, prefix: str | None = None, endpoint: str | None = None, region: str | None = None) -> Target:
     """Point this process's AWS variables at the AWS that is meant, and ask it who we are there.
 
-    What is not given is what boto3 and FACEAPP_PREFIX find. An endpoint on this machine gets credentials that are good
-    for nothing, so that no mistake here can reach an account. Raises ConfigError and DeployError.
+    What is not given is what boto3 and FACEAPP_PREFIX find. An endpoint on this machine gets the credential of the
+    start that answers there, so that no mistake here can reach an account. Raises ConfigError and DeployError.
     """
     endpoint = endpoint or os.environ.get("AWS_ENDPOINT_URL", "")
     if endpoint and urlsplit(endpoint).scheme not in ("http", "https"):
         raise ConfigError(f"--endpoint-url {endpoint} is no URL: it takes one like http://127.0.0.1:4566")
     if is_loopback(endpoint):
-        _forget_the_account()
+        _forget_the_account(endpoint)
     if endpoint:
         os.environ["AWS_ENDPOINT_URL"] = endpoint
     if region := region or _region(endpoint):
@@ -100,12 +101,11 @@ def _region(endpoint: str) -> str:
         raise ConfigError(f"The AWS profile cannot be used: {error}") from error
 
 
-def _forget_the_account() -> None:
+def _forget_the_account(endpoint: str) -> None:
     for name in [each for each in os.environ if each.startswith("AWS_") and "REGION" not in each]:
         del os.environ[name]
     os.environ.update(
-        AWS_ACCESS_KEY_ID="local",
-        AWS_SECRET_ACCESS_KEY="local",  # nosec B106 # the embedded AWS takes any
+        credential.aws_keys(credential.local_key_for(endpoint)),
         AWS_CONFIG_FILE=os.devnull,
         AWS_SHARED_CREDENTIALS_FILE=os.devnull,
         AWS_EC2_METADATA_DISABLED="true",
