@@ -30,7 +30,7 @@ import psutil
 from PIL import Image
 
 from benchmarks.table import print_table
-from faceapp import open_files, stack
+from faceapp import credential, open_files, stack
 from faceapp.config import Settings
 from faceapp.schema import Recognition
 
@@ -195,8 +195,7 @@ def main() -> None:
     count = parser.parse_args().requests
     # A connection is a file here and another one there.
     open_files.allow(4 * count + 1000)
-    credentials = {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench"}
-    os.environ.update(credentials, AWS_REGION="us-east-1", AWS_DEFAULT_REGION="us-east-1")
+    os.environ.update(credential.fresh(), AWS_REGION="us-east-1", AWS_DEFAULT_REGION="us-east-1")
     with running([sys.executable, "-m", "faceapp.local.aws", "--port", "0"], "listening on ") as (url, _):
         os.environ["AWS_ENDPOINT_URL"] = url
         run = measure(count)

@@ -26,7 +26,7 @@ from PIL import Image
 
 from benchmarks.table import print_table
 from benchmarks.web_open import GIVE_UP_S, SERVE, LateWorker, memory_mib, photo_form, running
-from faceapp import open_files, stack
+from faceapp import credential, open_files, stack
 from faceapp.config import Settings
 
 
@@ -141,8 +141,7 @@ def main() -> None:
     parser.add_argument("--photo-bytes", type=int, default=20_000, help="each photo is at least so large")
     options = parser.parse_args()
     open_files.allow(4 * options.connections + 1000)
-    credentials = {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench"}
-    os.environ.update(credentials, AWS_REGION="us-east-1", AWS_DEFAULT_REGION="us-east-1")
+    os.environ.update(credential.fresh(), AWS_REGION="us-east-1", AWS_DEFAULT_REGION="us-east-1")
     with running([sys.executable, "-m", "faceapp.local.aws", "--port", "0"], "listening on ") as (url, _):
         os.environ["AWS_ENDPOINT_URL"] = url
         boto3.setup_default_session()

@@ -121,7 +121,7 @@ class Settings:
         "loopback",
         "classic",
         "always",
-        doc="who needs an API key: whoever is not on this machine, the same but for POST /, everybody",
+        doc="what needs no API key: POST / from this machine, POST / from programs anywhere, nothing",
     )
     web_rate_per_minute: int = _whole(6000, 0, 1_000_000, "requests a minute for one API key; 0: no limit")
     web_metrics: str = _choice(
@@ -200,6 +200,13 @@ class Settings:
     local_stop_grace_s: float = _real(90.0, 0, 3600, "a stopped embedded instance's worker is killed after this long")
     local_instance_processes: int = _whole(1, 1, 64, "worker processes of an embedded instance")
     aws_port: int = _whole(4566, 1, 65535, "the embedded AWS's port (make up)")
+    flower_basic_auth: str = _text(
+        "",
+        "Flower's user and password, asked for instead of the start's credential",
+        pattern=r"([^:\s,]+:[^\s,]+)?",
+        takes="USER:PASSWORD without spaces and commas",
+        secret=True,
+    )
     flower_host: str = _text("127.0.0.1", "the address that Flower listens on", pattern=r"[\w.:-]+", takes="a host")
     flower_port: int = _whole(5555, 1, 65535, "Flower's port")
     api_key: str = _text(
@@ -207,6 +214,13 @@ class Settings:
         "the API key that this machine's commands send",
         pattern=r"(fa_[0-9a-f]{8}_[0-9A-Za-z_-]{43})?",
         takes="a key as 'faceapp keys create' prints it",
+        secret=True,
+    )
+    local_key: str = _text(
+        "",
+        "the credential of one start of 'faceapp up', which makes it and hands it to its parts",
+        pattern=r"(fa_[0-9a-f]{8}_[0-9A-Za-z_-]{43})?",
+        takes="a key as 'python -m faceapp.credential' prints it",
         secret=True,
     )
     log_level: str = _choice("INFO", "DEBUG", "INFO", "WARNING", "ERROR", doc="how much is logged")

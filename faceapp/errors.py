@@ -121,7 +121,7 @@ class InvalidName(BadRequest):
 
 
 class Unauthorized(FaceappError):
-    """This needs an API key: send it as 'Authorization: Bearer <key>'."""
+    """This needs an API key, as 'Authorization: Bearer <key>'. 'faceapp up' prints an address that holds one."""
 
     code = "key_missing"
     status = 401

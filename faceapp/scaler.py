@@ -28,7 +28,8 @@ from faceapp.scaling.listener import Listener
 from faceapp.scaling.machine import Machine, dead_boots, orphans
 from faceapp.scaling.metrics import Depth
 from faceapp.scaling.policies.base import Counts, Decision, Observation, Policy
-from faceapp.scaling.status import Snapshot, Status, StatusServer
+from faceapp.scaling.status import Snapshot, Status
+from faceapp.scaling.status_server import StatusServer
 from faceapp.scaling.workers import Workers
 
 logger = logging.getLogger(__name__)

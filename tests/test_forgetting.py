@@ -29,6 +29,7 @@ from faceapp.errors import NotFound, PersonNotFound
 from faceapp.forgetting import MARGIN_S, ORDERS, PAGE, Forgetting, Place
 from faceapp.schema import Box, Candidate, Face, Recognition
 from faceapp.storage import Storage
+from tests.aws import BEARER
 from tests.services import aws_environ, celery_worker, environ, wait_until
 from tests.web import encoded, messages, side_by_side, web_server
 
@@ -315,12 +316,14 @@ class Service:
     def send(self, photo: bytes) -> str:
         """Post a photo under a name that says nothing, and return its id at once."""
         fields = {"photo": ("x.jpg", photo, "image/jpeg")}
-        answer = urllib3.PoolManager(retries=False).request("POST", f"{self.client.url}/v1/recognitions", fields=fields)
+        answer = urllib3.PoolManager(retries=False, headers=BEARER).request(
+            "POST", f"{self.client.url}/v1/recognitions", fields=fields
+        )
         assert answer.status == 202, answer.data
         return str(answer.json()["recognitions"][0]["id"])
 
     def ask(self, method: str, request_id: str) -> int:
-        http = urllib3.PoolManager(retries=False)
+        http = urllib3.PoolManager(retries=False, headers=BEARER)
         return http.request(method, f"{self.client.url}/v1/recognitions/{request_id}").status
 
     def wait_done(self) -> None:

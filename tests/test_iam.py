@@ -41,6 +41,7 @@ from faceapp.local.up import IMAGE
 from faceapp.recognition import Recogniser
 from faceapp.scaling.lease import KEY as LEASE
 from faceapp.storage import Storage
+from tests.aws import BEARER
 from tests.iam import ACCOUNT, Account, Need, Statement, allows, arn, like, needs
 from tests.services import REPOSITORY, environ, wait_until
 from tests.test_flower import free_port
@@ -49,6 +50,7 @@ from tests.web import plain, web_server
 pytestmark = pytest.mark.system
 
 ROLES = ("worker", "web", "scaler", "flower")
+WHO = (*ROLES, "host", "operator")
 HOST = """
 import os, sys
 from types import SimpleNamespace
@@ -149,7 +151,7 @@ class Run:
         with ExitStack() as running:
             log = self.folder / "aws"
             env = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "FACEAPP_"))}
-            aws = running.enter_context(process(log, env, "-m", "tests.recorded_aws", str(record)))
+            aws = running.enter_context(process(log, env, "-m", "tests.recorded_aws", str(record), *WHO))
             wait_until(lambda: aws.poll() is not None or LISTENING in log.read_text(), timeout_s=60, what="AWS")
             self.endpoint = log.read_text().partition(LISTENING)[2].split()[0]
             deployment.apply(self.settings, client=self.aws("cloudformation"))
@@ -233,7 +235,7 @@ class Run:
         web.enrol("obama", [self.photo])
         assert web.recognise(self.photo) == f"{self.photo.stem}:obama"
         assert set(web.people()) == {"obama", "old"}
-        http = urllib3.PoolManager(retries=False, timeout=30)
+        http = urllib3.PoolManager(retries=False, timeout=30, headers=BEARER)
         [photo] = http.request("GET", f"{web.url}/v1/people/obama").json()["photos"]
         shown = http.request("GET", f"{web.url}/v1/people/obama/photos/{photo['id']}")
         assert shown.status == 200
@@ -244,7 +246,7 @@ class Run:
 
     def show_keys(self, web: str) -> None:
         """An operator makes a key, the web tier learns of it; while there is none, too."""
-        http = urllib3.PoolManager(retries=False, timeout=30)
+        http = urllib3.PoolManager(retries=False, timeout=30, headers=BEARER)
 
         def status(text: str) -> int:
             return int(http.request("GET", f"{web}/v1/scaler", headers={"Authorization": f"Bearer {text}"}).status)
@@ -256,7 +258,7 @@ class Run:
     def erase(self, web: str) -> None:
         """Somebody takes back a photo, which is recognised, or is not any more."""
         fields = {"photo": ("a.jpg", plain(), "image/jpeg")}
-        http = urllib3.PoolManager(retries=False, timeout=30)
+        http = urllib3.PoolManager(retries=False, timeout=30, headers=BEARER)
         accepted = http.request("POST", f"{web}/v1/recognitions", fields=fields).json()["recognitions"][0]
         assert http.request("DELETE", f"{web}{accepted['links']['self']}").status == 204
 
@@ -280,7 +282,9 @@ class Run:
         self.wait_for_no_worker()
         # Some are gone before a worker comes to them, however early it boots.
         fields = [("photo", (f"{n}.jpg", self.photo.read_bytes(), "image/jpeg")) for n in range(10)]
-        accepted = urllib3.PoolManager(retries=False).request("POST", f"{web.url}/v1/recognitions", fields=fields)
+        accepted = urllib3.PoolManager(retries=False, headers=BEARER).request(
+            "POST", f"{web.url}/v1/recognitions", fields=fields
+        )
         keys = [{"Key": each["id"]} for each in accepted.json()["recognitions"]]
         self.aws("s3").delete_objects(Bucket=self.settings.in_bucket, Delete={"Objects": keys})
         assert web.recognise(self.photo) == f"{self.photo.stem}:unknown"

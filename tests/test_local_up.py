@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import resource
 import shutil
@@ -15,11 +16,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import boto3
 import pytest
 
+from faceapp import credential
 from faceapp.client import Client
 from faceapp.config import Settings
 from faceapp.errors import LocalError
@@ -28,6 +28,7 @@ from faceapp.local.processes import Services
 from faceapp.local.progress import Progress
 from faceapp.scaling.lease import KEY
 from faceapp.storage import REQUEST_ID
+from tests.aws import session
 from tests.services import wait_until
 from tests.test_cli import faceapp
 
@@ -48,7 +49,9 @@ class Running:
 
     def __init__(self, process: subprocess.Popen[bytes], log: Path, settings: Settings) -> None:
         self.process, self.log, self.settings = process, log, settings
-        self.client = Client(f"http://127.0.0.1:{settings.web_port}")
+        # As a command finds it, in the folder that only this test knows.
+        self.key = json.loads((log.parent / "faceapp" / settings.prefix / credential.START).read_text())["key"]
+        self.client = Client(f"http://127.0.0.1:{settings.web_port}", key=self.key)
         self.left = descendants(process.pid)
 
     @property
@@ -131,7 +134,7 @@ def test_from_a_folder_of_photos_to_names_and_back_after_a_restart(samples: dict
     with running(tmp_path, "--people", people) as first:
         assert first.client.recognise(samples["obama3.jpg"]) == "obama3:barack"
         assert up.answers(f"{up.flower_url(first.settings)}/healthcheck")
-        assert f"Flower     {up.flower_url(first.settings)}/\n" in first.output
+        assert f"Flower     {up.flower_url(first.settings)}/?key={first.key}\n" in first.output
         assert "! joe/broken.jpg was refused: " in first.output
         check_record(first)
         check_commands(first, samples)
@@ -234,13 +237,13 @@ def workers(system: Running) -> list[int]:
 
 def check_record(system: Running) -> None:
     """What the embedded AWS shows: the instances, and nothing but uploads and results in their buckets (G1)."""
-    session: Any = boto3.session.Session("any", "any", region_name=up.REGION)
-    ec2 = session.client("ec2", endpoint_url=up.endpoint(system.settings))
+    aws = session(credential.aws_keys(system.key))
+    ec2 = aws.client("ec2", endpoint_url=up.endpoint(system.settings))
     filters = [{"Name": "tag:faceapp:stack", "Values": ["test-up"]}]
     found = [each for group in ec2.describe_instances(Filters=filters)["Reservations"] for each in group["Instances"]]
     names = sorted(tag["Value"] for each in found for tag in each["Tags"] if tag["Key"] == "Name")
     assert names == ["app-tier-instance-1", "web-instance"]
-    s3, settings = session.client("s3", endpoint_url=up.endpoint(system.settings)), system.settings
+    s3, settings = aws.client("s3", endpoint_url=up.endpoint(system.settings)), system.settings
     uploads, results, others = (
         [each["Key"] for each in s3.list_objects_v2(Bucket=bucket)["Contents"]]
         for bucket in (settings.in_bucket, settings.out_bucket, settings.gallery_bucket)
@@ -253,16 +256,16 @@ def check_record(system: Running) -> None:
 
 def check_commands(system: Running, samples: dict[str, Path]) -> None:
     """The commands that ask a running service."""
-    folder = samples["biden.jpg"].parent
+    folder, state = samples["biden.jpg"].parent, {"XDG_STATE_HOME": str(system.log.parent)}
     people = ["people", "--url", system.client.url]
-    assert faceapp(*people, "list").stdout == "barack\t1\njoe\t1\n"
-    assert faceapp(*people, "enrol", "eileen", samples["astronaut.png"]).stdout == "eileen is enrolled.\n"
-    asked = faceapp("recognize", "--url", system.client.url, folder / "astronaut.png", folder / "biden.jpg")
+    assert faceapp(*people, "list", **state).stdout == "barack\t1\njoe\t1\n"
+    assert faceapp(*people, "enrol", "eileen", samples["astronaut.png"], **state).stdout == "eileen is enrolled.\n"
+    asked = faceapp("recognize", "--url", system.client.url, folder / "astronaut.png", folder / "biden.jpg", **state)
     assert asked.stdout == "astronaut:eileen\nbiden:joe\n"
-    assert faceapp(*people, "forget", "joe").stdout.startswith("joe is forgotten. ")
-    again = faceapp(*people, "forget", "joe")
+    assert faceapp(*people, "forget", "joe", **state).stdout.startswith("joe is forgotten. ")
+    again = faceapp(*people, "forget", "joe", **state)
     assert (again.returncode, again.stderr) == (1, "Error: Nobody with the name 'joe' is enrolled.\n")
-    refused = faceapp(*people, "enrol", "..", samples["biden.jpg"])
+    refused = faceapp(*people, "enrol", "..", samples["biden.jpg"], **state)
     assert refused.returncode == 1
     assert len(refused.stderr.splitlines()) == 1
 

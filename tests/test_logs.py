@@ -24,6 +24,7 @@ from faceapp.errors import GalleryMismatch, StorageUnavailable
 from faceapp.gallery import Gallery
 from faceapp.schema import Box, Enrolment, Face, Failure, PhotoFailure, Recognition
 from faceapp.storage import Storage
+from tests.aws import BEARER
 from tests.services import celery_worker, environ, wait_until
 from tests.web import BOUNDARY, File, client_of, form, plain, problem, web_server
 
@@ -138,7 +139,9 @@ def posted(url: str, photo: bytes, path: str = "/", method: str = "POST", **head
     connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=120)
     types = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY.decode()}", "Connection": "close"}
     try:
-        connection.request(method, path, body=form({field: File(photo, "holiday.jpg")}), headers=types | headers)
+        connection.request(
+            method, path, body=form({field: File(photo, "holiday.jpg")}), headers=BEARER | types | headers
+        )
         answer = connection.getresponse()
         return answer.status, answer.headers["X-Request-ID"], answer.read().decode()
     finally:
@@ -149,7 +152,7 @@ def asked(url: str, path: str, **headers: str) -> int:
     """The status of a GET."""
     connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=120)
     try:
-        connection.request("GET", path, headers=headers)
+        connection.request("GET", path, headers=BEARER | headers)
         return connection.getresponse().status
     finally:
         connection.close()

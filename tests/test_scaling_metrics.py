@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 from botocore.stub import Stubber
 
@@ -29,7 +28,7 @@ from faceapp.scaling.observe import DESERTED_S, PATIENCE_S, ZERO_S, Phases
 from faceapp.scaling.policies.base import BIN_S, BINS, Counts
 from faceapp.scaling.workers import PATH_S, PING, SILENT_S, Workers
 from tests import echo
-from tests.aws import plain_client
+from tests.aws import COUNTER, plain_client, session
 from tests.services import celery_worker, environ, wait_until
 
 
@@ -66,7 +65,7 @@ def test_a_queue_that_does_not_exist_is_said(aws: str) -> None:
 
 @pytest.mark.parametrize("code", ["AccessDenied", "ThrottlingException"])
 def test_a_refusal_is_said(stack: Settings, code: str) -> None:
-    client = boto3.session.Session("a", "b", region_name="us-east-1").client("sqs")
+    client = session().client("sqs")
     with Stubber(client) as stub:
         stub.add_client_error("get_queue_url", code)
         with pytest.raises(BrokerUnavailable, match=code):
@@ -391,7 +390,8 @@ def listening(echo_settings: Settings) -> Iterator[Workers]:
 
 
 def sns_publishes(aws: str) -> int:
-    with urllib.request.urlopen(f"{aws}/faceapp/calls") as answer:
+    request = urllib.request.Request(f"{aws}/faceapp/calls", headers=COUNTER)
+    with urllib.request.urlopen(request) as answer:
         return int(json.load(answer)["calls"].get("sns", {}).get("Publish", 0))
 
 

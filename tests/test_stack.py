@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import boto3
 import jinja2
 import pytest
 import yaml
@@ -31,7 +30,7 @@ from faceapp.errors import DeployError
 from faceapp.scaler import DEAD_BOOTS
 from faceapp.scaling.alarms import NAMESPACE, WORTH_TELLING
 from faceapp.scaling.machine import APP_TIER, STACK, TIER, WEB_INSTANCE
-from tests.aws import plain_client
+from tests.aws import plain_client, session
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
 
@@ -493,7 +492,7 @@ def event(resource: str, status: str, reason: str = "") -> dict[str, Any]:
 
 
 def test_a_failure_says_what_failed_first_in_this_run() -> None:
-    client = boto3.session.Session("a", "b", region_name="us-east-1").client("cloudformation")
+    client = session().client("cloudformation")
     newest_first = [
         event("faceapp", "ROLLBACK_COMPLETE"),
         event("OutBucket", "CREATE_FAILED", "Resource creation cancelled"),
@@ -512,9 +511,7 @@ def test_a_failure_says_what_failed_first_in_this_run() -> None:
 
 def test_an_aws_that_does_not_answer_is_a_deploy_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    client = boto3.session.Session("a", "b", region_name="us-east-1").client(
-        "cloudformation", endpoint_url="http://127.0.0.1:1"
-    )
+    client = session().client("cloudformation", endpoint_url="http://127.0.0.1:1")
     with pytest.raises(DeployError, match="could not be applied"):
         deployment.apply(Settings(), client=client)
 

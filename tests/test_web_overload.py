@@ -29,6 +29,7 @@ from faceapp.http import connections
 from faceapp.http.admission import Admission, Place
 from faceapp.http.dispatch import _Readiness
 from faceapp.http.metrics import Metrics
+from tests.aws import BEARER, KEY
 from tests.services import celery_worker, environ, wait_until
 from tests.web import BOUNDARY, File, form, plain, web_server
 
@@ -53,7 +54,7 @@ class Web:
         """One request over a connection of its own: status and text."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=GIVE_UP_S)
         with contextlib.closing(connection):
-            connection.request(method, path, body=body, headers={"Content-Type": FORM} | headers)
+            connection.request(method, path, body=body, headers={"Content-Type": FORM} | BEARER | headers)
             answer = connection.getresponse()
             return answer.status, answer.read().decode()
 
@@ -108,7 +109,14 @@ def hasty(aws_endpoint: str, own_stack: Settings, tmp_path_factory: pytest.TempP
 
 def head(length: int | str = len(BODY), *more: str, path: str = "/", method: str = "POST") -> bytes:
     size = f"Content-Length: {length}" if isinstance(length, int) else f"Transfer-Encoding: {length}"
-    lines = [f"{method} {path} HTTP/1.1", "Host: 127.0.0.1", f"Content-Type: {FORM}", size, *more]
+    lines = [
+        f"{method} {path} HTTP/1.1",
+        "Host: 127.0.0.1",
+        f"Content-Type: {FORM}",
+        size,
+        f"Authorization: Bearer {KEY}",
+        *more,
+    ]
     return "".join(f"{line}\r\n" for line in [*lines, ""]).encode()
 
 

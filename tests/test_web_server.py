@@ -23,6 +23,7 @@ import pytest
 from faceapp.config import Settings
 from faceapp.errors import LocalError
 from faceapp.http import server
+from tests.aws import BEARER
 from tests.services import celery_worker, environ, wait_until
 from tests.web import BOUNDARY, File, form, messages, nothing_new, plain, stored, web_server
 
@@ -33,7 +34,7 @@ def ask(url: str, method: str = "POST", path: str = "/", body: Any = None, **hea
     """One request over a connection of its own, as the classic clients make them."""
     connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=120)
     try:
-        connection.request(method, path, body=body, headers=FORM | {"Connection": "close"} | headers)
+        connection.request(method, path, body=body, headers=FORM | BEARER | {"Connection": "close"} | headers)
         answer = connection.getresponse()
         return answer, answer.read().decode()
     finally:

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from faceapp import aws
+from faceapp import aws, credential
 from faceapp.config import Settings
 from faceapp.errors import ConfigError, DeployError
 
@@ -66,14 +66,15 @@ def connect(
 ) -> Target:
     """Point this process's AWS variables at the AWS that is meant, and ask it who we are there.
 
-    What is not given is what boto3, FACEAPP_PREFIX and FACEAPP_STACK find. An endpoint on this machine gets credentials
-    that are good for nothing, so that no mistake here can reach an account. Raises ConfigError and DeployError.
+    What is not given is what boto3, FACEAPP_PREFIX and FACEAPP_STACK find. An endpoint on this machine gets the
+    credential of the start that answers there, so that no mistake here can reach an account. Raises ConfigError and
+    DeployError.
     """
     endpoint = endpoint or os.environ.get("AWS_ENDPOINT_URL", "")
     if endpoint and urlsplit(endpoint).scheme not in ("http", "https"):
         raise ConfigError(f"--endpoint-url {endpoint} is no URL: it takes one like http://127.0.0.1:4566")
     if aws.is_loopback(endpoint):
-        _forget_the_account()
+        _forget_the_account(endpoint)
     if endpoint:
         os.environ["AWS_ENDPOINT_URL"] = endpoint
     region = region or aws.region()
@@ -90,12 +91,11 @@ def connect(
         raise DeployError(f"AWS does not let us in (region {region}): {error}") from error
 
 
-def _forget_the_account() -> None:
+def _forget_the_account(endpoint: str) -> None:
     for name in [each for each in os.environ if each.startswith("AWS_") and "REGION" not in each]:
         del os.environ[name]
     os.environ.update(
-        AWS_ACCESS_KEY_ID="local",
-        AWS_SECRET_ACCESS_KEY="local",  # nosec B106 # the embedded AWS takes any
+        credential.aws_keys(credential.local_key_for(endpoint)),
         AWS_CONFIG_FILE=os.devnull,
         AWS_SHARED_CREDENTIALS_FILE=os.devnull,
         AWS_EC2_METADATA_DISABLED="true",

@@ -24,10 +24,10 @@ from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from faceapp.config import Settings
+from faceapp.door import address_of
 from faceapp.errors import BadRequest, Overloaded, UploadTimeout
 from faceapp.http import connections, uploads
 from faceapp.http.metrics import Metrics
-from faceapp.origins import address_of
 
 SILENT_S = 1.0
 """An upload of which nothing came for longer leaves its turn to younger ones."""

@@ -16,6 +16,7 @@ from typing import IO, Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from faceapp.credential import states_folder
 from faceapp.errors import LocalError
 
 MARKS = ("version", "keys/keys.json")
@@ -26,8 +27,8 @@ results and that scaler will not be there any more."""
 
 
 def default_folder(prefix: str) -> Path:
-    """`$XDG_STATE_HOME` or ~/.local/state, then faceapp/<prefix>."""
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "faceapp" / prefix
+    """The folder of a prefix."""
+    return states_folder() / prefix
 
 
 def keep_private() -> None:
