@@ -35,8 +35,7 @@ class Worker:
             weights=settings.weights,
             precision=settings.precision,
             device=settings.device,
-            max_pixels=settings.photo_max_pixels,
-            max_side_px=settings.photo_max_side_px,
+            **settings.photo_limits,
         )
         self._storage = Storage(settings)
         self.forgetting = Forgetting(settings, self._storage)

@@ -132,8 +132,7 @@ def photo(name: str, photo_id: str) -> flask.Response:
     """A photo as it was enrolled."""
     service = dispatch.current()
     data = service.people.photo(name, photo_id)
-    limits = {"max_pixels": service.settings.photo_max_pixels, "max_side_px": service.settings.photo_max_side_px}
-    answer = flask.Response(data, mimetype=uploads.content_type(data, **limits))
+    answer = flask.Response(data, mimetype=uploads.content_type(data, **service.settings.photo_limits))
     # The id is the content's hash; but the photo may be forgotten, so a cache has to ask.
     answer.set_etag(photo_id)
     answer.cache_control.no_cache = True

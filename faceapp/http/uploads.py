@@ -149,7 +149,7 @@ def _check(file: FileStorage, settings: Settings) -> Upload | Refusal:
         data = sink.getvalue()
         # The bytes are one object until one of the two lets go of it; Flask keeps the form as long as the request.
         sink.close()
-        photo = images.inspect(data, max_pixels=settings.photo_max_pixels, max_side_px=settings.photo_max_side_px)
+        photo = images.inspect(data, **settings.photo_limits)
         return Upload(file_name=name, data=data, photo=photo)
     except FaceappError as error:
         # The traceback's frames hold the photo.
@@ -161,9 +161,9 @@ def _size_bytes(file: FileStorage) -> int:
     return sink.getbuffer().nbytes or int(sink.overflown) if isinstance(sink, _Sink) else 0
 
 
-def content_type(data: bytes, *, max_pixels: int, max_side_px: int) -> str:
+def content_type(data: bytes, **limits: int) -> str:
     """The media type of a photo, by its own header."""
-    return _media_type(images.inspect(data, max_pixels=max_pixels, max_side_px=max_side_px))
+    return _media_type(images.inspect(data, **limits))
 
 
 def _media_type(photo: Photo) -> str:
