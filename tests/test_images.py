@@ -350,7 +350,7 @@ def test_a_tiff_with_a_smaller_copy_beside_is_no_raw() -> None:
     ("marker", "bits", "sentence"),
     [
         (0xC3, 8, "lossless"),
-        (0xC5, 8, "several frames"),
+        (0xC5, 8, "hierarchical"),
         (0xC9, 8, "arithmetic"),
         (0xCA, 8, "arithmetic"),
         (0xC1, 12, "12 bits"),

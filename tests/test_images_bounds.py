@@ -16,7 +16,7 @@ from PIL import Image
 
 from faceapp import images
 from faceapp.config import MIB
-from faceapp.errors import ImageError, ImageTooLarge
+from faceapp.errors import ImageError, ImageTooLarge, ImageTruncated
 from faceapp.images import decoding, heif, jpeg, png, scanning
 from faceapp.images.formats import scan
 
@@ -232,6 +232,21 @@ def test_a_grid_counts_each_of_its_tiles() -> None:
     decoding._check_size(scan(tiled(8, 512)), 4000, 4000, *limits)
     with pytest.raises(ImageTooLarge, match="many more pixels"):
         decoding._check_size(scan(tiled(100, 8000)), 4000, 4000, *limits)
+
+
+def test_strips_point_at_no_more_than_the_file_has() -> None:
+    """S7: each of them could be decompressed out of the whole file."""
+    whole = encoded("TIFF", compression="tiff_deflate", strip_size=96 * 3)
+    assert scan(whole).format == "TIFF"
+    (at,) = struct.unpack("<I", whole[4:8])
+    for n in range(*struct.unpack("<H", whole[at : at + 2])):
+        tag, type, count, where = struct.unpack("<HHII", whole[at + 2 + 12 * n : at + 14 + 12 * n])
+        if tag == 279:
+            size = 2 if type == 3 else 4
+            large = struct.pack("<H" if size == 2 else "<I", len(whole)) * count
+            lies = whole[:where] + large + whole[where + size * count :]
+    with pytest.raises(ImageTruncated):
+        scan(lies)
 
 
 def test_phones_files_are_within_the_bounds() -> None:

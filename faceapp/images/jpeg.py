@@ -163,7 +163,9 @@ class _Header:
 
     def _frame(self, marker: int, segment: bytes) -> _Frame:
         if marker not in _READ_FRAMES:
-            kind = "arithmetic coding" if marker > 0xC8 else "lossless coding" if marker == 0xC3 else "several frames"
+            kind = (
+                "arithmetic coding" if marker > 0xC8 else "lossless coding" if marker == 0xC3 else "hierarchical coding"
+            )
             raise ImageUnsupported(f"The photo is a JPEG with {kind}, which this service does not read: {AGAIN}")
         if len(segment) < 6 or len(segment) < 6 + 3 * segment[5] or self.frame:
             raise damaged("header")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from faceapp.errors import ImageError, ImageTruncated, ImageUnsupported
 from faceapp.images.scanning import Head, Parts, damaged
@@ -86,13 +88,19 @@ class _Tiff:
             yield entry
             at += 4 + 2 * inline
 
-    def numbers(self, entry: _Entry, most: int = LIST_VALUES) -> list[int]:
+    def total(self, entry: _Entry) -> float:
+        """The sum of an entry's whole numbers."""
+        return float(self._array(entry, LIST_VALUES).sum(dtype=float))
+
+    def numbers(self, entry: _Entry, most: int) -> list[int]:
         """The first `most` whole numbers of an entry."""
+        return [int(value) for value in self._array(entry, most)]
+
+    def _array(self, entry: _Entry, most: int) -> NDArray[Any]:
         form, count = _NUMBERS.get(entry.type), min(entry.count, most)
         if not form or entry.at + count * _SIZES[entry.type] > len(self._data):
-            return []
-        found = np.frombuffer(self._data, f"{self._order}u{_SIZES[entry.type]}", count, entry.at)
-        return [int(value) for value in found]
+            return np.zeros(0)
+        return np.frombuffer(self._data, f"{self._order}u{_SIZES[entry.type]}", count, entry.at)
 
 
 def orientation(exif: bytes | memoryview) -> int:
@@ -126,8 +134,8 @@ def scan(data: bytes) -> Head:
         if looked_at and entry.type not in _BYTES and entry.count > (LIST_VALUES if tag in _LISTS else VALUES):
             raise damaged("directory")
     # The same for pixels: else each of many strips could be decompressed out of the whole file.
-    sizes = [tiff.numbers(entries[tag]) for tag in (_STRIP_SIZES, _TILE_SIZES) if tag in entries]
-    if _first(tiff, entries, _COMPRESSION, 1) != 1 and any(sum(each) > len(data) for each in sizes):
+    sizes_bytes = [tiff.total(entries[tag]) for tag in (_STRIP_SIZES, _TILE_SIZES) if tag in entries]
+    if _first(tiff, entries, _COMPRESSION, 1) != 1 and max(sizes_bytes, default=0) > len(data):
         raise ImageTruncated
     return Head(format="TIFF", parts=parts.visited)
 
