@@ -33,8 +33,7 @@ def names(settings: Settings, photos: Sequence[Path], gallery: Path | None = Non
         weights=settings.weights,
         precision=settings.precision,
         device=settings.device,
-        max_pixels=settings.photo_max_pixels,
-        max_side_px=settings.photo_max_side_px,
+        **settings.photo_limits,
     )
     table = _table(recogniser, gallery)
     for photo in photos:
