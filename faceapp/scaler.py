@@ -19,6 +19,7 @@ from faceapp import tracing
 from faceapp.broker.janitor import Janitor
 from faceapp.config import Settings
 from faceapp.errors import BrokerUnavailable, ConfigError, FaceappError
+from faceapp.forgetting import LostOrders
 from faceapp.scaling.alarms import Alarms
 from faceapp.scaling.budget import Spent
 from faceapp.scaling.dry_run import DryRunFleet
@@ -320,7 +321,12 @@ def run(settings: Settings, *, dry_run: bool = False, stop: threading.Event | No
         status=status,
     )
     server = StatusServer(settings, status)
-    janitor = Janitor(settings, leads=lambda: lease is not None and lease.held)
+    janitor = Janitor(
+        settings,
+        leads=lambda: lease is not None and lease.held,
+        chores={"lost_orders": LostOrders(settings).send_again},
+        on_error=status.error,
+    )
     stop = stop or _stop_on_signals()
     server.start()
     janitor.start()
