@@ -279,6 +279,8 @@ class Scaler:
     def warn(self, key: str, sentence: str, *, level: int = logging.WARNING) -> None:
         """Say it, and again each minute while it lasts."""
         if self._clock() - self._said.get(key, float("-inf")) >= QUIET_S:
+            # What was said longer ago would be said again, and is often about an instance that is gone.
+            self._said = {each: at_s for each, at_s in self._said.items() if self._clock() - at_s < QUIET_S}
             self._said[key] = self._clock()
             logger.log(level, sentence)
 
