@@ -9,7 +9,7 @@ CHECKOV := $(VENV)/checkov
 CHECKS := $(CHECKOV)/.checks
 # The files name every package, with the hashes of its files, so nothing is resolved; and what builds a package that comes
 # as source is pinned and installed first, so no build fetches tools of its own.
-INSTALL := -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation
+INSTALL := -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --use-pep517
 
 .DEFAULT_GOAL := help
 .PHONY: help up check test test-faults fuzz bench bench-scaler accuracy clean

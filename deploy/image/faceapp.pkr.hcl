@@ -75,6 +75,12 @@ variable "subnet" {
   description = "A subnet with a way to the internet; empty: the default VPC's."
 }
 
+variable "cidr" {
+  type        = string
+  default     = ""
+  description = "From where Packer logs in while the image is made, as a range; empty: this machine's public address."
+}
+
 variable "fluent_bit_deb" {
   type        = string
   default     = ""
@@ -105,9 +111,12 @@ source "amazon-ebs" "faceapp" {
   instance_type   = var.builder_type != "" ? var.builder_type : local.builder_types[var.architecture]
   subnet_id       = var.subnet
   ssh_username    = "admin"
-  encrypt_boot    = true
-  kms_key_id      = var.kms_key
-  ena_support     = true
+  # Packer's own default lets the whole internet knock at the port.
+  temporary_security_group_source_cidrs     = var.cidr != "" ? [var.cidr] : null
+  temporary_security_group_source_public_ip = var.cidr == ""
+  encrypt_boot                              = true
+  kms_key_id                                = var.kms_key
+  ena_support                               = true
 
   # Debian's own: https://wiki.debian.org/Cloud/AmazonEC2Image
   source_ami_filter {

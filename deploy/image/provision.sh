@@ -141,7 +141,7 @@ END
     [[ -z $cuda || $CUDA == yes ]] ||
         die "torch's build is for CUDA $cuda: name the index of the CPU builds in TORCH_INDEX, or set CUDA=yes"
     # It names every package with the hashes of its files: nothing is resolved.
-    pip install --no-deps --no-build-isolation --requirement "$requirements"
+    pip install --no-deps --no-build-isolation --use-pep517 --requirement "$requirements"
     [[ -z $cuda ]] || pip install --no-deps --requirement "$cuda_libraries"
     pip install --no-deps --force-reinstall "$wheel"
     # Both would only show at run time.
