@@ -66,11 +66,8 @@ clean:
 # A torch that is in $(VENV) already, such as another build of the same version, stays: pip takes it as it is.
 $(RUNS): requirements-build.txt requirements.txt requirements-cuda.txt pyproject.toml | $(BIN)/pip
 	$(BIN)/python $(INSTALL) -r requirements-build.txt
+	$(BIN)/python tools/install_torch.py
 	$(BIN)/python $(INSTALL) -r requirements.txt
-	@if $(BIN)/python tools/torch_cuda.py; then \
-		echo "torch's build is for CUDA: installing what it needs besides"; \
-		$(BIN)/python $(INSTALL) -r requirements-cuda.txt; \
-	fi
 	$(BIN)/python $(INSTALL) --editable .
 	@touch $@
 

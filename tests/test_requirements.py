@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 import tomllib
+from importlib import metadata
 
 import pytest
 
 from tests.services import REPOSITORY
+from tools import install_torch
 from tools.lock import normal, pins
 
 LISTS = ("requirements", "requirements-dev", "requirements-checkov")
@@ -57,3 +59,22 @@ def test_every_installation_is_from_a_list_with_hashes_or_from_this_checkout() -
     script = (REPOSITORY / "deploy" / "image" / "provision.sh").read_text()
     for line in re.findall(r"^ .*pip install .*$", script, re.MULTILINE):
         assert re.search(r'--requirement "\$(build|torch|requirements|cuda_libraries)"|"\$wheel"', line), line
+
+
+def test_the_build_of_torch_that_is_there_stays(capfd: pytest.CaptureFixture[str]) -> None:
+    """S13: this environment's may be another build than pip's own index has; nothing is fetched, nothing replaced."""
+    before = metadata.version("torch")
+    if not install_torch.cuda():
+        install_torch.main()
+        assert capfd.readouterr().out == ""
+    assert metadata.version("torch") == before
+    assert install_torch.installed("torch") == before.partition("+")[0]
+    assert install_torch.installed("no-such-package") == ""
+
+
+def test_both_are_found_with_their_hashes() -> None:
+    """S13"""
+    text = (REPOSITORY / "requirements.txt").read_text()
+    found = {each[1]: each[0].count("--hash") for each in install_torch.ENTRY.finditer(text)}
+    assert found.keys() == {"torch", "torchvision"}
+    assert all(found.values())

@@ -4,8 +4,7 @@ The .in files name each package that is installed, what others bring along inclu
 pin uv asks the package index for the hashes of all of its files, of every platform and Python. Run it after a change of
 an .in file, with what `make check` installs; it needs the network.
 
-What torch's CUDA build for Linux needs besides is in requirements-cuda.txt. pip installs that only where torch is such
-a build.
+requirements-cuda.txt has what torch's CUDA build for Linux needs besides; it is installed only with such a build.
 """
 
 from __future__ import annotations
