@@ -7,6 +7,9 @@ RUNS := $(VENV)/.runs
 DEVELOPS := $(VENV)/.develops
 CHECKOV := $(VENV)/checkov
 CHECKS := $(CHECKOV)/.checks
+# The files name every package, with the hashes of its files, so nothing is resolved; and what builds a package that comes
+# as source is pinned and installed first, so no build fetches tools of its own.
+INSTALL := -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --use-pep517
 
 .DEFAULT_GOAL := help
 .PHONY: help up check test test-faults fuzz bench bench-scaler accuracy clean
@@ -32,7 +35,7 @@ check: $(DEVELOPS) $(CHECKS)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/bandit --configfile pyproject.toml --quiet --recursive faceapp tools
-	$(BIN)/python tools/audit.py requirements.txt requirements-dev.txt
+	$(BIN)/python tools/audit.py requirements.in requirements-dev.in
 	$(BIN)/cfn-lint deploy/*.yaml
 	$(CHECKOV)/bin/checkov --framework cloudformation --directory deploy --compact --quiet --skip-download
 
@@ -60,19 +63,23 @@ clean:
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # A stamp is as old as the last installation, so that a changed requirement installs again and nothing else does.
-$(RUNS): requirements.txt pyproject.toml | $(BIN)/pip
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+# A torch that is in $(VENV) already, such as another build of the same version, stays: pip takes it as it is.
+$(RUNS): requirements-build.txt requirements.txt requirements-cuda.txt pyproject.toml | $(BIN)/pip
+	$(BIN)/python $(INSTALL) -r requirements-build.txt
+	$(BIN)/python tools/install_torch.py
+	$(BIN)/python $(INSTALL) -r requirements.txt
+	$(BIN)/python $(INSTALL) --editable .
 	@touch $@
 
 $(DEVELOPS): requirements-dev.txt $(RUNS)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(BIN)/python $(INSTALL) -r requirements-dev.txt
 	@touch $@
 
 # It is large and pins much of what we pin to something else, so it has an environment of its own.
-$(CHECKS): requirements-checkov.txt | $(BIN)/pip
+$(CHECKS): requirements-build.txt requirements-checkov.txt | $(BIN)/pip
 	$(BIN)/python -m venv $(CHECKOV)
-	$(CHECKOV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-checkov.txt
+	$(CHECKOV)/bin/python $(INSTALL) -r requirements-build.txt
+	$(CHECKOV)/bin/python $(INSTALL) -r requirements-checkov.txt
 	@touch $@
 
 $(BIN)/pip:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from datetime import datetime
 from email.utils import parsedate_to_datetime
-from functools import cache
+from functools import cache, partial
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
@@ -47,13 +47,15 @@ def client(
     *,
     endpoint: str | None = None,
     credentials: tuple[str, str, str | None] | None = None,
+    owner: str = "",
     extra: Config | None = None,
     **config: Any,
 ) -> Any:
     """A boto3 client for `service`; `config` and `extra` override single settings of botocore's.
 
-    Raises ConfigError when no region is set, and botocore's errors for a profile that cannot be used. Safe to call in
-    any thread, and each call makes a client of its own.
+    With an `owner`, or FACEAPP_ACCOUNT, S3 refuses each call for a bucket that is another account's: a name that was
+    free for a moment may be anybody's. Raises ConfigError when no region is set, and botocore's errors for a profile
+    that cannot be used. Safe to call in any thread, and each call makes a client of its own.
     """
     options = Config(**{**DEFAULTS, "max_pool_connections": connections(settings()), **_own(service), **config})
     if extra is not None:
@@ -69,6 +71,8 @@ def client(
         aws_session_token=token,
     )
     made.meta.events.register_first("before-parse", _refuse_a_part)
+    if service == "s3" and (owner := owner or settings().account):
+        made.meta.events.register("before-parameter-build.s3", partial(_expect_owner, owner))
     return made
 
 
@@ -132,6 +136,11 @@ def _own(service: str) -> dict[str, Any]:
         "response_checksum_validation": "when_required",
         "s3": {"addressing_style": "path" if own_endpoint else "auto"},
     }
+
+
+def _expect_owner(owner: str, params: dict[str, Any], model: Any, **_: Any) -> None:
+    if model.input_shape and "ExpectedBucketOwner" in model.input_shape.members:
+        params.setdefault("ExpectedBucketOwner", owner)
 
 
 def _refuse_a_part(operation_model: Any, response_dict: dict[str, Any], **_: Any) -> None:

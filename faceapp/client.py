@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import urllib3
 
 from faceapp.credential import key_for
+from faceapp.door import names_loopback
 from faceapp.errors import BadRequest, FaceappError, ServiceUnreachable, by_code
 
 CONNECT_TIMEOUT_S = 5
@@ -24,6 +25,10 @@ class Client:
     def __init__(self, url: str, *, key: str | None = None, timeout_s: float = 600) -> None:
         key = key_for(url) if key is None else key
         self.url = url.rstrip("/")
+        self.exposes_key = (
+            bool(key) and urlsplit(url).scheme == "http" and not names_loopback(urlsplit(url).netloc.rpartition("@")[2])
+        )
+        """Whether the key travels over a network where others can read it."""
         timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=timeout_s)
         headers = {"Authorization": f"Bearer {key}"} if key else None
         # Redirects are not followed: a key is for this service alone.

@@ -90,8 +90,9 @@ class Settings:
     prefix: str = _text(
         "faceapp",
         "the first part of every bucket's and queue's name",
-        pattern=r"[a-z0-9][a-z0-9-]{0,30}[a-z0-9]",
-        takes="2 to 32 small letters, digits and hyphens, with no hyphen at either end",
+        # With one of these in it, its queues would match the patterns of the roles of a stack with a shorter prefix.
+        pattern=r"(?!.*-(celeryev|resp-queue)(-|$))[a-z0-9][a-z0-9-]{0,30}[a-z0-9]",
+        takes="2 to 32 small letters, digits and hyphens, with no hyphen at either end and no -celeryev or -resp-queue",
     )
     stack: str = _text(
         "",
@@ -159,6 +160,12 @@ class Settings:
     worker_memory_mib: int = _whole(1536, 0, 1024 * 1024, "memory that one task may take; 0: no limit")
     queue_wait_s: int = _whole(20, 0, 20, "how long one long poll of a queue waits")
 
+    account: str = _text(
+        "",
+        "the AWS account that the buckets must belong to; none: not checked",
+        pattern=r"(\d{12})?",
+        takes="an account's 12 digits",
+    )
     worker_image: str = _text(
         "",
         "the image (AMI) that app-tier instances boot; without it the stack has no launch template",

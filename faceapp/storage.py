@@ -147,7 +147,9 @@ class Storage:
 
     def _new_client(self) -> Any:
         limits = QUICK if self._quick else PATIENT
-        return aws.client("s3", max_pool_connections=aws.connections(self.settings), **limits)
+        return aws.client(
+            "s3", owner=self.settings.account, max_pool_connections=aws.connections(self.settings), **limits
+        )
 
     def ready(self) -> None:
         """Ask for all three buckets (three calls). Raises StorageUnavailable unless each is there and open to us."""

@@ -186,8 +186,8 @@ def _run_instances(asked: Mapping[str, str], account: Account) -> Iterator[Need]
             tags[name] = asked[f"TagSpecification.{found[1]}.Tag.{found[2]}.Value"]
     used: Context = {"ec2:LaunchTemplate": [template]}
     requested = {f"aws:RequestTag/{key}": [value] for key, value in tags.items()}
-    run = "ec2:RunInstances"
-    yield Need(action=run, resource=arn("ec2", "instance/i-new"), context={**used, **requested})
+    run, kind_of = "ec2:RunInstances", {"ec2:InstanceType": [asked.get("InstanceType", data["InstanceType"])]}
+    yield Need(action=run, resource=arn("ec2", "instance/i-new"), context={**used, **requested, **kind_of})
     yield Need(action=run, resource=f"arn:aws:ec2:{REGION}::image/{data['ImageId']}", context=used)
     yield Need(action=run, resource=template, context=used)
     for group in data["SecurityGroupIds"]:

@@ -12,7 +12,7 @@ import pytest
 
 from tests.services import REPOSITORY
 
-FILES = ("requirements.txt", "requirements-dev.txt")
+FILES = ("requirements.in", "requirements-dev.in")
 
 # The index, for pip-audit as it is: only what the network would have answered is made up.
 INDEX = """
@@ -30,6 +30,27 @@ def get(self, url, **_):
     return answer
 
 requests.Session.get = get
+"""
+
+
+# An index without that data, and OSV.
+OSV = """
+import json
+import requests
+
+VULNERABLE = json.loads({vulnerable!r})
+
+def answer(status, document):
+    made = requests.Response()
+    made.status_code, made._content = status, json.dumps(document).encode()
+    return made
+
+def post(self, url, data, **_):
+    name = json.loads(data)["package"]["name"]
+    return answer(200, {{"vulns": [VULNERABLE]}} if name == "jinja2" else {{}})
+
+requests.Session.get = lambda self, url, **_: answer(404, {{}})
+requests.Session.post = post
 """
 
 
@@ -87,3 +108,25 @@ def test_an_index_that_cannot_say_is_said_aloud_and_fails_nothing(tmp_path: Path
     assert status == 0
     assert told.startswith("audit: NOT MADE: ")
     assert len(told.splitlines()) == 1
+
+
+def test_ci_is_red_when_the_audit_was_not_made_unless_it_says_that_it_cannot_be(tmp_path: Path) -> None:
+    """S13: the audit passed in CI when it was not made."""
+    nowhere = {"HTTPS_PROXY": "http://127.0.0.1:9", "NO_PROXY": "", "CI": "true"}
+    status, told = audited(tmp_path, None, **nowhere)
+    assert status == 1
+    assert "audit: NOT MADE: " in told
+    assert "AUDIT=offline" in told
+    status, told = audited(tmp_path, None, **nowhere, AUDIT="offline")
+    assert status == 0
+    assert told.count("NOT MADE") == 2
+
+
+def test_osv_is_asked_where_the_index_has_no_such_data(tmp_path: Path) -> None:
+    """S13"""
+    vulnerable = {"id": "GHSA-1", "aliases": [], "summary": "bad", "affected": []}
+    (tmp_path / "sitecustomize.py").write_text(OSV.format(vulnerable=json.dumps(vulnerable)))
+    status, told = audited(tmp_path, None)
+    assert status == 1, told
+    assert re.search(r"audit: jinja2 [\d.]+: GHSA-1, mended in no version yet", told, re.IGNORECASE)
+    assert "1 with known vulnerabilities" in told

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import logging
 import os
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -204,3 +206,26 @@ def test_a_client_keeps_as_many_connections_as_requests_can_be_open() -> None:
     """G5"""
     assert aws.connections(Settings(web_connections=5000)) == 5000
     assert aws.connections(Settings(web_connections=2, web_waiting=1)) == aws.LEAST_CONNECTIONS
+
+
+@pytest.mark.parametrize("account", ["", "123456789012"])
+def test_every_call_of_s3_says_whose_the_bucket_must_be(stack: Settings, account: str) -> None:
+    """S12: the name of a bucket that was deleted may be anybody's the next moment."""
+    storage, said = Storage(dataclasses.replace(stack, account=account)), list[tuple[str, Any]]()
+
+    def listen(request: Any, event_name: str, **_: Any) -> None:
+        said.append((event_name.rpartition(".")[2], request.headers.get("x-amz-expected-bucket-owner")))
+
+    storage.client.meta.events.register("before-send.s3", listen)
+    request_id = uuid.uuid4().hex
+    storage.ready()
+    storage.put_photo(request_id, b"x", file_name="x", content_type="image/jpeg")
+    storage.get_photo(request_id)
+    storage.photo_exists(request_id)
+    storage.delete_photo(request_id)
+    storage.put_gallery("vectors/x/1", b"x")
+    storage.delete_gallery([key for key, _ in storage.list_gallery("vectors/")])
+    calls = {name for name, _ in said}
+    assert {"PutObject", "GetObject", "HeadObject", "DeleteObject", "DeleteObjects", "ListObjectsV2"} <= calls
+    # As bytes from the parameter, or not at all.
+    assert {value.decode() if isinstance(value, bytes) else value for _, value in said} == {account or None}

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from faceapp.cli.common import warn_of_plain_http
+from faceapp.client import Client
 from faceapp.config import Settings
 
 NOBODY = "http://127.0.0.1:1"
@@ -122,3 +124,34 @@ def test_a_course_gallery_of_another_network_is_one_sentence(samples: dict[str, 
     assert done.returncode == 1
     assert "set FACEAPP_EMBEDDER=facenet and FACEAPP_WEIGHTS" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("url", "warned"),
+    [
+        ("http://192.0.2.1:9", True),
+        ("http://faceapp.invalid", True),
+        ("http://127.0.0.1.example.org", True),
+        ("https://faceapp.invalid", False),
+        ("http://127.0.0.1:9", False),
+        ("http://localhost", False),
+        ("http://[::1]:9", False),
+    ],
+)
+def test_a_key_that_others_can_read_on_its_way_is_warned_of(
+    url: str, warned: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """S12"""
+    key = f"fa_{'0' * 8}_{'x' * 43}"
+    assert not Client(url).exposes_key
+    warn_of_plain_http(Client(url, key=key))
+    said = capsys.readouterr().err
+    assert ("plain HTTP" in said) is warned
+    assert key not in said
+
+
+def test_the_commands_warn_of_plain_http() -> None:
+    """S12"""
+    done = faceapp("people", "--url", "http://127.0.0.2.invalid:1", "list", FACEAPP_API_KEY=f"fa_{'0' * 8}_{'x' * 43}")
+    assert done.returncode == 1
+    assert done.stderr.startswith("Warning: the API key goes to http://127.0.0.2.invalid:1 over plain HTTP")

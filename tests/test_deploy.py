@@ -93,6 +93,13 @@ def test_without_an_image_nothing_boots_and_it_says_so(deploy: Deploy) -> None:
     assert "Without an image there is no web-instance" in said(done)
 
 
+def test_plain_http_is_warned_of(deploy: Deploy) -> None:
+    """S12"""
+    open_to_some = ("plan", "--image", IMAGE, "--cidr", "203.0.113.7/32")
+    assert "Port 8000 is plain HTTP: API keys and photos can be read" in said(deploy(*open_to_some, "--port", "8000"))
+    assert "plain HTTP" not in said(deploy(*open_to_some))
+
+
 def test_what_comes_with_a_parameter_is_in_the_plan(deploy: Deploy) -> None:
     assert deploy("apply", "--yes").returncode == 0
     planned = deploy("plan", "--image", IMAGE)

@@ -179,7 +179,7 @@ class Run:
         s3.put_object(Bucket=self.settings.out_bucket, Key=LEASE, Body=former.encode())
         for name in (
             "celery_app-tier-instance-9-celery-pidbox",
-            "0123-reply-celery-pidbox",
+            "reply_0123-reply-celery-pidbox",
             "resp-queue-gone-0",
             # Of a predecessor that was killed: taken over.
             "celery_app-tier-instance-1-celery-pidbox",
@@ -420,7 +420,12 @@ def test_what_each_must_not_do(recorded: Recorded) -> None:
     bucket = f"arn:aws:s3:::{prefix}-"
     ours = {"aws:ResourceTag/faceapp:stack": [prefix], "aws:ResourceTag/faceapp:tier": ["app"]}
     instance, used = arn("ec2", "instance/i-1"), {"ec2:LaunchTemplate": [arn("ec2", f"launch-template/{template}")]}
-    tags = {"aws:RequestTag/faceapp:stack": [prefix], "aws:RequestTag/faceapp:tier": ["app"]}
+    tags = {
+        "aws:RequestTag/faceapp:stack": [prefix],
+        "aws:RequestTag/faceapp:tier": ["app"],
+        "ec2:InstanceType": [recorded.account.launch_template["LaunchTemplateData"]["InstanceType"]],
+    }
+    neighbour = f"{prefix}-two"
     passing = {"iam:PassedToService": ["ec2.amazonaws.com"]}
     allowed = [
         ("scaler", "ec2:StartInstances", instance, ours),
@@ -462,6 +467,8 @@ def test_what_each_must_not_do(recorded: Recorded) -> None:
         ("scaler", "ec2:StopInstances", instance, ours | {"aws:ResourceTag/faceapp:stack": ["another"]}),
         ("scaler", "ec2:StopInstances", instance, {}),
         ("scaler", "ec2:RunInstances", instance, tags),
+        # S12: another type than the stack's.
+        ("scaler", "ec2:RunInstances", instance, used | tags | {"ec2:InstanceType": ["p5.48xlarge"]}),
         ("scaler", "ec2:RunInstances", instance, used),
         ("scaler", "ec2:RunInstances", f"arn:aws:ec2:us-east-1::image/{IMAGE}", {}),
         ("scaler", "ec2:CreateTags", instance, ours | {"aws:TagKeys": ["faceapp:tier"]}),
@@ -479,6 +486,22 @@ def test_what_each_must_not_do(recorded: Recorded) -> None:
         ("flower", "sqs:ReceiveMessage", arn("sqs", f"{prefix}-req-queue"), {}),
         ("flower", "sqs:SendMessage", arn("sqs", f"{prefix}-req-queue"), {}),
         ("flower", "ec2:DescribeInstances", "*", {}),
+    ]
+    # S12: nothing of a stack whose prefix begins like this one's.
+    refused += [
+        (role, action, arn("sqs", f"{neighbour}-{end}"), {})
+        for role in ROLES
+        for action in ("sqs:SendMessage", "sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:DeleteQueue")
+        for end in (
+            "req-queue",
+            "resp-queue",
+            "resp-queue-web-1",
+            "dead-letter-queue",
+            "celery_app-tier-instance-1-celery-pidbox",
+            "celeryev-scaler-host",
+            "celeryev-flower-host-5555",
+            "reply_0123456789ab-reply-celery-pidbox",
+        )
     ]
     for wanted, cases in ((True, allowed), (False, refused)):
         for role, action, resource, context in cases:

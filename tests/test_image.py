@@ -27,8 +27,11 @@ from tests.units import DEPLOY, SERVICES, values
 
 PROVISION = DEPLOY / "image" / "provision.sh"
 TEMPLATE = DEPLOY / "image" / "faceapp.pkr.hcl"
-NEWER = re.compile(r"^  metadata_options \{.*?^  \}\n|^  imds_support .*?\n", re.MULTILINE | re.DOTALL)
-"""What Debian's Packer (1.6) does not know of the instances' metadata service."""
+NEWER = re.compile(
+    r"^  metadata_options \{.*?^  \}\n|^  imds_support .*?\n|^  temporary_security_group_source_public_ip .*?\n",
+    re.MULTILINE | re.DOTALL,
+)
+"""What Debian's Packer (1.6) does not know: the instances' metadata service, and who may log in while it builds."""
 
 
 def a_python(folder: Path, packages: Path) -> Path:
@@ -95,8 +98,8 @@ def test_the_image_has_what_its_units_run_and_can_be_made_twice(wheel: Path, tmp
 
 @pytest.mark.system
 def test_a_torch_with_cuda_is_refused_before_its_gigabytes_come(tmp_path: Path) -> None:
-    packages, requirements = tmp_path / "packages", (REPOSITORY / "requirements.txt").read_text()
-    for name in ("torch", "torchvision"):
+    packages, requirements = tmp_path / "packages", (REPOSITORY / "requirements.in").read_text()
+    for name in ("torch", "torchvision", "setuptools"):
         [version] = re.findall(rf"^{name}==(.*)$", requirements, re.MULTILINE)
         about = packages / f"{name}-{version}.dist-info"
         about.mkdir(parents=True)
@@ -136,10 +139,11 @@ def test_packer_finds_its_files_in_order() -> None:
 def test_packer_takes_the_template(tmp_path: Path) -> None:
     copy = tmp_path / "deploy"
     shutil.copytree(DEPLOY, copy)
-    shutil.copy(REPOSITORY / "requirements.txt", tmp_path)
+    for each in ("", "-build", "-cuda"):
+        shutil.copy(REPOSITORY / f"requirements{each}.txt", tmp_path)
     (tmp_path / "faceapp.whl").touch()
     text, left_out = NEWER.subn("", TEMPLATE.read_text())
-    assert left_out == 2
+    assert left_out == 3
     (copy / "image" / TEMPLATE.name).write_text(text)
     given = {"region": "us-east-1", "version": __version__, "wheel": str(tmp_path / "faceapp.whl")}
 

@@ -85,6 +85,13 @@ def test_the_common_part_overrides_nothing_that_a_unit_says() -> None:
         assert not common & {(section, key) for section, key, _ in entries(service)}, service.name
 
 
+def test_what_needs_no_credentials_does_not_reach_the_metadata_service() -> None:
+    """S12: it has those of the instance's role."""
+    [denied] = values("faceapp-nginx.service", "IPAddressDeny")
+    assert denied.split() == ["169.254.169.254", "fd00:ec2::254"]
+    assert values("faceapp-tls.service", "PrivateNetwork") == ["yes"]
+
+
 def test_each_role_has_a_user_of_its_own() -> None:
     users = {
         each.name.removeprefix("faceapp-").removesuffix(".service"): values(each.name, "User") for each in SERVICES

@@ -28,6 +28,12 @@ variable "torch_index" {
   description = "The index of torch's CPU builds that PyTorch's site names. Without it pip's own is asked."
 }
 
+variable "torch_sha256" {
+  type        = string
+  default     = ""
+  description = "The SHA-256 of torch's and torchvision's files in that index, with a space between them; empty: not checked."
+}
+
 variable "architecture" {
   type        = string
   default     = "amd64"
@@ -69,6 +75,12 @@ variable "subnet" {
   description = "A subnet with a way to the internet; empty: the default VPC's."
 }
 
+variable "cidr" {
+  type        = string
+  default     = ""
+  description = "From where Packer logs in while the image is made, as a range; empty: this machine's public address."
+}
+
 variable "fluent_bit_deb" {
   type        = string
   default     = ""
@@ -99,9 +111,12 @@ source "amazon-ebs" "faceapp" {
   instance_type   = var.builder_type != "" ? var.builder_type : local.builder_types[var.architecture]
   subnet_id       = var.subnet
   ssh_username    = "admin"
-  encrypt_boot    = true
-  kms_key_id      = var.kms_key
-  ena_support     = true
+  # Packer's own default lets the whole internet knock at the port.
+  temporary_security_group_source_cidrs     = var.cidr != "" ? [var.cidr] : null
+  temporary_security_group_source_public_ip = var.cidr == ""
+  encrypt_boot                              = true
+  kms_key_id                                = var.kms_key
+  ena_support                               = true
 
   # Debian's own: https://wiki.debian.org/Cloud/AmazonEC2Image
   source_ami_filter {
@@ -157,20 +172,26 @@ build {
   }
 
   provisioner "file" {
-    sources     = ["${path.root}/../../requirements.txt", var.wheel]
+    sources = [
+      "${path.root}/../../requirements.txt",
+      "${path.root}/../../requirements-build.txt",
+      "${path.root}/../../requirements-cuda.txt",
+      var.wheel,
+    ]
     destination = "/tmp/faceapp/"
   }
 
   provisioner "shell" {
     environment_vars = [
       "TORCH_INDEX=${var.torch_index}",
+      "TORCH_SHA256=${var.torch_sha256}",
       "FLUENT_BIT_DEB=${var.fluent_bit_deb}",
       "FLUENT_BIT_SHA256=${var.fluent_bit_sha256}",
     ]
     # Debian's images still start when Packer logs in: apt's lists and cloud-init's own work come first.
     inline = [
       "cloud-init status --wait >/dev/null",
-      "sudo --preserve-env=TORCH_INDEX,FLUENT_BIT_DEB,FLUENT_BIT_SHA256 bash /tmp/faceapp/deploy/image/provision.sh --wheel /tmp/faceapp/${basename(var.wheel)}",
+      "sudo --preserve-env=TORCH_INDEX,TORCH_SHA256,FLUENT_BIT_DEB,FLUENT_BIT_SHA256 bash /tmp/faceapp/deploy/image/provision.sh --wheel /tmp/faceapp/${basename(var.wheel)}",
     ]
   }
 }

@@ -10,6 +10,8 @@
 #   PYTHON              python3 unless said; 3.11 or newer
 #   TORCH_INDEX         where pip finds torch's CPU build: the index that PyTorch's site names for it. pip's own index
 #                       has builds with CUDA for x86-64, which are gigabytes that these instances have no use for.
+#   TORCH_SHA256        the checksums of torch's and torchvision's files there, with a space between them. Every other
+#                       package, and these from pip's own index, are checked by requirements.txt
 #   CUDA                yes lets a build with CUDA pass (instances with GPUs)
 #   FLUENT_BIT_DEB      fluent-bit's package for this Debian, a file or a URL, for ShipLogs=yes; with its checksum:
 #   FLUENT_BIT_SHA256
@@ -18,6 +20,7 @@ set -euo pipefail
 
 PYTHON=${PYTHON:-python3}
 TORCH_INDEX=${TORCH_INDEX:-}
+TORCH_SHA256=${TORCH_SHA256:-}
 CUDA=${CUDA:-no}
 FLUENT_BIT_DEB=${FLUENT_BIT_DEB:-}
 FLUENT_BIT_SHA256=${FLUENT_BIT_SHA256:-}
@@ -27,6 +30,8 @@ unset PYTHONDONTWRITEBYTECODE PIP_NO_COMPILE
 
 deploy=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 requirements=$(dirname "$deploy")/requirements.txt
+build=${requirements%.txt}-build.txt
+cuda_libraries=${requirements%.txt}-cuda.txt
 wheel='' root='' clean=yes
 
 main() {
@@ -40,7 +45,10 @@ main() {
         shift
     done
     [[ -f $wheel ]] || die "--wheel names what to install, and there is no file '$wheel'"
-    [[ -f $requirements ]] || die "there is no $requirements beside $deploy"
+    local file
+    for file in "$requirements" "$build" "$cuda_libraries"; do
+        [[ -f $file ]] || die "there is no $file beside $deploy"
+    done
     [[ -n $root || $EUID == 0 ]] || die 'this needs root (or --root DIR)'
     venv=$root/opt/faceapp/venv
 
@@ -110,11 +118,15 @@ add_users() {
 
 install_faceapp() {
     [[ -x $venv/bin/python ]] || "$PYTHON" -m venv "$venv"
-    local torch=()
-    mapfile -t torch < <(grep -E '^(torch|torchvision)==' "$requirements")
+    # What builds packages that come as source, so that no build fetches tools of its own.
+    pip install --no-deps --requirement "$build"
     # These first and alone: whatever is wrong with them shows before gigabytes came, and no other package is looked
     # for in their index.
-    pip install --no-deps ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "${torch[@]}"
+    local torch
+    torch=$(mktemp)
+    torch_requirements >"$torch"
+    pip install --no-deps ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} --requirement "$torch"
+    rm "$torch"
     local cuda
     cuda=$("$venv/bin/python" - <<'END'
 import importlib.util
@@ -128,12 +140,30 @@ END
     )
     [[ -z $cuda || $CUDA == yes ]] ||
         die "torch's build is for CUDA $cuda: name the index of the CPU builds in TORCH_INDEX, or set CUDA=yes"
-    pip install --requirement "$requirements"
+    # It names every package with the hashes of its files: nothing is resolved.
+    pip install --no-deps --no-build-isolation --use-pep517 --requirement "$requirements"
+    [[ -z $cuda ]] || pip install --no-deps --requirement "$cuda_libraries"
     pip install --no-deps --force-reinstall "$wheel"
     # Both would only show at run time.
     "$venv/bin/python" -m pip check
     # Services could not: their file system is read-only. pip does so itself, unless one of its settings forbids it.
     "$venv/bin/python" -m compileall -q "$("$venv/bin/python" -c 'import faceapp; print(faceapp.__path__[0])')"
+}
+
+# torch and torchvision, with the hashes of the files that are meant.
+torch_requirements() {
+    if [[ -z $TORCH_INDEX ]]; then
+        awk '/^(torch|torchvision)==/ { entry = 1 } entry { print } !/\\$/ { entry = 0 }' "$requirements"
+        return
+    fi
+    [[ -n $TORCH_SHA256 ]] || say 'TORCH_SHA256 is not set: torch is taken as its index has it' >&2
+    local pin sum
+    while read -r pin; do
+        for sum in $TORCH_SHA256; do
+            pin+=" --hash=sha256:$sum"
+        done
+        echo "$pin"
+    done < <(grep -oE '^(torch|torchvision)==[^ ]+' "$requirements")
 }
 
 pip() {

@@ -54,13 +54,22 @@ class Question:
             yield answer
 
 
+def _routing_key() -> str:
+    """A new name for a process's replies.
+
+    A prefix has no underscore, so that the roles' pattern `<prefix>-reply_*` is no queue of a stack whose prefix begins
+    with this one's.
+    """
+    return f"reply_{uuid.uuid4().hex[:12]}"
+
+
 class Replies(QueueReader):
     """The answers to this process's questions, by ticket. Any thread may call any method."""
 
     def __init__(self, prefix: str, *, wait_s: int) -> None:
         self._prefix = prefix
         self._naming = threading.Lock()
-        self.routing_key = uuid.uuid4().hex[:12]
+        self.routing_key = _routing_key()
         super().__init__(self._name(), wait_s=wait_s, life="process")
         self._questions: dict[str, Question] = {}
 
@@ -73,7 +82,7 @@ class Replies(QueueReader):
             if not self._queue_url.endswith(f"/{self.queue_name}"):
                 # The janitor gave the name up less than a minute ago. Workers find the queue by its name alone.
                 temporary_queues.delete(self.__dict__.pop("_queue_url"))
-                self.routing_key = uuid.uuid4().hex[:12]
+                self.routing_key = _routing_key()
                 self.queue_name = self._name()
                 super()._ensure_queue()
 

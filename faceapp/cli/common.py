@@ -16,6 +16,16 @@ FOLDER = click.Path(path_type=Path)
 URL = "http://127.0.0.1:8000"
 
 
+def warn_of_plain_http(client: Any) -> None:
+    """Say on stderr that the client's key can be read on its way."""
+    if client.exposes_key:
+        click.echo(
+            f"Warning: the API key goes to {client.url} over plain HTTP, where others can read it: use https, or a key "
+            "that is good for a day.",
+            err=True,
+        )
+
+
 class Commands(click.Group):
     """A group whose commands fail with one sentence: status 2 for a setting that cannot be used, 1 for the rest."""
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from faceapp.cli.common import FOLDER, URL
+from faceapp.cli.common import FOLDER, URL, warn_of_plain_http
 from faceapp.config import settings
 
 
@@ -19,6 +19,7 @@ def people(context: click.Context, url: str) -> None:
     from faceapp.client import Client
 
     context.obj = Client(url)
+    warn_of_plain_http(context.obj)
 
 
 @people.command("list")
@@ -87,5 +88,6 @@ def recognize(photos: tuple[Path, ...], url: str, local: bool, gallery: Path | N
     from faceapp.client import Client
 
     client = Client(url)
+    warn_of_plain_http(client)
     for photo in photos:
         click.echo(client.recognise(photo))

@@ -28,6 +28,7 @@ SETTINGS_OF_PARAMETERS = {parameter: setting for setting, parameter in PARAMETER
 NOT_SET_HERE = {
     "FACEAPP_PREFIX": "the prefix is given by --prefix",
     "FACEAPP_STACK": "the stack's name is given by --stack",
+    "FACEAPP_ACCOUNT": "it is the account of the credentials",
     "FACEAPP_WEB_HOST": "it follows from --port",
     "FACEAPP_WEB_PORT": "it follows from --port",
     "FACEAPP_AWS_PORT": "it is for 'faceapp up' only",

@@ -16,7 +16,7 @@ from faceapp.deploy.target import Target
 from faceapp.errors import ConfigError, DeployError
 
 CHECKOUT = Path(__file__).parents[2]
-SOURCES = ("faceapp", "deploy", "pyproject.toml", "requirements.txt", "README.md", "LICENSE")
+SOURCES = ("faceapp", "deploy", "pyproject.toml", "requirements.in", "README.md", "LICENSE")
 OLDEST = (1, 7, 0)
 """Older versions have no `packer init`, and the Amazon plugin that is built into them does not know the template."""
 HOW = "Packer's own page, developer.hashicorp.com/packer, says how to get it."
@@ -53,7 +53,9 @@ def make_wheel(folder: Path, *, root: Path = CHECKOUT) -> Path:
         else:
             sources.mkdir(exist_ok=True)
             shutil.copy(source, sources)
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(sources)]
+    # Without isolation, in which pip would fetch a build backend without looking at its hash.
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder)]
+    command = [sys.executable, "-m", "pip", "wheel", *options, str(sources)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(folder.glob("faceapp-*.whl"))
     if done.returncode or not wheels:

@@ -108,6 +108,8 @@ def _notes(found: Plan) -> list[str]:
         )
     elif found.after.get("AccessCidr", "").startswith("127."):
         notes.append("AccessCidr lets nobody in: --cidr YOUR.ADDRESS/32 lets you.")
+    elif found.after.get("AccessPort") == "8000":
+        notes.append("Port 8000 is plain HTTP: API keys and photos can be read on their way. --port 443 is TLS.")
     return notes
 
 

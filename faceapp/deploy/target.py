@@ -57,7 +57,7 @@ class Target:
     def client(self, service: str) -> Any:
         """A boto3 client; the same one each time."""
         if service not in self._clients:
-            self._clients[service] = aws.client(service, **LIMITS)
+            self._clients[service] = aws.client(service, owner="" if self.embedded else self.account, **LIMITS)
         return self._clients[service]
 
 
