@@ -171,6 +171,7 @@ class Client:
             self._sock.shutdown(socket.SHUT_WR)
             while self._unread_bytes > 0 and (left_s := deadline_s - time.monotonic()) > 0:
                 self._sock.settimeout(left_s)
+                gevent.sleep(0)
                 data = self._sock.recv(LINGER_PIECE_BYTES)
                 if not data:
                     return
