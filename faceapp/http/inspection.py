@@ -13,7 +13,7 @@ from gevent import monkey
 from gevent.threadpool import ThreadPool
 
 from faceapp import images
-from faceapp.errors import ImageError
+from faceapp.errors import FaceappError, ImageError
 from faceapp.schema import Photo
 
 IN_PLACE_BYTES = 64 * 1024
@@ -32,8 +32,19 @@ def inspect(data: bytes, **limits: int) -> Photo:
     if len(data) <= IN_PLACE_BYTES or not monkey.is_module_patched("threading"):
         return images.inspect(data, **limits)
     with gevent.Timeout(LIMIT_S, ImageError("The photo's header takes too long to be read.")):
-        photo: Photo = _threads().apply(images.inspect, (data,), limits)
-        return photo
+        outcome: Photo | FaceappError = _threads().apply(_inspect, (data,), limits)
+    if isinstance(outcome, FaceappError):
+        raise outcome
+    return outcome
+
+
+def _inspect(data: bytes, **limits: int) -> Photo | FaceappError:
+    """An error as a value: of one that is raised in a thread, gevent would write the traceback to the log."""
+    try:
+        return images.inspect(data, **limits)
+    except FaceappError as error:
+        # The traceback's frames hold the photo.
+        return error.with_traceback(None)
 
 
 @cache
