@@ -12,6 +12,7 @@ BENCHMARKS = {
     "scaler": "Scaling policies beside others' and beside a lower bound",
     "broker": "Events and remote control over SNS and SQS",
     "web_open": "A thousand open requests",
+    "hostile --made-up 14": "Requests made to cost more than their bytes, and what others notice",
     "load --photos 200 --concurrency 200": "A burst, beside Celery + Redis and beside simple polling",
     "boot": "A worker's start, step by step",
 }

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 
 import pytest
 
-from faceapp.errors import BadRequest, FaceappError, TooManyFiles, UploadTooLarge
+from faceapp.errors import BadRequest, BodyEncoded, FaceappError, TooManyFiles, UploadTooLarge
 from faceapp.http import forms
 from faceapp.http.forms import Disposition, Form, disposition
 
@@ -115,6 +116,22 @@ def test_a_form_that_never_begins_is_no_form(preamble: bytes) -> None:
     """S2: a preamble without end is passed over in time linear in its length."""
     with pytest.raises(BadRequest):
         read(preamble * 1_000_000, end=b"")
+
+
+@pytest.mark.parametrize(
+    ("field", "refused"),
+    [
+        (b"Content-Transfer-Encoding: binary", False),
+        (b"Content-Type: image/jpeg\r\nContent-Length: 4", False),
+        (b"Content-Transfer-Encoding: base64", True),
+        (b"content-encoding: gzip", True),
+    ],
+)
+def test_a_part_that_is_encoded_is_no_photo_that_was_forgotten(field: bytes, refused: bool) -> None:
+    """R11: the same of a part."""
+    encoded = part(b'Content-Disposition: form-data; name="a"; filename="a.jpg"\r\n' + field)
+    with pytest.raises(BodyEncoded) if refused else contextlib.nullcontext():
+        assert read(encoded).files[0].sink.getvalue() == b"data"
 
 
 def test_what_follows_the_end_is_read_and_dropped() -> None:

@@ -10,6 +10,7 @@ import io
 import json
 import logging
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -45,12 +46,14 @@ from flower.inspector import Inspector
 from flower.utils.broker import Broker
 from flower.views import BaseHandler
 from gevent.pywsgi import WSGIHandler
+from gunicorn.arbiter import Arbiter
 from kombu import Connection, pidbox
 from kombu.asynchronous.aws.sqs.connection import AsyncSQSConnection
 from kombu.asynchronous.http import Headers
 from kombu.asynchronous.http.curl import CurlClient
 from kombu.transport import SQS
 from moto.sqs import models
+from multipart import ParserError, PushMultipartParser, parse_content_disposition
 from prometheus_client import CollectorRegistry
 from prometheus_client.multiprocess import MultiProcessCollector
 from tornado.httputil import HTTPHeaders, HTTPServerRequest, RequestStartLine
@@ -64,7 +67,9 @@ from faceapp.broker.transport import AsyncConnection
 from faceapp.config import Settings
 from faceapp.flower import guard
 from faceapp.flower.pages import HANDLERS
+from faceapp.http.server import is_stopped
 from faceapp.recognition import files, vision
+from tests.services import wait_until
 
 LONGEST_POLL_S = 20
 
@@ -747,3 +752,25 @@ def test_the_search_for_files_stays_while_face_recognition_models_needs_pkg_reso
     """faceapp.recognition.files"""
     assert "pkg_resources" in fails_to_import("face_recognition_models")
     assert files
+
+
+def test_our_arbiter_stays_while_gunicorn_takes_a_process_that_is_stopped_for_one_that_hangs() -> None:
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    try:
+        process.send_signal(signal.SIGSTOP)
+        wait_until(lambda: is_stopped(process.pid), what="the stop")
+        heartbeat = SimpleNamespace(last_update=lambda: time.monotonic() - 60)
+        arbiter = Arbiter.__new__(Arbiter)
+        arbiter.timeout, arbiter._stats = 30, defaultdict(int)
+        arbiter.WORKERS = {process.pid: SimpleNamespace(tmp=heartbeat, aborted=True)}
+        arbiter.murder_workers()
+        assert process.wait(60) == -signal.SIGKILL
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_our_dispositions_stay_while_multipart_loses_names_that_are_not_plain_utf_8() -> None:
+    assert parse_content_disposition("form-data; name=a; filename*=UTF-8''b.jpg") == ("form-data", "a", None)
+    with pytest.raises(ParserError, match="decode"):
+        list(PushMultipartParser("b").parse(b'--b\r\nContent-Disposition: form-data; filename="\xfc"\r\n\r\n'))

@@ -105,13 +105,19 @@ def test_a_broken_form(client: FlaskClient, method: str, url: str, field: str, c
     [
         ({"Content-Encoding": "gzip"}, 415, "content_encoding_unsupported", "'gzip'"),
         ({"Content-Encoding": "Br"}, 415, "content_encoding_unsupported", "'br'"),
+        (
+            {"Transfer-Encoding": "gzip, chunked"},
+            415,
+            "content_encoding_unsupported",
+            "Transfer-Encoding 'gzip, chunked'",
+        ),
         ({"Content-Type": "image/jpeg"}, 400, "file_missing", "curl -F"),
         ({"Content-Type": "application/json"}, 400, "file_missing", "The body is application/json: send"),
         ({"Content-Type": ""}, 400, "file_missing", "The request has no Content-Type: send"),
         ({"Content-Type": "multipart/form-data; boundary=" + "b" * 201}, 400, "bad_request", "boundary"),
         ({"Content-Type": "multipart/form-data; boundary=\xfc"}, 400, "bad_request", "boundary"),
     ],
-    ids=["gzip", "brotli", "a bare photo", "JSON", "no type", "long boundary", "no ASCII boundary"],
+    ids=["gzip", "brotli", "gzip on its way", "a bare photo", "JSON", "no type", "long boundary", "no ASCII boundary"],
 )
 def test_what_the_head_rules_out_is_refused_unread(
     client: FlaskClient,

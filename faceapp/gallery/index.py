@@ -15,10 +15,10 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from faceapp import images
 from faceapp.errors import GalleryMismatch, StorageUnavailable
 from faceapp.gallery.formats import Snapshot, Vector, pack_snapshot, pack_vector, unpack_snapshot, unpack_vector
 from faceapp.gallery.journal import VERSION, note_enrolment, read_journal
+from faceapp.gallery.media_types import media_type
 from faceapp.gallery.people import (
     KEY,
     PHOTO_ID_DIGITS,
@@ -96,7 +96,7 @@ class Gallery:
                 f"Another model than {self._model} described {len(foreign)} of the gallery's photos: enrol those again."
             )
         for _ in range(ENROL_ATTEMPTS):
-            self._storage.put_gallery(PHOTOS + path, photo, content_type=images.media_type(photo))
+            self._storage.put_gallery(PHOTOS + path, photo, content_type=media_type(photo))
             self._storage.put_gallery(VECTORS + path, vector)
             if self._storage.gallery_etag(PHOTOS + path) is not None:
                 note_enrolment(self._storage, name)

@@ -8,9 +8,9 @@ from collections import Counter
 from dataclasses import dataclass
 from urllib.parse import quote, unquote
 
-from faceapp import images
 from faceapp.errors import InvalidName, NotFound, PersonNotFound
 from faceapp.gallery.journal import note_change
+from faceapp.gallery.media_types import media_type
 from faceapp.schema import NO_FACE, UNKNOWN
 from faceapp.storage import Storage
 
@@ -73,7 +73,7 @@ class People:
         content_type = found.content_type
         # Photos that older versions enrolled were stored without it.
         if not content_type.startswith("image/"):
-            content_type = images.media_type(found.data)
+            content_type = media_type(found.data)
         return EnrolledPhoto(data=found.data, content_type=content_type)
 
     def forget(self, name: str) -> None:

@@ -33,6 +33,8 @@ TEXT_FIELDS = 32
 TEXT_BYTES = 512 * 1024
 
 FORM = "multipart/form-data"
+PLAIN = {"", "identity", "binary", "8bit", "7bit"}
+"""Encodings of a part that leave its bytes as they are."""
 CHARSETS = {"utf-8", "us-ascii", "ascii", "iso-8859-1"}
 """Of a `filename*`, besides which UTF-8 is assumed."""
 
@@ -94,11 +96,12 @@ def boundary_of(request: flask.Request, *, field: str) -> str:
     """
     if not request.content_length and "Transfer-Encoding" not in request.headers:
         raise EmptyBody
-    encoding = request.headers.get("Content-Encoding", "").strip().lower()
-    if encoding not in ("", "identity"):
-        detail = f"The body comes with Content-Encoding {encoding[:64]!r}: send it as it is, without that header."
-        # RFC 9110, 12.5.3: what would have been taken.
-        raise Problem(BodyEncoded(detail), members={}, headers={"Accept-Encoding": "identity"})
+    for name, plain in {"Content-Encoding": "identity", "Transfer-Encoding": "chunked"}.items():
+        encoding = request.headers.get(name, plain).strip().lower()
+        if encoding not in (plain, ""):
+            detail = f"The body comes with {name} {encoding[:64]!r}: send it as it is, without that."
+            # RFC 9110, 12.5.3: what would have been taken.
+            raise Problem(BodyEncoded(detail), members={}, headers={"Accept-Encoding": "identity"})
     if request.mimetype != FORM:
         is_what = f"The body is {request.mimetype[:64]}" if request.mimetype else "The request has no Content-Type"
         advice = f"send the photo as a file of a form ({FORM}), as 'curl -F {field}=@photo.jpg' does."
@@ -114,7 +117,8 @@ def boundary_of(request: flask.Request, *, field: str) -> str:
 def read(read_piece: Callable[[int], bytes], boundary: str, *, max_files: int, max_file_bytes: int) -> Form:
     """Read a form from `read_piece`, which is asked for up to PIECE_BYTES until it answers with none.
 
-    Raises TooManyFiles, UploadTooLarge for too much text, BadRequest for what is no form; and what `read_piece` raises.
+    Raises TooManyFiles, UploadTooLarge for too much text, BodyEncoded for a part in base64, BadRequest for what is no
+    form; and what `read_piece` raises.
     """
     # Any byte is a character of latin-1: what a name's bytes mean is decided later.
     parser = PushMultipartParser(
@@ -145,6 +149,10 @@ def _begin(form: Form, segment: MultipartSegment, text: Sink, *, max_files: int,
     """Note a part whose head is there; answers where its data goes."""
     if sum(len(name) + len(value) for name, value in segment.headerlist) > HEAD_BYTES:
         raise BadRequest(_LONG_HEAD)
+    for name in ("Content-Transfer-Encoding", "Content-Encoding"):
+        encoding = segment.header(name, "").strip().lower()
+        if encoding not in PLAIN:
+            raise BodyEncoded(f"A part of the form has {name} {encoding[:64]!r}: send its bytes as they are.")
     found = disposition(segment.header("Content-Disposition").encode("iso-8859-1"))
     if found.file_name is None:
         form.text_fields.append(found.field)

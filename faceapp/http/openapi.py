@@ -304,7 +304,7 @@ PROBLEMS = {
     "404": ("NotFound", "There is nothing here (any more)."),
     "408": ("TooSlow", "The upload took too long."),
     "413": ("TooLarge", "Too many bytes or too many files."),
-    "415": ("NotAPhoto", "The file is no photo in a format this service reads."),
+    "415": ("NotAPhoto", "The file is no photo in a format this service reads, or the body is encoded."),
     "422": ("Unreadable", "The photo is broken or too large, or cannot be enrolled: no face, several faces."),
     "429": ("TooManyRequests", "This key is used more often than it may be; `Retry-After` says when it may again."),
     "503": ("Unavailable", "Too many wait already (`overloaded`), or S3 or SQS does not answer."),
