@@ -128,7 +128,7 @@ class DeadLetters:
         except (BotoCoreError, ValueError) as error:  # a profile that is not there, an endpoint that is no URL
             raise BrokerUnavailable(f"AWS cannot be asked: {error}") from error
         self._urls: dict[str, str] = {}
-        self._sent: set[str] = set()  # ids that messages got which were sent again
+        self._sent: set[str] = set()  # ids of the messages that the command at work has sent again
 
     @property
     def queue_url(self) -> str:
@@ -190,6 +190,7 @@ class DeadLetters:
                     yield from act(chosen[start : start + AT_ONCE])
             return
         seen: set[str] = set()
+        self._sent = set()
         # SQS's dates are whole seconds.
         until_s = self._count()[1] + 1
 

@@ -149,7 +149,7 @@ def test_a_task_that_always_fails_is_listed_with_what_is_known(
     found = {each.request_id: each for each in listing.letters}
     assert {id: (each.task, each.photo, each.reason) for id, each in found.items()} == {
         kept: ("faceapp.recognize", "there", OURS),
-        gone: ("faceapp.recognize", "gone", OURS),
+        gone: ("faceapp.recognize", "gone", "failed 3 times"),  # nothing is stored of a photo that is gone
         answered: ("faceapp.recognize", "there", "image_truncated: It was cut off."),
         other: ("tests.fail", "none", "no worker takes it: its task 'tests.fail' is none of ours"),
     }
