@@ -12,6 +12,8 @@ from faceapp.broker import GivenUp
 from faceapp.broker.messages import ENROL, ERASE, FORGET, RECOGNIZE
 from faceapp.config import Settings
 from faceapp.errors import FaceappError, NotFound, RecognitionExpired, RecognitionFailed, StorageUnavailable
+from faceapp.gallery.enrolment import settle
+from faceapp.gallery.people import photo_id_from
 from faceapp.schema import Enrolment, Failure, PhotoFailure, Recognition
 from faceapp.storage import Storage
 
@@ -74,17 +76,21 @@ class Undertaker:
     def fail_enrolment(self, request_id: str, error: FaceappError, *, drop: bool = False) -> Enrolment | None:
         """The answer to an enrolment that did not happen; its photos wait on, or go with `drop`.
 
-        None when none waits: another delivery has done it.
+        What a killed task had enrolled of them is taken back; if that is all of them, they are enrolled, and this says
+        so. None when none waits: another delivery has done it.
         """
         name = file_name = ""
         try:
-            numbers = self._storage.list_incoming(request_id)
-            if not numbers:
+            waiting = [self._storage.head_incoming(request_id, n) for n in self._storage.list_incoming(request_id)]
+            if not waiting:
                 return None
-            first = self._storage.head_incoming(request_id, numbers[0])
-            name, file_name = first.name, first.file_name
-            if drop:
+            name, file_name = waiting[0].name, waiting[0].file_name
+            photo_ids = [photo_id_from(each.sha256) for each in waiting]
+            enrolled = settle(self._storage, request_id, name, photo_ids)
+            if drop or enrolled:
                 self._storage.delete_incoming(request_id)
+            if enrolled:
+                return Enrolment(id=request_id, name=name, photos=tuple(photo_ids))
         except NotFound:
             return None
         except StorageUnavailable as unavailable:

@@ -65,6 +65,8 @@ class IncomingPhoto:
     data: bytes
     name: str
     file_name: str
+    sha256: str
+    """Empty for a photo that an earlier version handed in."""
     last_modified: datetime
 
 
@@ -196,15 +198,21 @@ class Storage:
             return False
         return True
 
-    def put_incoming(self, request_id: str, n: int, data: bytes, *, name: str, file_name: str) -> None:
-        """Keep the request's `n`-th photo for a worker to enrol as `name`."""
+    def put_incoming(self, request_id: str, n: int, data: bytes, *, name: str, file_name: str) -> str:
+        """Keep the request's `n`-th photo for a worker to enrol as `name`; answers its SHA-256 in hexadecimal."""
+        sha256 = hashlib.sha256(data).hexdigest()
         self._call(
             "put_object",
             self.settings.gallery_bucket,
             Key=f"{INCOMING}{_checked(request_id)}/{n}",
             Body=data,
-            Metadata={"name": quote(name, safe=""), "file-name": encode_file_name(file_name)},
+            Metadata={
+                "name": quote(name, safe=""),
+                "file-name": encode_file_name(file_name),
+                "sha256": sha256,
+            },
         )
+        return sha256
 
     def list_incoming(self, request_id: str) -> list[int]:
         """The numbers of the request's photos that still wait, in order."""
@@ -239,9 +247,14 @@ class Storage:
     def put_gallery(self, key: str, data: bytes) -> None:
         self._call("put_object", self.settings.gallery_bucket, Key=key, Body=data)
 
-    def replace_gallery(self, key: str, data: bytes, *, etag: str | None) -> bool:
-        """Store the object unless it is no longer what it was: `etag`, or not there for None. False if so."""
-        condition = {"IfMatch": etag} if etag else {"IfNoneMatch": "*"}
+    def replace_gallery(self, key: str, data: bytes, *, etag: str | None, made_by: str = "") -> bool:
+        """Store the object unless it is no longer what it was: `etag`, or not there for None. False if so.
+
+        `made_by` is kept beside it: the id of the request that wants it stored.
+        """
+        condition: dict[str, Any] = {"IfMatch": etag} if etag else {"IfNoneMatch": "*"}
+        if made_by:
+            condition["Metadata"] = {"made-by": made_by}
         try:
             self._call("put_object", self.settings.gallery_bucket, Key=key, Body=data, **condition)
         except (NotFound, _Changed):
@@ -262,9 +275,26 @@ class Storage:
         except NotFound:
             return None
 
+    def gallery_made_by(self, key: str) -> str | None:
+        """The id of the request that had the object stored, empty if that is not known; None if there is no object."""
+        try:
+            found = self._call("head_object", self.settings.gallery_bucket, Key=key)
+            return str(found["Metadata"].get("made-by", ""))
+        except NotFound:
+            return None
+
     def list_gallery(self, prefix: str) -> Iterator[tuple[str, str]]:
         """Every key that begins with `prefix`, with its ETag (a call per 1,000 keys)."""
         return ((each["Key"], each["ETag"]) for each in self._list_gallery(prefix))
+
+    def list_gallery_since(self, prefix: str) -> Iterator[tuple[str, str, datetime]]:
+        """The same, with the time that each was stored by S3's clock."""
+        return ((each["Key"], each["ETag"], each["LastModified"]) for each in self._list_gallery(prefix))
+
+    def list_gallery_folders(self, prefix: str) -> list[str]:
+        """The first 1,000 folders below `prefix`, each with a slash at its end."""
+        page = self._call("list_objects_v2", self.settings.gallery_bucket, Prefix=prefix, Delimiter="/")
+        return [each["Prefix"] for each in page.get("CommonPrefixes", ())]
 
     def _list_gallery(self, prefix: str) -> Iterator[dict[str, Any]]:
         more: dict[str, str] = {}
@@ -357,7 +387,11 @@ def _head_fields(answer: dict[str, Any]) -> dict[str, Any]:
 
 def _names(metadata: dict[str, str]) -> dict[str, str]:
     """What was written beside a photo that waits to be enrolled."""
-    return {"name": unquote(metadata["name"]), "file_name": unquote(metadata.get("file-name", ""))}
+    return {
+        "name": unquote(metadata["name"]),
+        "file_name": unquote(metadata.get("file-name", "")),
+        "sha256": metadata.get("sha256", ""),
+    }
 
 
 def _new_client(*, quick: bool) -> Any:

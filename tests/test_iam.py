@@ -80,6 +80,7 @@ UNSEEN = {
     ("web", "NotTheScalersLease", "s3:DeleteObject"): "a Deny",
     ("web", "NotTheScalersLease", "out-bucket/scaler/*"): "a Deny",
     ("worker", "TidyGallery", "gallery-bucket/vectors/*"): "only when somebody forgets a person at that moment",
+    ("worker", "TidyGallery", "gallery-bucket/photos/*"): "only when an enrolment is taken back",
     ("worker", "TakeRequests", "sqs:ChangeMessageVisibility"): "only when a worker drains that holds more than it does",
     ("web", "BecomeScalerOrFlower", "sts:AssumeRole"): "each service has keys of its own here, and no metadata service",
     ("web", "BecomeScalerOrFlower", "scaler"): "the same",
