@@ -12,8 +12,6 @@ from faceapp.broker import GivenUp
 from faceapp.broker.messages import ENROL, ERASE, FORGET, RECOGNIZE
 from faceapp.config import Settings
 from faceapp.errors import FaceappError, NotFound, RecognitionExpired, RecognitionFailed, StorageUnavailable
-from faceapp.gallery.enrolment import settle
-from faceapp.gallery.people import photo_id_from
 from faceapp.schema import Enrolment, Failure, PhotoFailure, Recognition
 from faceapp.storage import Storage
 
@@ -79,6 +77,10 @@ class Undertaker:
         What a killed task had enrolled of them is taken back; if that is all of them, they are enrolled, and this says
         so. None when none waits: another delivery has done it.
         """
+        # Not before tasks._worker has said how many threads numpy may start: with more a compute host cannot fork.
+        from faceapp.gallery.enrolment import settle
+        from faceapp.gallery.people import photo_id_from
+
         name = file_name = ""
         try:
             waiting = [self._storage.head_incoming(request_id, n) for n in self._storage.list_incoming(request_id)]
