@@ -25,7 +25,7 @@ from PIL import Image
 from benchmarks.table import print_table
 from faceapp import credential, stack
 from faceapp.config import Settings
-from faceapp.gallery import Gallery
+from faceapp.gallery import Gallery, NewPhoto
 from faceapp.local.aws import LISTENING
 from faceapp.local.processes import Services
 from faceapp.storage import Storage
@@ -100,7 +100,8 @@ def enrol(settings: Settings, count: int) -> None:
     rng = np.random.default_rng(0)
     for n in range(count):
         vector = rng.normal(size=DIMENSION).astype(np.float32)
-        gallery.enrol(f"person-{n // 3}", n.to_bytes(8, "big"), vector, vector)
+        photo = NewPhoto(data=n.to_bytes(8, "big"), descriptor=vector, low_descriptor=vector)
+        gallery.enrol(f"person-{n // 3}", [photo])
     gallery.refresh()
 
 

@@ -32,7 +32,7 @@ from faceapp.gallery import Gallery
 from faceapp.gallery.formats import Snapshot, Vector, pack_snapshot, pack_vector
 from faceapp.gallery.journal import note_change
 from faceapp.gallery.people import SNAPSHOT, VECTORS, path_of
-from faceapp.gallery.table import Table
+from faceapp.gallery.table import Listed, Table
 from faceapp.storage import Storage
 
 DIMENSION = 128
@@ -74,9 +74,9 @@ def search_rows(size: int) -> None:
 
 
 def add_one(table: Table) -> Table:
-    listing = dict(zip(table.keys, table.etags, strict=True))
+    listing = {key: Listed(etag, 0.0) for key, etag in zip(table.keys, table.etags, strict=True)}
     key = VECTORS + path_of("zoe", "f" * 24)
-    listing[key] = "new"
+    listing[key] = Listed("new", 0.0)
     return table.updated(listing, {key: ("new", table.rows[:, 0])})
 
 

@@ -47,10 +47,14 @@ class Client:
         answer = json.loads(self._ask("GET", "/v1/people"))
         return {person["name"]: person["photos"] for person in answer["people"]}
 
-    def enrol(self, name: str, photos: list[Path]) -> None:
-        """Enrol the photos under `name`, all or none; returns when a worker has done it."""
+    def enrol(self, name: str, photos: list[Path]) -> list[str]:
+        """Enrol the photos under `name`, all or none; returns when a worker has done it.
+
+        Answers a sentence for each other person who is like the name or the photos.
+        """
         fields = [("photo", (photo.name, _read(photo), "application/octet-stream")) for photo in photos]
-        self._ask("PUT", f"/v1/people/{quote(name, safe='')}", fields=fields)
+        answer = json.loads(self._ask("PUT", f"/v1/people/{quote(name, safe='')}", fields=fields))
+        return [str(notice["detail"]) for notice in answer.get("notices", ())]
 
     def forget(self, name: str) -> None:
         """Forget a person: every photo and vector at once, the results that name them within minutes."""

@@ -190,6 +190,11 @@ class Settings:
     threshold: float = _real(0.0, 0.0, 4.0, "the largest distance that is the same person; 0: the embedder's own")
 
     gallery_refresh_s: float = _real(2.0, 0.1, 3600, "how often a worker asks whether the gallery has changed")
+    # Of 128 numbers, twice, with a key and an ETag. The default's table, and the next one while it changes, fit into
+    # half of worker_memory_mib.
+    gallery_max_photos: int = _whole(
+        250_000, 1, 100_000_000, "enrolled photos at most; each takes 1.3 KB of a worker's memory"
+    )
 
     scaler_policy: str = _choice("work", "work", "depth", "target", "step", doc="what decides the number of instances")
     scaler_mode: str = _choice("balanced", "fast", "balanced", "eco", doc="the policy work's trade of time for money")

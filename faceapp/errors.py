@@ -115,7 +115,7 @@ class SeveralFaces(EnrolmentError):
 
 
 class InvalidName(BadRequest):
-    """A person's name is 1 to 64 letters, digits, spaces and . _ ' -, begins with a letter or digit and has no '..'."""
+    """A person's name is 1 to 64 letters, digits, spaces and . _ ' - , ( ) & ·, and begins with a letter or a digit."""
 
     code = "name_invalid"
 
@@ -270,6 +270,28 @@ class GalleryMismatch(FaceappError):
     """The gallery's vectors were made by another model."""
 
     code = "gallery_mismatch"
+    status = 409
+
+
+class GalleryFull(FaceappError):
+    """The gallery holds as many photos as it may: forget some, or raise FACEAPP_GALLERY_MAX_PHOTOS."""
+
+    code = "gallery_full"
+    status = 507
+
+
+class PersonForgotten(FaceappError):
+    """The person was forgotten after these photos were sent: send them again if they are to be enrolled."""
+
+    code = "person_forgotten"
+    status = 409
+
+
+class EnrolmentLost(FaceappError):
+    """The photos were not enrolled, and the answer that says why is lost: send them again."""
+
+    code = "enrolment_lost"
+    status = 503
 
 
 class SchemaError(FaceappError):

@@ -15,11 +15,12 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".heic", ".heif", ".avif", ".gif",
 
 @dataclass(frozen=True, kw_only=True)
 class Enrolled:
-    """What became of one photo; `refusal` says why it was not enrolled."""
+    """What became of one photo; `refusal` says why it was not enrolled, `notices` who is like it or like its name."""
 
     name: str
     photo: Path
     refusal: str | None = None
+    notices: tuple[str, ...] = ()
 
 
 def find_people(folder: Path) -> dict[str, list[Path]]:
@@ -48,10 +49,10 @@ def enrol_people(client: Client, people: Mapping[str, list[Path]]) -> Iterator[E
     for name, photos in people.items():
         for photo in photos:
             try:
-                client.enrol(name, [photo])
+                notices = client.enrol(name, [photo])
             except ServiceUnreachable:
                 raise
             except FaceappError as error:
                 yield Enrolled(name=name, photo=photo, refusal=error.detail)
             else:
-                yield Enrolled(name=name, photo=photo)
+                yield Enrolled(name=name, photo=photo, notices=tuple(notices))

@@ -93,7 +93,7 @@ class Forgetting:
         self._page_s = settings.task_time_limit_s / 4
 
     def order(self, order_id: str, name: str) -> None:
-        """Leave an order to forget `name`, written as the gallery writes it (gallery.check_name)."""
+        """Leave an order to forget `name`, written as the gallery writes it (gallery.names)."""
         document = json.dumps({"name": name}, ensure_ascii=False)
         self._storage.put_gallery(ORDERS + order_id, document.encode())
 

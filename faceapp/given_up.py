@@ -79,17 +79,25 @@ class Undertaker:
     def fail_enrolment(self, request_id: str, error: FaceappError, *, drop: bool = False) -> Enrolment | None:
         """The answer to an enrolment that did not happen; its photos wait on, or go with `drop`.
 
-        None when none waits: another delivery has done it.
+        What a killed task had enrolled of them is taken back; if that is all of them, they are enrolled, and this says
+        so. None when none waits: another delivery has done it.
         """
+        # Not before tasks._worker has said how many threads numpy may start: with more a compute host cannot fork.
+        from faceapp.gallery.enrolment import settle
+        from faceapp.gallery.people import photo_id_from
+
         name = file_name = ""
         try:
-            numbers = self._storage.list_incoming(request_id)
-            if not numbers:
+            waiting = [self._storage.head_incoming(request_id, n) for n in self._storage.list_incoming(request_id)]
+            if not waiting:
                 return None
-            first = self._storage.head_incoming(request_id, numbers[0])
-            name, file_name = first.name, first.file_name
-            if drop:
+            name, file_name = waiting[0].name, waiting[0].file_name
+            photo_ids = [photo_id_from(each.sha256) for each in waiting]
+            enrolled = settle(self._storage, request_id, name, photo_ids)
+            if drop or enrolled:
                 self._storage.delete_incoming(request_id)
+            if enrolled:
+                return Enrolment(id=request_id, name=name, photos=tuple(photo_ids))
         except NotFound:
             return None
         except StorageUnavailable as unavailable:

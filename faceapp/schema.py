@@ -14,7 +14,7 @@ import types
 import typing
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from faceapp.errors import FaceappError, SchemaError, by_code
 
@@ -47,7 +47,10 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class Face:
-    """One face: where it is, who it is (`unknown` if nobody is near enough) and who else is near, nearest first."""
+    """One face: where it is, who it is (`unknown` if nobody is near enough) and who else is near, nearest first.
+
+    Over HTTP only keys of the roles enrol and admin get more than whom a face was recognised as.
+    """
 
     box: Box
     landmarks: tuple[tuple[float, float], ...]
@@ -56,7 +59,7 @@ class Face:
     """The detector's confidence, 0 to 1."""
     name: str
     distance: float | None = None
-    """To the nearest enrolled photo of anybody; None when nobody is enrolled."""
+    """To the nearest enrolled photo of anybody; None when nobody is enrolled, or that is not for who asks."""
     candidates: tuple[Candidate, ...] = ()
 
 
@@ -158,16 +161,45 @@ class PhotoFailure:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Notice:
+    """Something that whoever enrols should know about somebody else who is enrolled. The photos are enrolled anyway.
+
+    `code` is `similar_name`, `same_photo` or `looks_like`; others may come. `distance` is between `photo`, which is a
+    new one's id, and the nearest of `name`'s; None and empty for a name.
+    """
+
+    SIMILAR_NAME: ClassVar[str] = "similar_name"
+    SAME_PHOTO: ClassVar[str] = "same_photo"
+    LOOKS_LIKE: ClassVar[str] = "looks_like"
+
+    code: str
+    name: str
+    distance: float | None = None
+    photo: str = ""
+
+    @property
+    def detail(self) -> str:
+        """The sentence for the user."""
+        if self.code == self.SIMILAR_NAME:
+            return f"{self.name!r} is another person's name, and like this one. Is it the same person?"
+        if self.code == self.SAME_PHOTO:
+            return f"{self.name!r} has this photo, too. A face like it gets the name that was enrolled first."
+        near = "" if self.distance is None else f" (distance {self.distance:.2f})"
+        return f"{self.name!r} looks like this photo{near}. Is it the same person?"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Enrolment:
     """What became of the photos that were to be enrolled under a name: all of them, or none.
 
-    `photos` are the ids of the enrolled photos, `failures` says per refused photo why.
+    `photos` are the ids of the enrolled photos, `failures` says per refused photo why, `notices` what is like them.
     """
 
     id: str
     name: str
     photos: tuple[str, ...] = ()
     failures: tuple[PhotoFailure, ...] = ()
+    notices: tuple[Notice, ...] = ()
     version: int = VERSION
 
     def to_dict(self) -> dict[str, Any]:

@@ -31,6 +31,7 @@ MAX_FILE_NAME_BYTES = 1024
 """Of a percent-encoded file name: S3 takes 2 KB of metadata in all, and a person's name needs 768 bytes at most."""
 MAX_SUFFIX = 16
 HEADER_TEXT = re.compile("[!-~]+(?: [!-~]+)*")
+OCTETS = "application/octet-stream"
 KEYS_PER_DELETE = 1000
 KEYS_PER_LIST = 1000
 PHOTO_NUMBER = re.compile("[0-9]{1,4}")
@@ -78,6 +79,8 @@ class IncomingPhoto:
     data: bytes
     name: str
     file_name: str
+    sha256: str
+    """Empty for a photo that an earlier version handed in."""
     last_modified: datetime
 
 
@@ -249,15 +252,21 @@ class Storage:
             return False
         return True
 
-    def put_incoming(self, request_id: str, n: int, data: bytes, *, name: str, file_name: str) -> None:
-        """Keep the request's `n`-th photo for a worker to enrol as `name`."""
+    def put_incoming(self, request_id: str, n: int, data: bytes, *, name: str, file_name: str) -> str:
+        """Keep the request's `n`-th photo for a worker to enrol as `name`; answers its SHA-256 in hexadecimal."""
+        sha256 = hashlib.sha256(data).hexdigest()
         self._call(
             "put_object",
             self.settings.gallery_bucket,
             Key=f"{INCOMING}{_checked(request_id)}/{n}",
             Body=data,
-            Metadata={"name": quote(name, safe=""), "file-name": encode_file_name(file_name)},
+            Metadata={
+                "name": quote(name, safe=""),
+                "file-name": encode_file_name(file_name),
+                "sha256": sha256,
+            },
         )
+        return sha256
 
     def list_incoming(self, request_id: str) -> list[int]:
         """The numbers of the request's photos that still wait, in order."""
@@ -290,12 +299,20 @@ class Storage:
         """Drop all of the request's waiting photos (a list and a delete)."""
         self.delete_gallery(key for key, _ in self.list_gallery(f"{INCOMING}{_checked(request_id)}/"))
 
-    def put_gallery(self, key: str, data: bytes, *, content_type: str = "application/octet-stream") -> None:
+    def put_gallery(self, key: str, data: bytes, *, content_type: str = OCTETS) -> None:
         self._call("put_object", self.settings.gallery_bucket, Key=key, Body=data, ContentType=content_type)
 
-    def replace_gallery(self, key: str, data: bytes, *, etag: str | None) -> bool:
-        """Store the object unless it is no longer what it was: `etag`, or not there for None. False if so."""
-        condition = {"IfMatch": etag} if etag else {"IfNoneMatch": "*"}
+    def replace_gallery(
+        self, key: str, data: bytes, *, etag: str | None, made_by: str = "", content_type: str = OCTETS
+    ) -> bool:
+        """Store the object unless it is no longer what it was: `etag`, or not there for None. False if so.
+
+        `made_by` is kept beside it: the id of the request that wants it stored.
+        """
+        condition: dict[str, Any] = {"IfMatch": etag} if etag else {"IfNoneMatch": "*"}
+        condition["ContentType"] = content_type
+        if made_by:
+            condition["Metadata"] = {"made-by": made_by}
         try:
             self._call("put_object", self.settings.gallery_bucket, Key=key, Body=data, **condition)
         except (NotFound, _Changed):
@@ -316,6 +333,14 @@ class Storage:
         except NotFound:
             return None
 
+    def gallery_made_by(self, key: str) -> str | None:
+        """The id of the request that had the object stored, empty if that is not known; None if there is no object."""
+        try:
+            found = self._call("head_object", self.settings.gallery_bucket, Key=key)
+            return str(found["Metadata"].get("made-by", ""))
+        except NotFound:
+            return None
+
     def list_gallery(self, prefix: str) -> Iterator[tuple[str, str]]:
         """Every key that begins with `prefix`, with its ETag (a call per 1,000 keys)."""
         return ((each["Key"], each["ETag"]) for each in self._list_gallery(prefix))
@@ -325,6 +350,15 @@ class Storage:
         for page in self._gallery_pages(prefix):
             for each in page.get("Contents", ()):
                 yield each["Key"], (answered(page) - each["LastModified"]).total_seconds()
+
+    def list_gallery_since(self, prefix: str) -> Iterator[tuple[str, str, datetime]]:
+        """The same, with the time that each was stored by S3's clock."""
+        return ((each["Key"], each["ETag"], each["LastModified"]) for each in self._list_gallery(prefix))
+
+    def list_gallery_folders(self, prefix: str) -> list[str]:
+        """The first 1,000 folders below `prefix`, each with a slash at its end."""
+        page = self._call("list_objects_v2", self.settings.gallery_bucket, Prefix=prefix, Delimiter="/")
+        return [each["Prefix"] for each in page.get("CommonPrefixes", ())]
 
     def _list_gallery(self, prefix: str) -> Iterator[dict[str, Any]]:
         return (each for page in self._gallery_pages(prefix) for each in page.get("Contents", ()))
@@ -458,4 +492,8 @@ def _just_before(request_id: str) -> str:
 
 def _names(metadata: dict[str, str]) -> dict[str, str]:
     """What was written beside a photo that waits to be enrolled."""
-    return {"name": unquote(metadata.get("name", "")), "file_name": unquote(metadata.get("file-name", ""))}
+    return {
+        "name": unquote(metadata.get("name", "")),
+        "file_name": unquote(metadata.get("file-name", "")),
+        "sha256": metadata.get("sha256", ""),
+    }

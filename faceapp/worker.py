@@ -18,10 +18,21 @@ from celery.exceptions import SoftTimeLimitExceeded
 
 from faceapp import tracing
 from faceapp.config import MIB, Settings, settings
-from faceapp.errors import EnrolmentError, ImageError, NotFound, RecognitionNotFound, RecognitionTooSlow
+from faceapp.errors import (
+    EnrolmentError,
+    FaceappError,
+    GalleryFull,
+    GalleryMismatch,
+    ImageError,
+    InvalidName,
+    NotFound,
+    PersonForgotten,
+    RecognitionNotFound,
+    RecognitionTooSlow,
+)
 from faceapp.forgetting import Forgetting
-from faceapp.gallery import Gallery
-from faceapp.recognition import Description, EnrolledFace, Recogniser
+from faceapp.gallery import Gallery, NewPhoto
+from faceapp.recognition import Description, Recogniser
 from faceapp.schema import Enrolment, Face, Failure, PhotoFailure, Recognition, Timings
 from faceapp.storage import Storage
 
@@ -49,6 +60,7 @@ class Worker:
             model=self._recogniser.model,
             dimension=self._recogniser.dimension,
             refresh_s=settings.gallery_refresh_s,
+            max_photos=settings.gallery_max_photos,
         )
         self._time_limit_s = settings.task_soft_limit_s
         self._memory_bytes = settings.worker_memory_mib * MIB
@@ -165,31 +177,45 @@ class Worker:
     def enrol(self, request_id: str) -> Enrolment:
         """Enrol the photos that wait under `request_id`: all of them, or none if one cannot be used.
 
-        Raises StorageUnavailable; the work can be tried again.
+        Raises StorageUnavailable, and then nothing is enrolled; the work can be tried again. Raises NotFound when
+        nothing waits.
         """
         waiting = [self._storage.get_incoming(request_id, n) for n in self._storage.list_incoming(request_id)]
         if not waiting:
             raise NotFound(f"no photos wait to be enrolled under {request_id}")
-        found: list[tuple[bytes, EnrolledFace]] = []
+        found: list[NewPhoto] = []
         failures: list[PhotoFailure] = []
         for photo in waiting:
             try:
                 with self._in_time():
-                    found.append((photo.data, self._recogniser.describe_for_enrolment(photo.data)))
+                    face = self._recogniser.describe_for_enrolment(photo.data)
             except (ImageError, EnrolmentError, RecognitionTooSlow) as error:
                 failures.append(PhotoFailure(file_name=photo.file_name, code=error.code, detail=error.detail))
+            else:
+                found.append(NewPhoto(data=photo.data, descriptor=face.descriptor, low_descriptor=face.low_descriptor))
         enrolment = Enrolment(id=request_id, name=waiting[0].name, failures=tuple(failures))
         if self.forgetting.is_forgotten(enrolment.name, waiting[0].last_modified):
-            self._storage.delete_incoming(request_id)
-            raise NotFound(f"who was to be enrolled under {request_id} is forgotten")
-        if not failures:
-            photos = [
-                self._gallery.enrol(enrolment.name, data, face.descriptor, face.low_descriptor) for data, face in found
-            ]
-            enrolment = dataclasses.replace(enrolment, photos=tuple(photos))
+            enrolment = _refused(enrolment, PersonForgotten())
+        elif not failures:
+            enrolment = self._store(enrolment, found)
         self._storage.delete_incoming(request_id)
-        logger.info("%s: %d photos enrolled, %d refused", request_id, len(enrolment.photos), len(failures))
+        logger.info("%s: %d photos enrolled, %d refusals", request_id, len(enrolment.photos), len(enrolment.failures))
         return enrolment
+
+    def _store(self, enrolment: Enrolment, photos: list[NewPhoto]) -> Enrolment:
+        """The enrolment when its photos are in the gallery, or with the reason why they cannot be."""
+        try:
+            notices = self._gallery.notices(enrolment.name, photos, threshold=self._threshold)
+            photo_ids = self._gallery.enrol(enrolment.name, photos, request_id=enrolment.id)
+        except (GalleryMismatch, GalleryFull, InvalidName) as error:
+            return _refused(enrolment, error)
+        return dataclasses.replace(enrolment, photos=tuple(photo_ids), notices=notices)
+
+
+def _refused(enrolment: Enrolment, error: FaceappError) -> Enrolment:
+    """The enrolment when the reason lies in no photo."""
+    failure = PhotoFailure(file_name="", code=error.code, detail=error.detail)
+    return dataclasses.replace(enrolment, failures=(failure,))
 
 
 def _stages(timings: Timings) -> dict[str, float]:

@@ -18,7 +18,7 @@ from faceapp.broker.control import Question, Replies
 from faceapp.broker.messages import refusal
 from faceapp.config import Settings
 from faceapp.errors import ConfigError, InvalidName, SchemaError
-from faceapp.gallery import check_name
+from faceapp.gallery import names
 from faceapp.http import uploads
 from faceapp.http.api import preferred_wait_s
 from faceapp.responses.collector import Collector
@@ -262,11 +262,12 @@ def test_a_file_name_is_one_line_without_a_path(name: str) -> None:
 @given(name=st.one_of(hostile, st.from_regex(r"[\w .'_-]{1,66}", fullmatch=True)))
 def test_a_persons_name_is_safe_in_keys_and_paths_or_refused(name: str) -> None:
     try:
-        checked = check_name(name)
+        checked = names.clean(name)
     except InvalidName:
         return
-    assert check_name(checked) == checked
-    assert checked.isprintable()
+    assert names.clean(checked) == checked
+    assert all(each.isprintable() or each in names.JOINERS for each in checked)
+    assert names.likeness(names.likeness(checked)) == names.likeness(checked)
     assert not {"/", "\\", "%", ":", "<", '"'} & set(checked)
     assert ".." not in checked
     assert unquote(quote(checked, safe="")) == checked

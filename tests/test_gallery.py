@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import multiprocessing
 import os
 import threading
-import unicodedata
-from collections.abc import Callable
+import time
+import uuid
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
@@ -18,15 +20,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from faceapp.broker import GivenUp
 from faceapp.config import Settings
-from faceapp.errors import GalleryMismatch, InvalidName, NotFound, PersonNotFound, StorageUnavailable
-from faceapp.gallery import Gallery, People, Person, check_name
+from faceapp.errors import GalleryFull, GalleryMismatch, InvalidName, NotFound, PersonNotFound, StorageUnavailable
+from faceapp.gallery import Gallery, NewPhoto, People, Person
 from faceapp.gallery.formats import Snapshot, Vector, pack_snapshot, pack_vector, unpack_snapshot, unpack_vector
 from faceapp.gallery.journal import LENGTH, VERSION, note_change, note_enrolment, read_journal
 from faceapp.gallery.people import PHOTOS, SNAPSHOT, VECTORS, path_of
-from faceapp.gallery.table import Match, Table
+from faceapp.gallery.table import Listed, Match, Table
+from faceapp.given_up import Undertaker
+from faceapp.schema import Enrolment
 from faceapp.storage import Storage
 from tests.aws import plain_client
+from tests.services import wait_until
 
 D = 8
 THRESHOLD = 0.6
@@ -69,8 +75,16 @@ def face(seed: int, *, size: int = D) -> NDArray[np.float32]:
     return np.random.default_rng(seed).normal(size=size).astype(np.float32)
 
 
-def enrol(gallery: Gallery, name: str, seed: int) -> str:
-    return gallery.enrol(name, f"{name}'s photo {seed}".encode(), face(seed), face(seed) + 100)
+def new(photo: str, descriptor: Any, low: Any) -> NewPhoto:
+    return NewPhoto(data=photo.encode(), descriptor=descriptor, low_descriptor=low)
+
+
+def photo_of(name: str, seed: int) -> NewPhoto:
+    return new(f"{name}'s photo {seed}", face(seed), face(seed) + 100)
+
+
+def enrol(gallery: Gallery, name: str, *seeds: int, request_id: str = "") -> str:
+    return gallery.enrol(name, [photo_of(name, seed) for seed in seeds], request_id=request_id)[0]
 
 
 def names_found(gallery: Gallery, *seeds: int) -> list[str]:
@@ -80,49 +94,6 @@ def names_found(gallery: Gallery, *seeds: int) -> list[str]:
 
 def keys(storage: Storage, prefix: str = "") -> list[str]:
     return [key for key, _ in storage.list_gallery(prefix)]
-
-
-# Names
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "a",
-        "7",
-        "obama",
-        "José Núñez",
-        "O'Neill-Smith Jr.",
-        "a_b",
-        "राहुल",
-        "小林",
-        "x" * 64,
-        "a" + "é" * 63,
-        "unknown soldier",
-    ],
-)
-def test_a_name_that_may_be(name: str) -> None:
-    assert check_name(unicodedata.normalize("NFD", name)) == unicodedata.normalize("NFC", name)
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["", " ", " a", ".a", "-a", "a..b", "..", "../x", "a/b", "a\\b", "a\nb", "a\0", "a%2fb", "a?b", "x" * 65, "😀",
-     "a😀", "\u0301a", "a\u200bb", "²", "\ud800"],
-)  # fmt: skip
-def test_a_name_that_may_not_be(name: str) -> None:
-    with pytest.raises(InvalidName):
-        check_name(name)
-
-
-@pytest.mark.parametrize("name", ["unknown", "Unknown", "no_face", "unknown "])
-def test_the_services_own_answers_are_no_names(name: str) -> None:
-    with pytest.raises(InvalidName, match="answer"):
-        check_name(name)
-
-
-def test_spaces_at_the_end_do_not_make_two_people() -> None:
-    assert check_name("amy  ") == "amy"
 
 
 # Enrolling, listing, forgetting
@@ -184,6 +155,17 @@ def test_what_the_web_tier_does_not_find(storage: Storage) -> None:
     assert people.list_people() == [Person(name="amy", photos=1)]
 
 
+def test_a_name_like_the_one_that_nobody_has_is_suggested(storage: Storage) -> None:
+    """R9: whoever asks for JOHN SMITH hears of John Smith."""
+    enrol(gallery_of(storage), "John Smith", 1)
+    enrol(gallery_of(storage), "amy", 1)
+    for attempt in (People(storage).get, People(storage).forget):
+        with pytest.raises(PersonNotFound, match=r"Did you mean 'John Smith'\?"):
+            attempt("JOHN SMITH")
+        with pytest.raises(PersonNotFound, match=r"is enrolled\.$"):
+            attempt("bob")
+
+
 def test_a_photo_enrolled_twice_is_once(storage: Storage) -> None:
     gallery = gallery_of(storage)
     assert enrol(gallery, "amy", 1) == enrol(gallery, "amy", 1)
@@ -224,6 +206,80 @@ def test_enrolling_again_heals_what_a_crash_left(storage: Storage, stack: Settin
 
     assert names_found(others, 1) == ["amy"]
     assert len(keys(storage, PHOTOS)) == 1
+
+
+def cut_once(storage: Storage, stack: Settings, calls: Callable[[Storage], object]) -> Iterator[tuple[str, str]]:
+    """Run `calls` again and again, each time with the wire cut at the next of its calls alone, until none is cut."""
+    for at in itertools.count():
+        wire = Wire()
+
+        def cut(n: int, operation: str, key: str, at: int = at) -> None:
+            if n == at:
+                raise EndpointConnectionError(endpoint_url="the wire is cut")
+
+        wire.before = cut
+        try:
+            calls(Storage(stack, client=wire))
+        except StorageUnavailable:
+            yield wire.calls[at]
+            storage.delete_gallery(keys(storage))
+        else:
+            return
+
+
+def test_an_enrolment_that_fails_leaves_nothing_of_it(storage: Storage, stack: Settings) -> None:
+    """C7: whichever call fails while several photos are stored, none of them is there, and what was there before is."""
+    cuts = []
+
+    def enrol_three(given: Storage) -> None:
+        enrol(gallery_of(storage), "amy", 1)
+        enrol(gallery_of(given), "amy", 1, 2, 3)
+
+    for cut in cut_once(storage, stack, enrol_three):
+        cuts.append(cut)
+        assert names_found(gallery_of(storage), 1, 2, 3) == ["amy", "unknown", "unknown"], cut
+        assert (len(keys(storage, VECTORS)), len(keys(storage, PHOTOS))) == (1, 1), cut
+
+    assert len([key for operation, key in cuts if operation == "put_object" and key.startswith(VECTORS)]) == 3
+    assert names_found(gallery_of(storage), 1, 2, 3) == ["amy"] * 3
+
+
+@pytest.mark.parametrize("cut", range(18))
+def test_enrolling_several_again_completes_what_a_killed_worker_left(
+    storage: Storage, stack: Settings, cut: int
+) -> None:
+    """C7: from one call on nothing goes out any more, as when the process is killed; the next delivery completes it."""
+    with suppress(StorageUnavailable):
+        enrol(gallery_of(Storage(stack, client=Wire(cut=cut))), "amy", 1, 2, 3)
+
+    enrol(gallery_of(storage), "amy", 1, 2, 3)
+
+    assert names_found(gallery_of(storage), 1, 2, 3) == ["amy"] * 3
+    assert (len(keys(storage, VECTORS)), len(keys(storage, PHOTOS))) == (3, 3)
+
+
+@pytest.mark.parametrize("cut", range(18))
+def test_an_enrolment_that_is_given_up_is_taken_back_or_was_done(storage: Storage, stack: Settings, cut: int) -> None:
+    """C6, C7: three killed workers later the answer is what the gallery has: all of the photos, or none of them."""
+    enrol(gallery_of(storage), "amy", 1)
+    request_id = uuid.uuid4().hex
+    for n in range(3):
+        data = photo_of("amy", n + 1).data
+        storage.put_incoming(request_id, n, data, name="amy", file_name=f"{n}.jpg")
+    with suppress(StorageUnavailable):
+        enrol(gallery_of(Storage(stack, client=Wire(cut=cut))), "amy", 1, 2, 3, request_id=request_id)
+
+    told = Undertaker(stack).give_up(
+        GivenUp(task="faceapp.enrol", task_id=request_id, arguments=(request_id,), error="WorkerLostError")
+    )
+
+    assert isinstance(told, Enrolment)
+    enrolled = told.failures == ()
+    assert len(told.photos) == (3 if enrolled else 0)
+    assert storage.list_incoming(request_id) == ([] if enrolled else [0, 1, 2])
+    assert len(keys(storage, VECTORS)) == len(keys(storage, PHOTOS)) == (3 if enrolled else 1)
+    expected = ["amy", "amy" if enrolled else "unknown", "amy" if enrolled else "unknown"]
+    assert names_found(gallery_of(storage), 1, 2, 3) == expected
 
 
 @pytest.mark.parametrize("cut", range(1, 6))
@@ -280,6 +336,137 @@ def test_enrolling_at_any_moment_of_forgetting_leaves_all_or_nothing(
 def forget_if_there(storage: Storage, name: str) -> None:
     with suppress(PersonNotFound):
         People(storage).forget(name)
+
+
+# Who is like whom
+
+
+def test_who_was_enrolled_first_keeps_the_answer(storage: Storage) -> None:
+    """S11: the same face under a second name, which comes first by the alphabet, takes no answer away."""
+    here, there = gallery_of(storage), gallery_of(storage)
+    enrol(here, "zoe", 1)
+    there.refresh()
+    stored_s = next(since.timestamp() for _, _, since in storage.list_gallery_since(VECTORS))
+    # S3 tells whole seconds.
+    wait_until(lambda: time.time() > stored_s + 1, what="the next second")
+    here.enrol("amy", [new("zoe's face", face(1), face(1) + 100)])
+    assert names_found(here, 1) == names_found(there, 1) == names_found(gallery_of(storage), 1) == ["zoe"]
+
+    enrol(here, "zoe", 1)  # again: that makes it no later
+    assert names_found(here, 1) == names_found(there, 1) == names_found(gallery_of(storage), 1) == ["zoe"]
+
+
+def test_a_photo_that_is_described_anew_replaces_what_was_there(storage: Storage) -> None:
+    """S11: a photo that is enrolled again stays as it is, unless a better look at it says something else."""
+    gallery = gallery_of(storage)
+    gallery.enrol("amy", [new("photo", face(1), face(1))])
+    before = dict(storage.list_gallery(VECTORS))
+    gallery.enrol("amy", [new("photo", face(1) + 0.01, face(1))])
+    assert dict(storage.list_gallery(VECTORS)) == before
+
+    gallery.enrol("amy", [new("photo", face(2), face(2))])
+    assert names_found(gallery_of(storage), 1, 2) == ["unknown", "amy"]
+
+
+def test_a_worker_that_starts_from_the_snapshot_knows_who_was_first(storage: Storage) -> None:
+    """S11: also with the vectors out of one object, which holds no times."""
+    gallery = gallery_of(storage, snapshot_above=1)
+    enrol(gallery, "zoe", 1)
+    stored_s = next(since.timestamp() for _, _, since in storage.list_gallery_since(VECTORS))
+    wait_until(lambda: time.time() > stored_s + 1, what="the next second")
+    gallery.enrol("amy", [new("zoe's face", face(1), face(1) + 100)])
+    gallery.refresh()
+    assert SNAPSHOT in keys(storage)
+
+    assert names_found(gallery_of(storage, snapshot_above=1), 1) == ["zoe"]
+
+
+def test_of_equals_the_earliest_photo_counts() -> None:
+    """S11: for each person it is the photo that is nearest which counts, not when they were first enrolled."""
+    rows = np.stack([face(1), face(2), face(1), face(1)])
+    table_keys = [VECTORS + path_of(name, f"{n:024x}") for n, name in enumerate(["amy", "bob", "bob", "zoe"])]
+    table = Table(table_keys, ["etag"] * 4, np.stack([rows, rows]), np.array([30.0, 10.0, 40.0, 20.0]))
+
+    [match] = table.search(face(1)[None], low_resolution=False, threshold=THRESHOLD, candidates=3)
+
+    assert match.name == "zoe"
+    assert [each.name for each in match.candidates] == ["zoe", "amy", "bob"]
+
+
+def notices_of(gallery: Gallery, name: str, *photos: NewPhoto) -> list[tuple[str, str]]:
+    return [(each.code, each.name) for each in gallery.notices(name, photos, threshold=THRESHOLD)]
+
+
+def test_an_enrolment_tells_of_names_that_are_like_it(storage: Storage) -> None:
+    """R9: John Smith and JOHN SMITH are two people, and whoever enrols the second is told; two spaces are one."""
+    gallery = gallery_of(storage)
+    enrol(gallery, "John Smith", 1)
+    enrol(gallery, "Amy", 2)
+
+    assert notices_of(gallery, "JOHN SMITH", photo_of("J", 3)) == [("similar_name", "John Smith")]
+    assert notices_of(gallery, "John  Smith", photo_of("J", 3)) == []
+    assert enrol(gallery, "John  Smith", 3)
+    assert [each.name for each in People(storage).list_people()] == ["Amy", "John Smith"]
+
+
+def test_an_enrolment_tells_of_the_same_photo_under_another_name(storage: Storage) -> None:
+    """R9: by the photo's bytes though it is described anew, and by the same descriptor though the bytes differ."""
+    gallery = gallery_of(storage)
+    enrol(gallery, "amy", 1)
+    same_bytes = new("amy's photo 1", face(1) + 1e-3, face(1))
+    same_face = new("another file", face(1), face(1))
+
+    assert notices_of(gallery, "bob", same_bytes) == [("same_photo", "amy")]
+    assert notices_of(gallery, "bob", same_face) == [("same_photo", "amy")]
+    assert notices_of(gallery, "amy", same_bytes) == []
+
+
+def test_one_photo_under_many_names_is_told_of_briefly(storage: Storage) -> None:
+    """R9: the answer stays short however many people have the photo."""
+    gallery = gallery_of(storage)
+    for n in range(8):
+        gallery.enrol(f"p{n}", [new("the photo", face(1), face(1))])
+
+    assert [code for code, _ in notices_of(gallery, "p9", new("the photo", face(1), face(1)))] == ["same_photo"] * 5
+
+
+def test_an_enrolment_tells_who_looks_like_it(storage: Storage) -> None:
+    """S11: a stranger within the threshold, and one nearer than the person's own photos."""
+    gallery = gallery_of(storage)
+    enrol(gallery, "amy", 1)
+    near, far = face(1) + 0.1, face(1) + 1.0  # at 0.28 and 2.8
+    assert notices_of(gallery, "bob", new("near", near, near)) == [("looks_like", "amy")]
+    assert notices_of(gallery, "bob", new("far", far, far)) == []
+
+    enrol(gallery, "bob", 50)
+    assert notices_of(gallery, "bob", new("far", far, far)) == [("looks_like", "amy")]
+    [notice] = gallery.notices("bob", [new("far", far, far), new("near", near, near)], threshold=THRESHOLD)
+    assert notice.distance == pytest.approx(0.1 * D**0.5, rel=1e-5)
+    assert notice.photo == new("near", near, near).id
+    assert "amy" in notice.detail
+
+
+# A limit of size
+
+
+def test_a_full_gallery_takes_no_more(storage: Storage, stack: Settings) -> None:
+    """S14: nothing more than the limit, whole enrolments only, and what is there can be enrolled again."""
+    wire = Wire()
+    gallery = Gallery(Storage(stack, client=wire), model="dlib", dimension=D, refresh_s=0, max_photos=3)
+    enrol(gallery, "amy", 1, 2)
+    gallery.refresh()
+    wire.calls.clear()
+    with pytest.raises(GalleryFull, match=r"holds 2 photos and may hold 3: .* FACEAPP_GALLERY_MAX_PHOTOS"):
+        enrol(gallery, "bob", 3, 4)
+    assert ("list_objects_v2", VECTORS) not in wire.calls
+    assert len(keys(storage, PHOTOS)) == 2
+
+    enrol(gallery, "bob", 3)
+    enrol(gallery, "amy", 1)
+    with pytest.raises(GalleryFull):
+        enrol(gallery, "zoe", 4)
+    People(storage).forget_photo("amy", photo_of("amy", 2).id)
+    enrol(gallery, "zoe", 4)
 
 
 # Keeping up
@@ -477,31 +664,31 @@ def test_another_models_vectors_are_skipped_and_not_mixed(storage: Storage, capl
     old = gallery_of(storage, model="dlib")
     enrol(old, "amy", 1)
     enrol(old, "bob", 2)
-    new = gallery_of(storage, model="facenet", dimension=2 * D)
+    newer = gallery_of(storage, model="facenet", dimension=2 * D)
     wide = face(3, size=2 * D)
-    new.refresh()
-    new.refresh()
+    newer.refresh()
+    newer.refresh()
 
-    assert new.search(wide, threshold=100).name == "unknown"
+    assert newer.search(wide, threshold=100).name == "unknown"
     assert [record.getMessage() for record in caplog.records if "another model" in record.getMessage()] == [
         "2 photos are skipped: another model than facenet described them"
     ]
     with pytest.raises(GalleryMismatch, match="2 of the gallery's photos"):
-        new.enrol("zoe", b"zoe's photo", wide, wide)
+        newer.enrol("zoe", [new("zoe's photo", wide, wide)])
 
     for name, seed in (("amy", 1), ("bob", 2)):
-        new.enrol(name, f"{name}'s photo {seed}".encode(), wide + seed, wide)
-    new.enrol("zoe", b"zoe's photo", wide, wide)
-    new.refresh()
-    assert new.search(wide, threshold=THRESHOLD).name == "zoe"
-    assert len(new) == 3
+        newer.enrol(name, [new(f"{name}'s photo {seed}", wide + seed, wide)])
+    newer.enrol("zoe", [new("zoe's photo", wide, wide)])
+    newer.refresh()
+    assert newer.search(wide, threshold=THRESHOLD).name == "zoe"
+    assert len(newer) == 3
 
 
 @pytest.mark.parametrize("descriptor", [face(1)[:-1], np.zeros((1, D)), np.full(D, np.nan), np.full(D, np.inf), 1.0])
 def test_a_descriptor_that_does_not_fit_is_refused(storage: Storage, descriptor: Any) -> None:
     gallery = gallery_of(storage)
     with pytest.raises((GalleryMismatch, ValueError)):
-        gallery.enrol("amy", b"photo", descriptor, face(1))
+        gallery.enrol("amy", [new("photo", descriptor, face(1))])
     with pytest.raises(GalleryMismatch):
         gallery.search(descriptor, threshold=THRESHOLD)
     assert keys(storage) == []
@@ -780,6 +967,7 @@ def test_an_empty_gallery_knows_nobody(storage: Storage) -> None:
 def test_a_table_is_updated_like_a_dictionary() -> None:
     rng = np.random.default_rng(0)
     table, model = Table.empty(D), dict[str, tuple[str, float]]()
+    since_s: dict[str, float] = {}
     every_key = [VECTORS + path_of(f"p{i % 5}", f"{i:024x}") for i in range(30)]
     for step in range(40):
         listed = {key: model.get(key, ("", 0))[0] or str(step) for key in every_key if rng.random() < 0.6}
@@ -787,8 +975,12 @@ def test_a_table_is_updated_like_a_dictionary() -> None:
         listed.update({key: str(step) for key in changed})
         fetched = {key: (listed[key], np.full((2, D), step, np.float32)) for key in changed}
         model = {key: (etag, float(step) if key in changed else model[key][1]) for key, etag in listed.items()}
-        table = table.updated(listed, fetched)
+        since_s = {key: float(step) if key in changed else since_s[key] for key in listed}
+        table = table.updated({key: Listed(etag, since_s[key]) for key, etag in listed.items()}, fetched)
 
         assert list(table.keys) == sorted(model)
         assert list(table.etags) == [model[key][0] for key in sorted(model)]
         assert table.rows[1, :, -1].tolist() == [model[key][1] for key in sorted(model)]
+        assert table.since_s.tolist() == [since_s[key] for key in sorted(model)]
+        assert all(key in table for key in model)
+        assert not any(key in table for key in set(every_key) - set(model))

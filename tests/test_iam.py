@@ -80,6 +80,7 @@ SEEDED = 210
 
 UNSEEN = {
     ("worker", "TidyGallery", "gallery-bucket/vectors/*"): "only when somebody forgets a person at that moment",
+    ("worker", "TidyGallery", "gallery-bucket/photos/*"): "only when an enrolment is taken back",
     ("worker", "TakeRequests", "sqs:ChangeMessageVisibility"): "only when a worker drains that holds more than it does",
     ("web", "TakeAnswers", "sqs:ChangeMessageVisibility"): "only when two web servers without a name read one queue",
     ("web", "BecomeScalerOrFlower", "sts:AssumeRole"): "each service has keys of its own here, and no metadata service",

@@ -21,7 +21,7 @@ from faceapp import broker, logs, tasks
 from faceapp.broker.messages import FORGET
 from faceapp.config import Settings
 from faceapp.errors import GalleryMismatch, StorageUnavailable
-from faceapp.gallery import Gallery
+from faceapp.gallery import Gallery, NewPhoto
 from faceapp.schema import Box, Enrolment, Face, Failure, PhotoFailure, Recognition
 from faceapp.storage import Storage
 from tests.aws import BEARER
@@ -272,7 +272,7 @@ def test_somebody_who_is_being_forgotten_is_not_logged(stack: Settings, caplog: 
 
     def work() -> None:
         try:
-            gallery.enrol(name, b"photo", [0.0, 0.0], [0.0, 0.0])
+            gallery.enrol(name, [NewPhoto(data=b"photo", descriptor=[0.0, 0.0], low_descriptor=[0.0, 0.0])])
         except StorageUnavailable:
             if "trying again" in caplog.text:
                 raise next(tries) from None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import uuid
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,13 @@ def person(storage: Storage) -> Any:
     yield name
     if name in {each.name for each in People(storage).list_people()}:
         People(storage).forget(name)
+
+
+def test_the_tasks_module_leaves_numpy_to_the_worker() -> None:
+    """C7: numpy reads how many threads it may start when it is imported, and a host with more than one cannot fork."""
+    code = "import sys, faceapp.tasks; print('numpy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def recognise(storage: Storage, photo: bytes, file_name: str = "photo.jpg") -> Recognition:

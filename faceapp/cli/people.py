@@ -36,21 +36,25 @@ def list_people(client: Any) -> None:
 @click.pass_obj
 def enrol(client: Any, name: str, photos: tuple[Path, ...]) -> None:
     """Enrol PHOTOS, with one face on each, as NAME: all of them or none."""
-    client.enrol(name, list(photos))
+    notices = client.enrol(name, list(photos))
     click.echo(f"{name} is enrolled.")
+    for notice in notices:
+        click.echo(notice, err=True)
 
 
 @people.command("import")
 @click.argument("folder", type=FOLDER)
 @click.pass_obj
 def import_people(client: Any, folder: Path) -> None:
-    """Enrol everybody in FOLDER/<name>/<photo>.jpg, and say which photos were refused and why."""
+    """Enrol everybody in FOLDER/<name>/<photo>.jpg; say which photos were refused and why, and who is like them."""
     from faceapp.folders import enrol_people, find_people
 
     refused = 0
     for each in enrol_people(client, find_people(folder)):
         refused += bool(each.refusal)
         click.echo(f"{each.name}/{each.photo.name}: {each.refusal or 'enrolled'}", err=bool(each.refusal))
+        for notice in each.notices:
+            click.echo(f"{each.name}/{each.photo.name}: {notice}", err=True)
     if refused:
         raise click.ClickException(f"{refused} photos were refused.")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import random
@@ -10,31 +9,25 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from faceapp.errors import GalleryMismatch, StorageUnavailable
+from faceapp.errors import GalleryFull, GalleryMismatch, StorageUnavailable
+from faceapp.gallery import names
+from faceapp.gallery.enrolment import Entry, NewPhoto, Writer, notices
 from faceapp.gallery.formats import Snapshot, Vector, pack_snapshot, pack_vector, unpack_snapshot, unpack_vector
-from faceapp.gallery.journal import VERSION, note_enrolment, read_journal
-from faceapp.gallery.media_types import media_type
-from faceapp.gallery.people import (
-    KEY,
-    PHOTO_ID_DIGITS,
-    PHOTOS,
-    SNAPSHOT,
-    VECTORS,
-    check_name,
-    path_of,
-)
-from faceapp.gallery.table import Match, Table
+from faceapp.gallery.journal import VERSION, read_journal
+from faceapp.gallery.people import KEY, SNAPSHOT, VECTORS, folder_of, path_of
+from faceapp.gallery.table import Listed, Match, Table
+from faceapp.schema import Notice
 from faceapp.storage import Storage
 
 logger = logging.getLogger(__name__)
 
 FETCH_THREADS = 16
-ENROL_ATTEMPTS = 3
+SAME = 0.1
+"""Descriptors of one photo that are nearer are the same: bfloat16 and float32 differ by less (test_recognition)."""
 
 
 class Gallery:
@@ -42,7 +35,7 @@ class Gallery:
 
     `refresh_s` is how often at most the bucket is asked whether it changed, `relist_s` how often the whole listing is
     compared although it says no (a writer may have been killed before it said so). Fetching more than
-    `snapshot_above` objects one by one is worth a new snapshot.
+    `snapshot_above` objects one by one is worth a new snapshot. Beyond `max_photos` nothing more is enrolled.
     """
 
     def __init__(
@@ -54,15 +47,17 @@ class Gallery:
         refresh_s: float = 2.0,
         relist_s: float = 300.0,
         snapshot_above: int = 200,
+        max_photos: int = 250_000,
     ) -> None:
         self._storage, self._model, self._dimension = storage, model, dimension
         self._refresh_s, self._relist_s, self._snapshot_above = refresh_s, relist_s, snapshot_above
+        self._max_photos = max_photos
         self._table = Table.empty(dimension)
         self._loaded = False
         self._marker: str | None = None  # the journal's ETag, and its last entry, that the table is up to
         self._entry: str | None = None
-        # Objects that hold no vector for this model: their key, to their ETag and whether another model made them.
-        self._skipped: dict[str, tuple[str, bool]] = {}
+        # Objects that hold no vector for this model: their key, to their listing and whether another model made them.
+        self._skipped: dict[str, tuple[Listed, bool]] = {}
         self._refresh_at = self._relist_at = 0.0
         self._locks: dict[int, threading.Lock] = {}  # by process id: see Storage
 
@@ -78,33 +73,50 @@ class Gallery:
     def size_bytes(self) -> int:
         return self._table.size_bytes
 
-    def enrol(self, name: str, photo: bytes, descriptor: ArrayLike, low_descriptor: ArrayLike) -> str:
-        """Store a photo and its descriptors ([D] each, of the face as seen and at low resolution); answers its id.
+    def enrol(self, name: str, photos: Sequence[NewPhoto], *, request_id: str = "") -> list[str]:
+        """Store photos with their descriptors, all or none, as this request's; answers their ids.
 
-        Raises InvalidName, GalleryMismatch and StorageUnavailable. A photo that another model described can be enrolled
-        again, and then replaces that; while there are others of that kind, new photos are refused, because the two
-        models' vectors would never be compared.
+        Raises InvalidName, GalleryMismatch, GalleryFull and StorageUnavailable, and then nothing new is stored. Photos
+        that another model described can be enrolled again, and then replace those; while there are others of that
+        kind, new photos are refused, because the two models' vectors would never be compared.
         """
-        name = check_name(name)
-        photo_id = hashlib.sha256(photo).hexdigest()[:PHOTO_ID_DIGITS]
-        path = path_of(name, photo_id)
-        vector = pack_vector(Vector(model=self._model, rows=self._rows([descriptor, low_descriptor])))
-        self.refresh()
-        foreign = [key for key, (_, other_model) in self._skipped.items() if other_model]
-        if foreign and VECTORS + path not in foreign:
-            raise GalleryMismatch(
-                f"Another model than {self._model} described {len(foreign)} of the gallery's photos: enrol those again."
+        name = names.clean(name)
+        entries = [
+            Entry(
+                path=path_of(name, each.id),
+                photo=each.data,
+                vector=pack_vector(Vector(model=self._model, rows=self._rows([each.descriptor, each.low_descriptor]))),
             )
-        for _ in range(ENROL_ATTEMPTS):
-            self._storage.put_gallery(PHOTOS + path, photo, content_type=media_type(photo))
-            self._storage.put_gallery(VECTORS + path, vector)
-            if self._storage.gallery_etag(PHOTOS + path) is not None:
-                note_enrolment(self._storage, name)
-                self._refresh_at = 0.0
-                return photo_id
-            # Somebody forgot the person between the two: take back the vector, which has no photo any more.
-            self._storage.delete_gallery([VECTORS + path])
-        raise StorageUnavailable("This person is being forgotten at this moment: try again.")
+            for each in photos
+        ]
+        self._refresh_at = 0.0
+        self.refresh()
+        self._check_room([VECTORS + each.path for each in entries])
+        Writer(self._storage, request_id, is_same=_say_the_same).write(name, entries)
+        self._refresh_at = 0.0
+        return [each.id for each in photos]
+
+    def _check_room(self, keys: Sequence[str]) -> None:
+        """Raises GalleryMismatch or GalleryFull when photos of these keys cannot be enrolled now."""
+        foreign = [key for key, (_, other_model) in self._skipped.items() if other_model]
+        if foreign and not set(foreign).issuperset(keys):
+            raise GalleryMismatch(
+                f"Another model than {self._model} described {len(foreign)} of the gallery's photos: enrol those "
+                "again first, or set FACEAPP_EMBEDDER to the model that described them."
+            )
+        new = {key for key in keys if key not in self._table and key not in self._skipped}
+        if len(self) + len(self._skipped) + len(new) > self._max_photos and new:
+            raise GalleryFull(
+                f"The gallery holds {len(self) + len(self._skipped)} photos and may hold {self._max_photos}: forget "
+                "some, or raise FACEAPP_GALLERY_MAX_PHOTOS."
+            )
+
+    def notices(self, name: str, photos: Sequence[NewPhoto], *, threshold: float) -> tuple[Notice, ...]:
+        """What is like the photos that are to be enrolled as `name`, among who is enrolled."""
+        self._refresh_at = 0.0
+        self.refresh()
+        described = [(each.id, self._rows([each.descriptor])[0]) for each in photos]
+        return notices(self._table, names.clean(name), described, threshold=threshold)
 
     def search(
         self, descriptor: ArrayLike, *, low_resolution: bool = False, threshold: float, candidates: int = 5
@@ -164,8 +176,8 @@ class Gallery:
         if self._loaded and marker == self._marker and not relist:
             return
         journal = read_journal(self._storage)
-        names = None if relist or not self._loaded else journal.names_since(self._entry)
-        listing = self._list(names)
+        people = None if relist or not self._loaded else journal.names_since(self._entry)
+        listing = self._list(people)
         before, snapshot_wanted = self._table, False
         if not self._loaded:
             before, snapshot_wanted = self._from_snapshot(listing)
@@ -173,7 +185,7 @@ class Gallery:
         table = before.updated(listing, fetched)
         # In this order: a thread that sees `_loaded` may search without the lock.
         self._table, self._marker, self._entry, self._loaded = table, journal.etag, journal.last, True
-        if names is None:
+        if people is None:
             # Not all at the same moment: the workers of an instance start together.
             self._relist_at = time.monotonic() + self._relist_s * random.uniform(0.8, 1.2)  # nosec B311 # jitter
         if table is not before:
@@ -184,19 +196,25 @@ class Gallery:
             look=relist or len(table) < len(before) + len(fetched) or len(before) <= self._snapshot_above,
         )
 
-    def _list(self, names: set[str] | None) -> dict[str, str]:
-        """All vectors' keys with their ETags, asking only for those of `names`; for all where that is None."""
-        if names is None:
-            return {key: etag for key, etag in self._storage.list_gallery(VECTORS) if KEY.fullmatch(key)}
-        folders = tuple(f"{VECTORS}{quote(name, safe='')}/" for name in sorted(names))
-        held = dict(zip(self._table.keys, self._table.etags, strict=True))
-        held.update((key, etag) for key, (etag, _) in self._skipped.items())
-        listing = {key: etag for key, etag in held.items() if not key.startswith(folders)}
+    def _list(self, people: set[str] | None) -> dict[str, Listed]:
+        """All vectors' keys with what the bucket says of them, asking only for those of `people`; for all where that is
+        None."""
+        if people is None:
+            return self._listed(VECTORS)
+        folders = tuple(VECTORS + folder_of(name) for name in sorted(people))
+        table = self._table
+        held = dict(zip(table.keys, map(Listed, table.etags, table.since_s.tolist()), strict=True))
+        held.update((key, listed) for key, (listed, _) in self._skipped.items())
+        listing = {key: listed for key, listed in held.items() if not key.startswith(folders)}
         for folder in folders:
-            listing.update((key, etag) for key, etag in self._storage.list_gallery(folder) if KEY.fullmatch(key))
+            listing |= self._listed(folder)
         return listing
 
-    def _from_snapshot(self, listing: dict[str, str]) -> tuple[Table, bool]:
+    def _listed(self, prefix: str) -> dict[str, Listed]:
+        found = self._storage.list_gallery_since(prefix)
+        return {key: Listed(etag, stored.timestamp()) for key, etag, stored in found if KEY.fullmatch(key)}
+
+    def _from_snapshot(self, listing: dict[str, Listed]) -> tuple[Table, bool]:
         """The table to start from, and whether the snapshot should be written anew."""
         found = self._storage.get_gallery(SNAPSHOT)
         if found is None:
@@ -210,18 +228,21 @@ class Gallery:
         if snapshot.model != self._model or snapshot.rows.shape[2] != self._dimension:
             logger.warning("the gallery's snapshot is another model's: it is written anew")
             return self._table, True
-        table = Table(snapshot.keys, snapshot.etags, snapshot.rows)
+        since_s = np.array([listing[key].since_s if key in listing else 0.0 for key in snapshot.keys])
+        table = Table(snapshot.keys, snapshot.etags, snapshot.rows, since_s)
         # Somebody was forgotten while it was written, by a worker that was killed before it could take it back.
         stale = not listing.keys() >= set(snapshot.keys)
         if stale:
             self._storage.delete_gallery([SNAPSHOT])
         return table, stale
 
-    def _fetch(self, table: Table, listing: dict[str, str]) -> dict[str, tuple[str, NDArray[np.float32]]]:
+    def _fetch(self, table: Table, listing: dict[str, Listed]) -> dict[str, tuple[str, NDArray[np.float32]]]:
         """The vectors in `listing` that `table` does not have, with the ETags that they were read with."""
         known = dict(zip(table.keys, table.etags, strict=True))
-        skipped = {key: value for key, value in self._skipped.items() if listing.get(key) == value[0]}
-        todo = [key for key, etag in listing.items() if known.get(key) != etag and key not in skipped]
+        skipped = {
+            key: value for key, value in self._skipped.items() if key in listing and listing[key].etag == value[0].etag
+        }
+        todo = [key for key, listed in listing.items() if known.get(key) != listed.etag and key not in skipped]
         fetched: dict[str, tuple[str, NDArray[np.float32]]] = {}
         mismatched = 0
         with ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="gallery") as pool:
@@ -234,12 +255,12 @@ class Gallery:
                     # Its key has the person's name, and what it holds instead may have others'.
                     photo_id = key.rpartition("/")[2]
                     logger.warning("the photo %s is skipped: its vector is damaged", photo_id)
-                    skipped[key] = (found.etag, False)
+                    skipped[key] = (Listed(found.etag, listing[key].since_s), False)
                     continue
                 if vector.model == self._model and vector.rows.shape[1] == self._dimension:
                     fetched[key] = (found.etag, vector.rows)
                 else:
-                    skipped[key] = (found.etag, True)
+                    skipped[key] = (Listed(found.etag, listing[key].since_s), True)
                     mismatched += 1
         if mismatched:
             logger.warning("%d photos are skipped: another model than %s described them", mismatched, self._model)
@@ -271,3 +292,14 @@ class Gallery:
         if not np.isfinite(rows).all():
             raise GalleryMismatch(f"A descriptor of {self._model} has numbers that are not finite.")
         return rows
+
+
+def _say_the_same(one: bytes, other: bytes) -> bool:
+    """Whether two packed vectors are of one model and about the same; False for one that cannot be read."""
+    try:
+        vectors = unpack_vector(one), unpack_vector(other)
+    except ValueError:
+        return False
+    if vectors[0].model != vectors[1].model or vectors[0].rows.shape != vectors[1].rows.shape:
+        return False
+    return bool((np.linalg.norm(vectors[0].rows - vectors[1].rows, axis=1) <= SAME).all())

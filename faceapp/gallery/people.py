@@ -1,26 +1,25 @@
-"""Names, keys, and what the web tier does with people: list, show and forget them."""
+"""Keys, and what the web tier does with people: list, show and forget them."""
 
 from __future__ import annotations
 
+import hashlib
 import re
-import unicodedata
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from urllib.parse import quote, unquote
 
-from faceapp.errors import InvalidName, NotFound, PersonNotFound
+from faceapp.errors import NotFound, PersonNotFound
+from faceapp.gallery import names
 from faceapp.gallery.journal import note_change
 from faceapp.gallery.media_types import media_type
-from faceapp.schema import NO_FACE, UNKNOWN
 from faceapp.storage import Storage
 
 VECTORS = "vectors/"
 PHOTOS = "photos/"
 SNAPSHOT = "snapshot"
-MAX_NAME = 64
 PHOTO_ID_DIGITS = 24
 KEY = re.compile(f"(?:{VECTORS}|{PHOTOS})([^/]+)/([0-9a-f]{{{PHOTO_ID_DIGITS}}})")
-RESERVED = {UNKNOWN, NO_FACE}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,43 +56,65 @@ class People:
 
     def get(self, name: str) -> list[str]:
         """The ids of the person's photos. Raises PersonNotFound."""
-        name = check_name(name)
-        keys = (split_key(key) for key, _ in self._storage.list_gallery(f"{VECTORS}{quote(name, safe='')}/"))
-        photo_ids = [key[1] for key in keys if key]
-        if not photo_ids:
-            raise PersonNotFound(f"Nobody with the name {name!r} is enrolled.")
-        return photo_ids
+        for spelling in names.spellings(name):
+            if photo_ids := self._photo_ids(spelling):
+                return photo_ids
+        raise self._nobody(name)
+
+    def is_enrolled(self, name: str) -> bool:
+        """Whether there is a photo of exactly this name (a call for every 1,000 photos of that person)."""
+        return bool(self._photo_ids(name))
+
+    def has(self, name: str, photo_ids: Iterable[str]) -> bool:
+        """Whether all these photos of exactly this name are enrolled."""
+        return set(self._photo_ids(name)).issuperset(photo_ids)
+
+    def spellings(self, name: str) -> tuple[str, ...]:
+        """The spelling of the name that is enrolled; all that it could have where none is."""
+        possible = names.spellings(name)
+        if len(possible) == 1:
+            return possible
+        return next(((each,) for each in possible if self.is_enrolled(each)), possible)
 
     def photo(self, name: str, photo_id: str) -> EnrolledPhoto:
         """The photo as it was enrolled. Raises NotFound."""
-        name = check_name(name)
-        found = self._storage.get_gallery(PHOTOS + path_of(name, check_photo_id(photo_id)))
-        if found is None:
-            raise NotFound(f"{name!r} has no photo {photo_id}.")
-        content_type = found.content_type
-        # Photos that older versions enrolled were stored without it.
-        if not content_type.startswith("image/"):
-            content_type = media_type(found.data)
-        return EnrolledPhoto(data=found.data, content_type=content_type)
+        checked = check_photo_id(photo_id)
+        for spelling in names.spellings(name):
+            if found := self._storage.get_gallery(PHOTOS + path_of(spelling, checked)):
+                # Photos that older versions enrolled were stored without it.
+                stored = found.content_type.startswith("image/")
+                return EnrolledPhoto(
+                    data=found.data, content_type=found.content_type if stored else media_type(found.data)
+                )
+        raise NotFound(f"{name!r} has no photo {photo_id}.")
 
     def forget(self, name: str) -> None:
         """Remove the person's vectors and photos from every object. Raises PersonNotFound."""
-        name = check_name(name)
-        if not self._forget(f"{quote(name, safe='')}/"):
-            raise PersonNotFound(f"Nobody with the name {name!r} is enrolled.")
+        if not any(self._forget(folder_of(each)) for each in self.spellings(name)):
+            raise self._nobody(name)
 
     def forget_photo(self, name: str, photo_id: str) -> None:
         """Remove one photo and its vector from every object. Raises NotFound."""
-        name = check_name(name)
-        if not self._forget(path_of(name, check_photo_id(photo_id))):
+        checked = check_photo_id(photo_id)
+        if not any(self._forget(path_of(each, checked)) for each in self.spellings(name)):
             raise NotFound(f"{name!r} has no photo {photo_id}.")
+
+    def _nobody(self, name: str) -> PersonNotFound:
+        """The error, with the names like it among the first 1,000 people (a call)."""
+        wanted = names.likeness(name)
+        folders = self._storage.list_gallery_folders(VECTORS)
+        like = [repr(each) for each in map(name_of, folders) if names.likeness(each) == wanted]
+        hint = f" Did you mean {' or '.join(like)}?" if like else ""
+        return PersonNotFound(f"Nobody with the name {name!r} is enrolled.{hint}")
+
+    def _photo_ids(self, name: str) -> list[str]:
+        keys = (split_key(key) for key, _ in self._storage.list_gallery(VECTORS + folder_of(name)))
+        return [key[1] for key in keys if key]
 
     def _forget(self, prefix: str) -> bool:
         """Delete what begins with `prefix`; False if there was nothing.
 
-        Vectors go first, so that nobody is found from then on, and photos last: while one is left, a call that was cut
-        off can be made again and finishes the work. The version changes before the snapshot goes, so that whoever is
-        writing a snapshot meanwhile sees the change and removes theirs.
+        A call that was cut off can be made again and finishes the work.
         """
         storage, found = self._storage, False
         while True:
@@ -104,33 +125,23 @@ class People:
             if not vectors and not photos:
                 return found
             found = True
-            storage.delete_gallery(vectors)
-            note_change(storage)
-            storage.delete_gallery([SNAPSHOT])
-            storage.delete_gallery(photos)
+            remove(storage, [*vectors, *photos])
             # Somebody may have enrolled the same person between two of these calls: look again.
 
 
-def check_name(name: str) -> str:
-    """The name as it is stored: NFC, without spaces at the end. Raises InvalidName.
+def remove(storage: Storage, keys: Iterable[str]) -> None:
+    """Delete these photos and vectors from the gallery, and the snapshot that may hold the vectors.
 
-    A letter's combining marks count as letters: Hindi, Thai and others cannot be written without them.
+    Vectors go first, so that nobody is found from then on, and photos last: while one is left, there is something to
+    be found by who does it again. The version changes before the snapshot goes, so that whoever is writing a snapshot
+    meanwhile sees the change and removes theirs.
     """
-    checked = unicodedata.normalize("NFC", name).rstrip(" ")
-    categories = [unicodedata.category(character) for character in checked]
-    if (
-        not 1 <= len(checked) <= MAX_NAME
-        or ".." in checked
-        or not (categories[0][0] == "L" or categories[0] == "Nd")
-        or not all(
-            kind[0] in "LM" or kind == "Nd" or character in " ._'-"
-            for character, kind in zip(checked, categories, strict=True)
-        )
-    ):
-        raise InvalidName()
-    if checked.casefold() in RESERVED:
-        raise InvalidName(f"{checked!r} cannot be a person's name: it is an answer of the service.")
-    return checked
+    todo = set(keys)
+    vectors = {key for key in todo if key.startswith(VECTORS)}
+    storage.delete_gallery(sorted(vectors))
+    note_change(storage)
+    storage.delete_gallery([SNAPSHOT])
+    storage.delete_gallery(sorted(todo - vectors))
 
 
 def check_photo_id(photo_id: str) -> str:
@@ -139,9 +150,24 @@ def check_photo_id(photo_id: str) -> str:
     return photo_id
 
 
+def folder_of(name: str) -> str:
+    """A person's place below `photos/` and `vectors/`."""
+    return f"{quote(name, safe='')}/"
+
+
 def path_of(name: str, photo_id: str) -> str:
     """A photo's place below `photos/` and `vectors/`."""
-    return f"{quote(name, safe='')}/{photo_id}"
+    return folder_of(name) + photo_id
+
+
+def photo_id_of(photo: bytes) -> str:
+    """The id of a photo with this content."""
+    return photo_id_from(hashlib.sha256(photo).hexdigest())
+
+
+def photo_id_from(sha256: str) -> str:
+    """The id of a photo whose content has this hash, in hexadecimal digits."""
+    return sha256[:PHOTO_ID_DIGITS]
 
 
 def split_key(key: str) -> tuple[str, str] | None:
@@ -152,4 +178,4 @@ def split_key(key: str) -> tuple[str, str] | None:
 
 def name_of(folder: str) -> str:
     """The name in a key without its photo id, or in that of a person's folder."""
-    return unquote(folder.rpartition("/")[2])
+    return unquote(folder.rstrip("/").rpartition("/")[2])

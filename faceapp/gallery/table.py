@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,17 +26,33 @@ class Match:
     """The nearest people, nearest first, however far they are."""
 
 
+class Listed(NamedTuple):
+    """A vector object as the bucket's listing has it."""
+
+    etag: str
+    since_s: float
+    """When it was enrolled: seconds since 1970, by S3's clock."""
+
+
 class Table:
     """Enrolled photos, ordered by key and therefore grouped by person. Never changes once made: threads may share it.
 
-    `rows` is float32 [2, N, D]: the N photos as seen, and at low resolution; `keys` are those of vector objects.
+    `rows` is float32 [2, N, D]: the N photos as seen, and at low resolution; `keys` are those of vector objects, and
+    `since_s` is when each was enrolled (all at once, where it is not given).
     """
 
-    def __init__(self, keys: Sequence[str], etags: Sequence[str], rows: NDArray[np.float32]) -> None:
+    def __init__(
+        self,
+        keys: Sequence[str],
+        etags: Sequence[str],
+        rows: NDArray[np.float32],
+        since_s: NDArray[np.float64] | None = None,
+    ) -> None:
         self.keys, self.etags, self.rows = keys, etags, rows
+        self.since_s = np.zeros(len(keys)) if since_s is None else since_s
         people = [key.rpartition("/")[0] for key in keys]
         starts = [i for i, person in enumerate(people) if i == 0 or person != people[i - 1]]
-        self._names = [name_of(people[i]) for i in starts]
+        self.names = [name_of(people[i]) for i in starts]
         self._starts = np.array(starts, dtype=np.intp)
         self._ends = np.append(self._starts[1:], len(keys))
         self._half_squares = np.einsum("rnd,rnd->rn", rows, rows) / 2
@@ -49,18 +67,22 @@ class Table:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def __contains__(self, key: str) -> bool:
+        place = bisect.bisect_left(self.keys, key)
+        return place < len(self.keys) and self.keys[place] == key
+
     @property
     def size_bytes(self) -> int:
         """Of the numbers, which is nearly all of it."""
         return int(self.rows.nbytes + self._half_squares.nbytes)
 
-    def updated(self, listing: Mapping[str, str], fetched: Mapping[str, tuple[str, NDArray[np.float32]]]) -> Table:
-        """The table after a change: of the keys in `listing` (to their ETags), those in `fetched` (to an ETag and rows
-        [2, D]), and those held already with the listed ETag."""
+    def updated(self, listing: Mapping[str, Listed], fetched: Mapping[str, tuple[str, NDArray[np.float32]]]) -> Table:
+        """The table after a change: of the keys in `listing`, those in `fetched` (to an ETag and rows [2, D]), and
+        those held already with the listed ETag."""
         kept = {
             key: i
             for i, (key, etag) in enumerate(zip(self.keys, self.etags, strict=True))
-            if key not in fetched and listing.get(key) == etag
+            if key not in fetched and key in listing and listing[key].etag == etag
         }
         if not fetched and len(kept) == len(self):
             return self
@@ -75,12 +97,15 @@ class Table:
                 etags.append(etag)
             else:
                 etags.append(self.etags[old[i]])
-        return Table(keys, etags, rows)
+        return Table(keys, etags, rows, np.array([listing[key].since_s for key in keys]))
 
     def search(
         self, probes: NDArray[np.float32], *, low_resolution: bool, threshold: float, candidates: int
     ) -> list[Match]:
         """One match for each of `probes` (float32 [F, D]), by Euclidean distance; `threshold` itself is near enough.
+
+        Of people at the same distance, whose photo was enrolled first comes first: to enrol somebody's photo under
+        another name takes no answer away from them.
 
         One product in float32 finds who could be among the nearest, within its rounding error; these alone are
         measured again in float64, so the answer is the exact one.
@@ -116,11 +141,15 @@ class Table:
             start, end = self._starts[person], self._ends[person]
             near = start + np.flatnonzero(scores[start:end] <= nearest[person] + slack)
             away = self.rows[kind, near].astype(np.float64) - probe
-            measured.append((float(np.sqrt(np.einsum("nd,nd->n", away, away).min())), self._names[person]))
+            distances = np.sqrt(np.einsum("nd,nd->n", away, away))
+            since_s = self.since_s[near[distances == distances.min()]].min()
+            measured.append((float(distances.min()), since_s, self.names[person]))
         measured.sort()
-        distance, name = measured[0]
+        distance, _, name = measured[0]
         return Match(
             name=name if distance <= threshold else UNKNOWN,
             distance=distance,
-            candidates=tuple(Candidate(name=name, distance=away) for away, name in measured[: min(wanted, candidates)]),
+            candidates=tuple(
+                Candidate(name=name, distance=away) for away, _, name in measured[: min(wanted, candidates)]
+            ),
         )

@@ -5,18 +5,19 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import flask
 
 from faceapp.errors import FaceappError, RecognitionExpired, RecognitionNotFound, RecognitionTimeout, by_code
-from faceapp.gallery import check_name
-from faceapp.http import dispatch, slashes, uploads
+from faceapp.gallery import names
+from faceapp.http import auth, dispatch, slashes, uploads
 from faceapp.http.dispatch import Ticket
 from faceapp.http.problems import Problem
 from faceapp.http.uploads import Refusal, Upload
-from faceapp.schema import Failure, PhotoFailure, Recognition
+from faceapp.keys import ENROL
+from faceapp.schema import UNKNOWN, Face, Failure, PhotoFailure, Recognition
 
 PENDING = "pending"
 RETRY_AFTER_S = 2
@@ -90,13 +91,13 @@ def people() -> flask.Response:
 
 @blueprint.put("/people/<path:name>")
 def enrol(name: str) -> flask.Response:
-    """Enrol one or many photos under a name, all or none; answers when a worker has done it."""
-    service, name = dispatch.current(), check_name(name)
+    """Enrol one or many photos under a name, all or none; answers when a worker has done it, and what is like them."""
+    service, name = dispatch.current(), names.clean(name)
     files = uploads.read(flask.request, (PHOTO_FIELD,))
     refusals = [file for file in files if isinstance(file, Refusal)]
     if refusals:
         raise _refused(refusals)
-    known = any(each.name == name for each in service.people.list_people())
+    known = service.people.is_enrolled(name)
     enrolment = service.enrol(
         name,
         [file for file in files if isinstance(file, Upload)],
@@ -107,7 +108,11 @@ def enrol(name: str) -> flask.Response:
         raise RecognitionTimeout("The photos were accepted but not enrolled yet: that happens once a worker is free.")
     if enrolment.failures:
         raise _problem_of(enrolment.failures)
-    answer = flask.jsonify(name=name, photos=[_photo(name, photo_id) for photo_id in enrolment.photos])
+    answer = flask.jsonify(
+        name=name,
+        photos=[_photo(name, photo_id) for photo_id in enrolment.photos],
+        notices=[{**asdict(each), "detail": each.detail} for each in enrolment.notices],
+    )
     answer.status_code = 200 if known else 201
     answer.headers["Location"] = flask.url_for("api.person", name=name)
     return answer
@@ -116,7 +121,7 @@ def enrol(name: str) -> flask.Response:
 @blueprint.get("/people/<path:name>")
 def person(name: str) -> flask.Response:
     """One person and their photos."""
-    name = check_name(name)
+    [name, *_] = dispatch.current().people.spellings(name)
     photo_ids = dispatch.current().people.get(name)
     return flask.jsonify(name=name, photos=[_photo(name, photo_id) for photo_id in photo_ids])
 
@@ -124,7 +129,7 @@ def person(name: str) -> flask.Response:
 @blueprint.delete("/people/<path:name>")
 def forget(name: str) -> tuple[str, int]:
     """Forget a person: every photo and vector at once, results that name them within minutes."""
-    dispatch.current().forget(check_name(name), request_id=dispatch.new_id())
+    dispatch.current().forget(name)
     return "", 204
 
 
@@ -176,7 +181,20 @@ def _item(ticket: Ticket, result: Recognition | None) -> dict[str, Any]:
     links = {"links": {"self": flask.url_for("api.recognition", request_id=ticket.id)}}
     if result is None:
         return {"id": ticket.id, "status": PENDING, "file_name": ticket.file_name, **links}
-    return {**result.to_dict(), "file_name": ticket.file_name, **links}
+    return {**_shown(result).to_dict(), "file_name": ticket.file_name, **links}
+
+
+def _shown(result: Recognition) -> Recognition:
+    """The result as far as who asks may see it: who else is enrolled is for those who may list the people."""
+    if auth.may(ENROL):
+        return result
+    return replace(result, faces=tuple(map(_named_only, result.faces)))
+
+
+def _named_only(face: Face) -> Face:
+    """The face with whom it was recognised as, and with nobody who is merely near."""
+    own = tuple(each for each in face.candidates if each.name == face.name)
+    return replace(face, candidates=own, distance=None if face.name == UNKNOWN else face.distance)
 
 
 def _failed(refusal: Refusal) -> dict[str, Any]:

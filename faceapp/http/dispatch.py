@@ -25,7 +25,9 @@ from faceapp.config import Settings
 from faceapp.errors import (
     BrokerUnavailable,
     ClientGone,
+    EnrolmentLost,
     FaceappError,
+    PersonNotFound,
     RecognitionExpired,
     RecognitionFailed,
     RecognitionNotFound,
@@ -34,6 +36,7 @@ from faceapp.errors import (
 )
 from faceapp.forgetting import Forgetting
 from faceapp.gallery import People
+from faceapp.gallery.people import photo_id_from
 from faceapp.http import admission, connections
 from faceapp.http.metrics import Metrics
 from faceapp.http.uploads import Upload
@@ -47,6 +50,8 @@ READY_S = 1.0
 """An answer of S3 and SQS is good for as long: probes come from many sides."""
 STORED_AT_ONCE = 64
 """Photos; as many connections to S3 are kept open."""
+UNSURE = {RecognitionFailed.code, RecognitionExpired.code}
+"""Failures of a task that may have enrolled the photos before it was killed."""
 LOOK_AFTER_S = 15.0
 """A longer wait looks into S3, for a result whose answer was lost, after this and then after twice the time each."""
 
@@ -185,18 +190,28 @@ class Dispatch:
         tasks.app.backend.collector.expect_another(ticket.id, corrupt=reply["result"] is not None)
         return None
 
-    def forget(self, name: str, *, request_id: str) -> None:
-        """Forget a person (by their checked name): in the gallery when this returns, in the results within minutes.
+    def forget(self, name: str) -> None:
+        """Forget a person: in the gallery when this returns, in the results within minutes.
 
-        Raises PersonNotFound for somebody who is not enrolled, and then forgets them in the results all the same; so
-        what was cut off in the middle, or refused by S3 or SQS, can be asked for again.
+        Raises InvalidName, and PersonNotFound for somebody who is not enrolled, and then forgets them in the results
+        all the same; so what was cut off in the middle, or refused by S3 or SQS, can be asked for again.
         """
+        spellings = self.people.spellings(name)
+        missing = [error for each in spellings if (error := self._forget(each))]
+        if len(missing) == len(spellings):
+            raise missing[0]
+
+    def _forget(self, name: str) -> PersonNotFound | None:
+        order_id = new_id()
         # The order first: what is begun has a name that can be found.
-        self.forgetting.order(request_id, name)
+        self.forgetting.order(order_id, name)
         try:
             self.people.forget(name)
+        except PersonNotFound as error:
+            return error
         finally:
-            _send(tasks.forget, request_id, waits=False)
+            _send(tasks.forget, order_id, waits=False)
+        return None
 
     def erase(self, request_id: str) -> None:
         """Delete a photo and its result. Raises RecognitionNotFound when there is neither."""
@@ -219,17 +234,19 @@ class Dispatch:
         Raises StorageUnavailable or BrokerUnavailable, and then keeps nothing.
         """
         with self.metrics.counting(len(uploads)):
-            answer = self._begin_enrolment(name, uploads, request_id=request_id)
+            answer, photo_ids = self._begin_enrolment(name, uploads, request_id=request_id)
         admission.body_is_stored()
         try:
             with self.metrics.counting(len(uploads)), self.metrics.waiting():
                 enrolment = self._wait_enrolled(answer, name, request_id, wait_s)
+                enrolment = self._as_stored(name, request_id, photo_ids, enrolment)
         finally:
             answer.forget()
         self.metrics.enrolment(enrolment, photos=len(uploads))
         return enrolment
 
     def _wait_enrolled(self, answer: Any, name: str, request_id: str, wait_s: float) -> Enrolment | None:
+        """What a worker answers; None when there is no answer, or none that says what became of the photos."""
         until_s = time.monotonic() + min(wait_s, self.settings.queue_age_s)
         while reply := _get(answer, until_s - time.monotonic()):
             if ended := _ended(reply):
@@ -246,14 +263,40 @@ class Dispatch:
             tasks.app.backend.collector.expect_another(request_id, corrupt=True)
         return _not_enrolled(name, request_id, RecognitionExpired()) if wait_s > self.settings.queue_age_s else None
 
-    def _begin_enrolment(self, name: str, uploads: list[Upload], *, request_id: str) -> Any:
+    def _as_stored(
+        self, name: str, request_id: str, photo_ids: list[str], enrolment: Enrolment | None
+    ) -> Enrolment | None:
+        """The answer as far as the gallery bears it out: an answer can get lost, or be that of another delivery, which
+        was given up after one that had enrolled the photos.
+
+        None while the photos wait.
+        """
+        if enrolment and (enrolment.photos or enrolment.failures[0].code not in UNSURE):
+            return enrolment
+        try:
+            # In this order: photos wait no longer when they are enrolled.
+            waiting = self.storage.list_incoming(request_id)
+            if self.people.has(name, photo_ids):
+                return Enrolment(id=request_id, name=name, photos=tuple(photo_ids))
+            if enrolment is None and not waiting:
+                return _not_enrolled(name, request_id, EnrolmentLost())
+        except StorageUnavailable as error:
+            logger.warning("the gallery cannot be asked about %s: %s", request_id, error)
+        return enrolment
+
+    def _begin_enrolment(self, name: str, uploads: list[Upload], *, request_id: str) -> tuple[Any, list[str]]:
+        """What the answer will come to, and the ids that the photos will have."""
+        photo_ids = []
         try:
             with tracing.span("store photos", kind="CLIENT", attributes={"faceapp.photos": len(uploads)}):
                 for n, upload in enumerate(uploads):
                     with self._storing:
-                        self.storage.put_incoming(request_id, n, upload.data, name=name, file_name=upload.file_name)
+                        sha256 = self.storage.put_incoming(
+                            request_id, n, upload.data, name=name, file_name=upload.file_name
+                        )
+                    photo_ids.append(photo_id_from(sha256))
                     upload.let_go()
-            return _send(tasks.enrol, request_id, waits=True)
+            return _send(tasks.enrol, request_id, waits=True), photo_ids
         except FaceappError:
             with suppress(FaceappError):
                 self.storage.delete_incoming(request_id)

@@ -155,6 +155,8 @@ def _paths() -> dict[str, Any]:
             "get": _operation(
                 "recognitions",
                 "Fetch a result",
+                "Only keys of the roles enrol and admin get the distance of an `unknown` face, and candidates besides "
+                "whom it was recognised as.",
                 answers={"200": _json("Item", "The result, or `pending` while there is none.", "Retry-After")},
                 problems=["NotFound", "Unavailable"],
             ),
@@ -185,13 +187,26 @@ def _paths() -> dict[str, Any]:
             "put": _operation(
                 "people",
                 "Enrol photos of a person",
-                "Each photo must show exactly one face. All are enrolled or none; `errors` says per refused photo why.",
+                "Each photo must show exactly one face. All are enrolled or none; `errors` says per refused photo why. "
+                "The name is kept in one spelling, which the answer has: NFC, single spaces, one kind of apostrophe "
+                "and of hyphen. `notices` says who else has a name like it (`similar_name`), has the same photo "
+                "(`same_photo`), or looks like it (`looks_like`).",
                 body=_form({"photo": {"type": "array", "items": _BINARY, "minItems": 1}}, ["photo"]),
                 answers={
-                    "200": _json("Person", "Enrolled, beside photos that were there.", "Location"),
-                    "201": _json("Person", "Enrolled; the person is new.", "Location"),
+                    "200": _json("Enrolled", "Enrolled, beside photos that were there.", "Location"),
+                    "201": _json("Enrolled", "Enrolled; the person is new.", "Location"),
                 },
-                problems=["BadRequest", "TooSlow", "TooLarge", "NotAPhoto", "Unreadable", "Unavailable", "Timeout"],
+                problems=[
+                    "BadRequest",
+                    "Conflict",
+                    "TooSlow",
+                    "TooLarge",
+                    "NotAPhoto",
+                    "Unreadable",
+                    "Unavailable",
+                    "Timeout",
+                    "Full",
+                ],
             ),
             "delete": _operation(
                 "people",
@@ -303,12 +318,14 @@ PROBLEMS = {
     "403": ("Forbidden", "This is not for this key's role, for another site's page, or for the address that asks."),
     "404": ("NotFound", "There is nothing here (any more)."),
     "408": ("TooSlow", "The upload took too long."),
+    "409": ("Conflict", "Another model described the gallery's photos, or the person was forgotten meanwhile."),
     "413": ("TooLarge", "Too many bytes or too many files."),
     "415": ("NotAPhoto", "The file is no photo in a format this service reads, or the body is encoded."),
     "422": ("Unreadable", "The photo is broken or too large, or cannot be enrolled: no face, several faces."),
     "429": ("TooManyRequests", "This key is used more often than it may be; `Retry-After` says when it may again."),
     "503": ("Unavailable", "Too many wait already (`overloaded`), or S3 or SQS does not answer."),
     "504": ("Timeout", "No answer came in time; the photo is kept, `links.self` has its result later."),
+    "507": ("Full", "The gallery holds as many photos as it may."),
 }
 
 
@@ -329,11 +346,15 @@ def _schemas() -> dict[str, Any]:
     item["required"] = ["id", "status", "file_name", "links"]
     photo_failure = _dataclass(schema.PhotoFailure)
     photo = _object(id={"type": "string"}, links=LINKS)
+    person = _object(name=text, photos={"type": "array", "items": photo})
+    notice = _dataclass(schema.Notice)
+    notice["properties"]["detail"] = {**text, "description": "a sentence: meant for people"}
     return {
         "Item": item,
         "Recognitions": _object(recognitions={"type": "array", "items": {"$ref": "#/components/schemas/Item"}}),
         "People": _object(people={"type": "array", "items": _object(name=text, photos=number, links=LINKS)}),
-        "Person": _object(name=text, photos={"type": "array", "items": photo}),
+        "Person": person,
+        "Enrolled": _object(**person["properties"], notices={"type": "array", "items": notice}),
         "Scaler": {
             "type": "object",
             "required": ["running"],

@@ -7,6 +7,6 @@ to be within the limits, and whatever goes wrong inside Pillow, libheif or libav
 """
 
 from faceapp.images.decoding import DecodedPhoto, decode, inspect
-from faceapp.images.formats import FORMATS, media_type
+from faceapp.images.formats import FORMATS
 
-__all__ = ["FORMATS", "DecodedPhoto", "decode", "inspect", "media_type"]
+__all__ = ["FORMATS", "DecodedPhoto", "decode", "inspect"]

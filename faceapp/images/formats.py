@@ -37,22 +37,6 @@ def scan(data: bytes) -> Head:
     raise ImageUnsupported
 
 
-def media_type(data: bytes) -> str:
-    """The media type of a file by its first bytes alone; `application/octet-stream` if it begins like no photo."""
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "image/webp"
-    if data[4:8] == b"ftyp":
-        return "image/avif" if data[8:12] in heif.AVIF_BRANDS else "image/heif"
-    known: dict[bytes | tuple[bytes, ...], str] = {
-        jpeg.MAGIC: "image/jpeg",
-        png.MAGIC: "image/png",
-        b"GIF8": "image/gif",
-        tiff.MAGIC: "image/tiff",
-        b"BM": "image/bmp",
-    }
-    return next((kind for magic, kind in known.items() if data.startswith(magic)), "application/octet-stream")
-
-
 def _brand(data: bytes) -> str:
     major, others = data[8:12], data[16 : min(int.from_bytes(data[:4], "big"), 256)]
     brands = {others[at : at + 4] for at in range(0, len(others) - 3, 4)}

@@ -326,12 +326,16 @@ class FaceRow {
     status.textContent = "A worker is looking at it …";
     try {
       const photo = this.shown ? await this.crop() : this.card.file;
-      await api.enrol(name, photo, this.card.file.name || "photo.jpg");
+      const enrolled = await api.enrol(name, photo, this.card.file.name || "photo.jpg");
+      const notices = enrolled.notices.map((notice) => notice.detail);
       status.classList.add("good");
-      status.textContent = `Enrolled as ${name}. New photos find ${name} within seconds.`;
+      status.textContent = [
+        `Enrolled as ${enrolled.name}. New photos find ${enrolled.name} within seconds.`,
+        ...notices,
+      ].join(" ");
       this.find(".enrol").hidden = true;
       this.find(".enrol-open").setAttribute("aria-expanded", "false");
-      this.onDone(name);
+      this.onDone(enrolled.name);
     } catch (error) {
       status.classList.add("bad");
       status.textContent = error.message;
@@ -348,7 +352,6 @@ class FaceRow {
 
 function verdict(face) {
   if (face.name !== UNKNOWN) return `at a distance of ${face.distance.toFixed(2)}`;
-  if (face.distance === null) return "nobody is enrolled yet";
   return "nobody enrolled is near enough";
 }
 
