@@ -96,6 +96,8 @@ class Auth:
         to it), and StorageUnavailable or KeysUnreadable when a key is given and nobody can tell whose it is.
         """
         operation = operation_of(request)
+        if request.method == "OPTIONS" and is_other_page(request.headers, host=request.headers.get("Host", "")):
+            raise CrossSite
         if operation is None or operation in PUBLIC:
             return
         scheme, _, text = request.headers.get("Authorization", "").partition(" ")

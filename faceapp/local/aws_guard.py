@@ -22,8 +22,24 @@ from faceapp.door import reason_against
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-SERVICES = frozenset({"cloudformation", "cloudwatch", "ec2", "iam", "logs", "s3", "sns", "sqs", "ssm", "sts"})
-"""What the stack and its commands use, by moto's names. Of the others some start containers (Batch, Lambda)."""
+SERVICES = frozenset(
+    [
+        "autoscaling",
+        "cloudformation",
+        "cloudwatch",
+        "ec2",
+        "elb",
+        "elbv2",
+        "iam",
+        "logs",
+        "s3",
+        "sns",
+        "sqs",
+        "ssm",
+        "sts",
+    ]
+)
+"""What the stacks and their commands use, by moto's names. Of the others some start containers (Batch, Lambda)."""
 RESOURCES = frozenset(
     {"AutoScaling", "CloudWatch", "EC2", "ElasticLoadBalancingV2", "IAM", "Logs", "S3", "SNS", "SQS", "SSM"}
 )
