@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -20,17 +21,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from faceapp import credential
 from faceapp.local import up
 from tests.aws import session
 from tests.services import wait_until
-from tests.test_browser import TIMEOUT_MS, browser
+from tests.test_browser import BROWSERS, OPTIONS, TIMEOUT_MS
 from tests.test_flower import free_port
 from tests.test_local_up import Running, running
-
-__all__ = ["browser"]
 
 pytestmark = [pytest.mark.system, pytest.mark.browser]
 
@@ -130,6 +129,19 @@ def targets(system: Running) -> list[Target]:
         Target(flower, "POST", worker, "", form),
         Target(flower, "POST", "/api/task/async-apply/faceapp.forget", forget, "text/plain"),
     ]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """One that does not yet ask its user before a page may use this machine: what is here has to hold without."""
+    found = [path for path in map(shutil.which, BROWSERS) if path]
+    if not found and not os.environ.get("CI"):
+        pytest.skip("no Chromium on this machine")
+    unasked = "--disable-features=LocalNetworkAccessChecks,BlockInsecurePrivateNetworkRequests"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found[0], args=[*OPTIONS, unasked])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -238,8 +250,10 @@ def test_a_name_that_suddenly_means_this_machine_gets_nothing(user: BrowserConte
         page.goto(origin + "prize")
         answers.clear()
         for outcome in page.evaluate(ATTACK, target.to_dict(EVIL)):
-            assert outcome[:3] in ("401", "403"), (target, outcome)
-            assert "obama" not in outcome
+            # A refusal that comes before the body was sent may end the connection.
+            unsent = target.method != "GET" and outcome == "refused"
+            assert unsent or outcome[:3] in ("401", "403"), (target, outcome)
+            assert "obama" not in outcome.replace(target.path, "")
         assert {status for _, _, status in answers} <= {401, 403}, target
         page.close()
     assert everything(system) == before

@@ -10,12 +10,12 @@ Which service a request is for is moto's to find out, in more than one way; `Ser
 from __future__ import annotations
 
 import hmac
+import html
 import json
 import re
 from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
-from xml.sax.saxutils import escape
 
 from faceapp.door import reason_against
 
@@ -121,7 +121,7 @@ def refuse(environ: WSGIEnvironment, start_response: StartResponse, sentence: st
     if kind.startswith("application/x-amz-json"):
         body = json.dumps({"__type": "AccessDenied", "message": sentence})
     else:
-        body = f"<Error><Code>AccessDenied</Code><Message>{escape(sentence)}</Message></Error>"
+        body = f"<Error><Code>AccessDenied</Code><Message>{html.escape(sentence, quote=False)}</Message></Error>"
         if kind.startswith("application/x-www-form-urlencoded"):
             body, kind = f"<ErrorResponse>{body}</ErrorResponse>", "text/xml"
         else:
