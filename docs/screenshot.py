@@ -8,6 +8,7 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
+from faceapp.credential import key_for
 from faceapp.samples import sample_photos
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
@@ -19,7 +20,7 @@ def main() -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
         page = browser.new_page(viewport={"width": 1200, "height": 900})
-        page.goto(url)
+        page.goto(f"{url}/#key={key_for(url)}")
         page.set_input_files("input[type=file]", [samples["obama3.jpg"], samples["astronaut.png"]])
         page.get_by_text("eileen_collins.").wait_for()
         page.get_by_text("obama.", exact=True).wait_for()

@@ -13,6 +13,7 @@ from pathlib import Path
 from playwright.sync_api import Page, sync_playwright
 
 from faceapp.client import Client
+from faceapp.credential import local_key_for
 from faceapp.samples import sample_photos
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
@@ -30,7 +31,7 @@ def main() -> None:
     with sync_playwright() as playwright, ThreadPoolExecutor(PHOTOS) as threads:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
         page = browser.new_page(viewport={"width": 1200, "height": 900})
-        page.goto(flower)
+        page.goto(f"{flower}/?key={local_key_for(flower)}")
         photo, client = sample_photos()["obama3.jpg"], Client(web)
         answers = [threads.submit(client.recognise, photo) for _ in range(PHOTOS)]
         take(page)

@@ -60,7 +60,7 @@ def test_another_machine(peer: str | None) -> None:
         " 127.0.0.1",
         "127.0.0.1\n",
         "127.0.0.1, evil.example",
-        "１２７.0.0.1",
+        "\uff11\uff12\uff17.0.0.1",
         "",
     ],
 )
@@ -304,5 +304,5 @@ def test_a_private_network_where_that_is_wanted(peer: str) -> None:
     assert reason(host, peer=peer) is Reason.PEER
     assert reason(host, ("X-Forwarded-For", "203.0.113.7"), peer=peer, network=True) is Reason.PROXY
     assert reason(host, ("Sec-Fetch-Site", "same-origin"), peer=peer, network=True, pages=False) is Reason.PAGE
-    assert reason(host, peer="203.0.113.7", network=True) is Reason.PEER
+    assert reason(host, peer="8.8.8.8", network=True) is Reason.PEER
     assert reason(host, peer="127.0.0.1", network=True) is Reason.HOST

@@ -33,6 +33,8 @@ NOT_SET_HERE = {
     "FACEAPP_WEB_PORT": "it follows from --port",
     "FACEAPP_AWS_PORT": "it is for 'faceapp up' only",
     "FACEAPP_API_KEY": "it is a secret of whoever asks the service",
+    "FACEAPP_LOCAL_KEY": "it is for 'faceapp up' only",
+    "FACEAPP_FLOWER_BASIC_AUTH": "whoever may look at the stack could read the password",
 }
 VALUE = re.compile(r"[^\s'\"\\$]*")
 """What a line of systemd's environment files takes without quotes."""

@@ -106,6 +106,8 @@ class Auth:
         """
         flask.g.role = RECOGNISE
         operation = operation_of(request)
+        if request.method == "OPTIONS" and is_other_page(request.headers, host=request.headers.get("Host", "")):
+            raise CrossSite
         if operation is None or operation in PUBLIC:
             return
         scheme, _, text = request.headers.get("Authorization", "").partition(" ")

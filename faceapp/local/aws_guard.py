@@ -10,20 +10,36 @@ Which service a request is for is moto's to find out, in more than one way; `Ser
 from __future__ import annotations
 
 import hmac
+import html
 import json
 import re
 from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
-from xml.sax.saxutils import escape
 
 from faceapp.door import reason_against
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-SERVICES = frozenset({"cloudformation", "cloudwatch", "ec2", "iam", "logs", "s3", "sns", "sqs", "ssm", "sts"})
-"""What the stack and its commands use, by moto's names. Of the others some start containers (Batch, Lambda)."""
+SERVICES = frozenset(
+    [
+        "autoscaling",
+        "cloudformation",
+        "cloudwatch",
+        "ec2",
+        "elb",
+        "elbv2",
+        "iam",
+        "logs",
+        "s3",
+        "sns",
+        "sqs",
+        "ssm",
+        "sts",
+    ]
+)
+"""What the stacks and their commands use, by moto's names. Of the others some start containers (Batch, Lambda)."""
 RESOURCES = frozenset(
     {"AutoScaling", "CloudWatch", "EC2", "ElasticLoadBalancingV2", "IAM", "Logs", "S3", "SNS", "SQS", "SSM"}
 )
@@ -105,7 +121,7 @@ def refuse(environ: WSGIEnvironment, start_response: StartResponse, sentence: st
     if kind.startswith("application/x-amz-json"):
         body = json.dumps({"__type": "AccessDenied", "message": sentence})
     else:
-        body = f"<Error><Code>AccessDenied</Code><Message>{escape(sentence)}</Message></Error>"
+        body = f"<Error><Code>AccessDenied</Code><Message>{html.escape(sentence, quote=False)}</Message></Error>"
         if kind.startswith("application/x-www-form-urlencoded"):
             body, kind = f"<ErrorResponse>{body}</ErrorResponse>", "text/xml"
         else:

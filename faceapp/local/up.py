@@ -320,7 +320,7 @@ def ports_of(settings: Settings) -> dict[str, int]:
 
 def only_aws(environ: Mapping[str, str]) -> dict[str, str]:
     """What boto3 needs of the services' environment."""
-    return {name: value for name, value in environ.items() if name.startswith("AWS_")}
+    return {name: value for name, value in environ.items() if name.startswith("AWS_") or name.lower() == "no_proxy"}
 
 
 def endpoint(settings: Settings) -> str:
