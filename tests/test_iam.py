@@ -235,7 +235,7 @@ class Run:
 
     def wait_for_log(self, name: str, line: str) -> None:
         log = self.folder / name
-        wait_until(lambda: log.exists() and re.search(line, log.read_text()), timeout_s=120, what=f"{name}: {line}")
+        wait_until(lambda: log.exists() and re.search(line, log.read_text()), timeout_s=600, what=f"{name}: {line}")
 
     def visit(self, web: Client) -> None:
         """What people do."""
@@ -303,7 +303,7 @@ class Run:
             log = (self.folder / "host").read_text()
             return 0 < log.count("its worker is process") == log.count("): stopped")
 
-        wait_until(all_stopped, timeout_s=120, what="the end of every worker")
+        wait_until(all_stopped, timeout_s=600, what="the end of every worker")
 
     def described(self) -> list[dict[str, Any]]:
         pages = self.aws("ec2").get_paginator("describe_instances").paginate()

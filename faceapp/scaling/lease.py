@@ -184,7 +184,8 @@ class _Former:
         except (BotoCoreError, ClientError) as error:
             raise StorageUnavailable(f"The scaler's former lease in {self._bucket} stays: {error}") from error
         logger.info("removed the scaler's lease of an earlier version, %s/%s", self._bucket, KEY)
-        return True
+        # A scaler of that version may have written it anew.
+        return _read(self._client, self._bucket)[0] is None
 
 
 def _read(client: Any, bucket: str) -> tuple[str | None, Mapping[str, Any]]:
