@@ -7,6 +7,7 @@ the program at once with a sentence that names the variable and what it takes. A
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -76,8 +77,8 @@ class Settings:
     prefix: str = _text(
         "faceapp",
         "the first part of every bucket's and queue's name",
-        pattern=r"[a-z][a-z0-9-]{0,30}[a-z0-9]",
-        takes="2 to 32 small letters, digits and hyphens, beginning with a letter",
+        pattern=r"[a-z0-9][a-z0-9-]{0,30}[a-z0-9]",
+        takes="2 to 32 small letters, digits and hyphens, with no hyphen at either end",
     )
 
     web_host: str = _text(
@@ -154,6 +155,12 @@ class Settings:
         takes="auto, cpu or cuda:N",
     )
     threshold: float = _real(0.0, 0.0, 4.0, "the largest distance that is the same person; 0: the embedder's own")
+    nearest: str = _choice(
+        "no",
+        "no",
+        "always",
+        doc="always: a face is named after the nearest person, however far; nobody is unknown (for the course)",
+    )
 
     gallery_refresh_s: float = _real(2.0, 0.1, 3600, "how often a worker asks whether the gallery has changed")
 
@@ -229,6 +236,10 @@ class Settings:
     def task_soft_limit_s(self) -> int:
         """A task that runs for so long is told to end, and five seconds later it is killed."""
         return max(1, self.task_time_limit_s - 5)
+
+    def largest_distance(self, own: float) -> float:
+        """The largest distance that is the same person, for an embedder whose own threshold is `own`."""
+        return math.inf if self.nearest == "always" else self.threshold or own
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Settings:

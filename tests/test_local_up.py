@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from faceapp.errors import LocalError
 from faceapp.local import compute, up
 from faceapp.local.processes import Services
 from faceapp.local.progress import Progress
-from tests.services import wait_until
+from tests.services import PATIENCE_S, wait_until
 from tests.test_cli import faceapp
 
 READY = "Ctrl-C stops everything."
@@ -63,9 +63,14 @@ class Running:
             if any(argument in (word, f"faceapp.local.{word}") for argument in line.split("\0"))
         }
 
+    def aws(self, service: str) -> Any:
+        """A client of its embedded AWS."""
+        session: Any = boto3.session.Session("any", "any", region_name=up.REGION)
+        return session.client(service, endpoint_url=up.endpoint(self.settings))
+
     def ended(self) -> int:
         """Its status, once it and everything that it had started are gone."""
-        status = self.process.wait(60)
+        status = self.process.wait(PATIENCE_S)
         wait_until(lambda: not [pid for pid in self.left if alive(pid)], what="the end of every process")
         return status
 
@@ -87,18 +92,21 @@ def alive(pid: int) -> bool:
 
 
 @contextmanager
-def running(folder: Path, *options: str | Path) -> Iterator[Running]:
+def running(
+    folder: Path, *options: str | Path, prefix: str = "test-up", more: Mapping[str, str] | None = None
+) -> Iterator[Running]:
     """`faceapp up`, on free ports, with its state in `folder`; killed at the end if it still runs."""
     web_port, aws_port, scaler_port, flower_port = free_ports(4)
     own = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "FACEAPP_"))}
     settings = {
-        "FACEAPP_PREFIX": "test-up",
+        "FACEAPP_PREFIX": prefix,
         "FACEAPP_WEB_PORT": str(web_port),
         "FACEAPP_AWS_PORT": str(aws_port),
         "FACEAPP_SCALER_PORT": str(scaler_port),
         "FACEAPP_FLOWER_PORT": str(flower_port),
         "FACEAPP_LOCAL_BOOT_MIN_S": "0",
         "FACEAPP_LOCAL_BOOT_MAX_S": "0",
+        **(more or {}),
     }
     log = folder / "output"
     with log.open("wb") as output:
@@ -110,7 +118,9 @@ def running(folder: Path, *options: str | Path) -> Iterator[Running]:
             env={**own, **settings, "XDG_STATE_HOME": str(folder), "AWS_PROFILE": "the-users-own"},
         )
     try:
-        wait_until(lambda: process.poll() is not None or READY in log.read_text(), timeout_s=180, what="faceapp up")
+        wait_until(
+            lambda: process.poll() is not None or READY in log.read_text(), timeout_s=2 * PATIENCE_S, what="faceapp up"
+        )
         assert process.poll() is None, log.read_text()
         yield Running(process, log, Settings.from_environ(settings))
     finally:
@@ -231,8 +241,7 @@ def workers(system: Running) -> list[int]:
 
 
 def check_record(system: Running) -> None:
-    session: Any = boto3.session.Session("any", "any", region_name=up.REGION)
-    ec2 = session.client("ec2", endpoint_url=up.endpoint(system.settings))
+    ec2 = system.aws("ec2")
     filters = [{"Name": "tag:faceapp:stack", "Values": ["test-up"]}]
     found = [each for group in ec2.describe_instances(Filters=filters)["Reservations"] for each in group["Instances"]]
     names = sorted(tag["Value"] for each in found for tag in each["Tags"] if tag["Key"] == "Name")
