@@ -52,7 +52,7 @@ class Memory:
     def get_gallery(self, key: str) -> GalleryObject | None:
         assert key == OBJECT
         self.reads += 1
-        self.gate.wait(30)
+        self.gate.wait(240)
         if self.down:
             raise StorageUnavailable
         return GalleryObject(data=self.data, etag="x", last_modified=datetime.now(UTC)) if self.data else None

@@ -131,7 +131,7 @@ def test_another_request_id_is_ours(stack: Settings, chosen: str) -> None:
 def posted(url: str, photo: bytes, path: str = "/", method: str = "POST", **headers: str) -> tuple[int, str, str]:
     """One photo over a connection of its own: status, request id and text of the answer."""
     field = "inputFile" if path == "/" else "photo"
-    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=120)
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=240)
     types = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY.decode()}", "Connection": "close"}
     try:
         connection.request(method, path, body=form({field: File(photo, "holiday.jpg")}), headers=types | headers)
@@ -143,7 +143,7 @@ def posted(url: str, photo: bytes, path: str = "/", method: str = "POST", **head
 
 def asked(url: str, path: str, **headers: str) -> int:
     """The status of a GET."""
-    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=120)
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=240)
     try:
         connection.request("GET", path, headers=headers)
         return connection.getresponse().status

@@ -34,6 +34,6 @@ def test_a_photo_that_takes_too_much_memory_is_refused() -> None:
         env={**os.environ, "AWS_DEFAULT_REGION": "us-east-1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
     )
     assert done.stdout == "The photo needs more memory to be decoded than one may take here.\n", done.stderr
