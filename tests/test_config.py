@@ -28,7 +28,7 @@ def test_values_are_parsed_and_an_empty_one_is_the_default() -> None:
         ("FACEAPP_THRESHOLD", "nan", "a number, 0 to 4"),
         ("FACEAPP_EMBEDDER", "arcface", "dlib or facenet"),
         ("FACEAPP_DEVICE", "cuda:x", "auto, cpu or cuda:N"),
-        ("FACEAPP_PREFIX", "1st", "small letters, digits and hyphens"),
+        ("FACEAPP_PREFIX", "-first", "small letters, digits and hyphens"),
         ("FACEAPP_PREFIX", "My_App", "small letters, digits and hyphens"),
         ("FACEAPP_PREFIX", "a" * 33, "small letters, digits and hyphens"),
     ],
