@@ -11,7 +11,7 @@ BENCHMARKS = {
     "gallery": "Search in the gallery",
     "scaler": "Scaling policies beside others' and beside a lower bound",
     "broker": "Events and remote control over SNS and SQS",
-    "web_classes": "A thousand open requests, by gunicorn's worker class",
+    "web_open": "A thousand open requests",
     "load --photos 200 --concurrency 200": "A burst, beside Celery + Redis and beside simple polling",
     "boot": "A worker's start, step by step",
 }

@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.table import print_table
-from faceapp import stack
+from faceapp import credential, stack
 from faceapp.config import Settings
 from faceapp.gallery import Gallery
 from faceapp.local.aws import LISTENING
@@ -119,7 +119,7 @@ def main() -> None:
     settings = Settings(prefix=f"b{uuid.uuid4().hex[:8]}")
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "FACEAPP_"))}
     environ |= {"AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1", "FACEAPP_PREFIX": settings.prefix}
-    environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "FACEAPP_QUEUE_WAIT_S": "2"}
+    environ |= {**credential.fresh(), "FACEAPP_QUEUE_WAIT_S": "2"}
     with tempfile.TemporaryDirectory() as folder, Services(Path(folder), environ) as services:
         server = services.start("embedded AWS", [sys.executable, "-m", "faceapp.local.aws", "--port", "0"])
         services.wait_for(lambda: LISTENING in server.log_tail(), timeout_s=60, what="The embedded AWS does not listen")

@@ -45,7 +45,7 @@ from benchmarks.broker_plain import HEARTBEAT_S
 from benchmarks.live import photos_in_turn
 from benchmarks.path import System, burst, cpu_s, free_port
 from benchmarks.table import print_table
-from faceapp import stack
+from faceapp import credential, stack
 from faceapp.broker.fanout import FANOUT_EXCHANGES, topic_name
 from faceapp.config import Settings
 from faceapp.local.processes import Service, Services
@@ -109,14 +109,14 @@ class Site:
 
     def __init__(self, services: Services, environ: dict[str, str]) -> None:
         self.services = services
+        # The services have this very dict as their environment.
+        environ |= credential.fresh()
         aws = services.start("aws", [sys.executable, "-m", "faceapp.local.aws", "--port", "0"])
         services.wait_for(lambda: "listening on" in aws.log.read_text(), timeout_s=60, what="no embedded AWS")
         self.endpoint = aws.log.read_text().rsplit("listening on ", 1)[1].split()[0]
         self.environ = environ
         environ |= {
             "AWS_ENDPOINT_URL": self.endpoint,
-            "AWS_ACCESS_KEY_ID": "local",
-            "AWS_SECRET_ACCESS_KEY": "local",
             "AWS_DEFAULT_REGION": "us-east-1",
         }
         os.environ.update(environ)
@@ -143,7 +143,8 @@ def started() -> Iterator[tuple[Services, dict[str, str]]]:
 
 def calls(endpoint: str, *, reset: bool = False) -> Counter[str]:
     """Requests to SNS and SQS by operation since the last reset."""
-    request = urllib.request.Request(f"{endpoint}/faceapp/calls", method="DELETE" if reset else "GET")
+    headers = {"Authorization": f"Bearer {os.environ['AWS_ACCESS_KEY_ID']}"}
+    request = urllib.request.Request(f"{endpoint}/faceapp/calls", headers=headers, method="DELETE" if reset else "GET")
     with urllib.request.urlopen(request) as answer:
         counts = json.load(answer)["calls"]
     return Counter(
@@ -181,7 +182,9 @@ class Flower:
 
     def succeeded(self) -> dict[str, dict[str, Any]]:
         """The tasks that its page shows as done, by id."""
-        with urllib.request.urlopen(f"{self.url}/api/tasks?state=SUCCESS", timeout=30) as answer:
+        headers = {"Authorization": f"Bearer {os.environ['FACEAPP_LOCAL_KEY']}"}
+        request = urllib.request.Request(f"{self.url}/api/tasks?state=SUCCESS", headers=headers)
+        with urllib.request.urlopen(request, timeout=30) as answer:
             found: dict[str, dict[str, Any]] = json.load(answer)
         return found
 

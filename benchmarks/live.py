@@ -30,6 +30,8 @@ import psutil
 from benchmarks.path import EXPECTED, PHOTOS_IN_TURN, post
 from benchmarks.table import print_table
 from faceapp.config import Settings
+from faceapp.credential import aws_keys
+from faceapp.key_text import new_text
 from faceapp.local.up import REGION, endpoint
 from faceapp.plots import Panel, draw
 from faceapp.samples import sample_photos
@@ -50,7 +52,8 @@ class System:
     def __init__(self, process: subprocess.Popen[bytes], folder: Path, settings: Settings) -> None:
         self.process, self.settings = process, settings
         self.logs = folder / "faceapp" / settings.prefix / "logs"
-        session: Any = boto3.session.Session("any", "any", region_name=REGION)
+        key_id, secret = aws_keys(settings.local_key).values()
+        session: Any = boto3.session.Session(key_id, secret, region_name=REGION)
         self.ec2 = session.client("ec2", endpoint_url=endpoint(settings))
         self.sqs = session.client("sqs", endpoint_url=endpoint(settings))
 
@@ -133,6 +136,7 @@ def system(folder: Path, **environ: str) -> Iterator[System]:
     own = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "FACEAPP_"))}
     environ = {
         "FACEAPP_PREFIX": "live",
+        "FACEAPP_LOCAL_KEY": new_text(),
         "FACEAPP_WEB_PORT": str(web_port),
         "FACEAPP_AWS_PORT": str(aws_port),
         "FACEAPP_SCALER_PORT": str(scaler_port),

@@ -36,7 +36,7 @@ from benchmarks.load_polling import READY
 from benchmarks.load_web import REDIS_URL
 from benchmarks.path import EXPECTED, PHOTOS_IN_TURN, burst, free_port
 from benchmarks.table import print_table
-from faceapp import open_files, stack
+from faceapp import credential, open_files, stack
 from faceapp.bench import report
 from faceapp.bench.load import Options, Run, load
 from faceapp.bench.photos import Photo
@@ -244,8 +244,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write all numbers into this file")
     options = parser.parse_args()
     open_files.allow(4 * options.concurrency + 1000)
-    credentials = {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench"}
-    os.environ.update(credentials, AWS_REGION="us-east-1", AWS_DEFAULT_REGION="us-east-1")
+    os.environ.update(credential.fresh(), AWS_REGION="us-east-1", AWS_DEFAULT_REGION="us-east-1")
 
     photos, runs = distinct_photos(options.photos), dict[str, Run]()
     for name in options.only:

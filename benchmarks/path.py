@@ -27,7 +27,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.table import print_table
-from faceapp import stack
+from faceapp import credential, stack
 from faceapp.config import Settings
 from faceapp.local.processes import Services
 from faceapp.samples import PEOPLE, sample_photos
@@ -131,13 +131,13 @@ class System:
     """The embedded AWS, the web tier and a worker, as processes; `make up` without the rest."""
 
     def __init__(self, services: Services, environ: dict[str, str], *, processes: int) -> None:
+        # The services have this very dict as their environment.
+        environ |= credential.fresh()
         aws = services.start("aws", [sys.executable, "-m", "faceapp.local.aws", "--port", "0"])
         services.wait_for(lambda: "listening on" in aws.log.read_text(), timeout_s=60, what="no embedded AWS")
         self.endpoint = aws.log.read_text().rsplit("listening on ", 1)[1].split()[0]
         environ |= {
             "AWS_ENDPOINT_URL": self.endpoint,
-            "AWS_ACCESS_KEY_ID": "local",
-            "AWS_SECRET_ACCESS_KEY": "local",
             "AWS_DEFAULT_REGION": "us-east-1",
             "FACEAPP_WEB_PORT": str(free_port()),
             "FACEAPP_WORKER_PROCESSES": str(processes),
@@ -166,23 +166,25 @@ class System:
             request = urllib.request.Request(
                 f"http://127.0.0.1:{self.settings.web_port}/v1/people/{name}",
                 data=body,
-                headers={"Content-Type": content_type},
+                headers={"Content-Type": content_type, "Authorization": f"Bearer {self.settings.local_key}"},
                 method="PUT",
             )
             urllib.request.urlopen(request).close()
 
     def load(self, photos: list[Path], *, count: int, concurrency: int) -> Load:
         """Measure one burst."""
-        urllib.request.urlopen(urllib.request.Request(f"{self.endpoint}/faceapp/calls", method="DELETE")).close()
+        access = credential.aws_keys(self.settings.local_key)["AWS_ACCESS_KEY_ID"]
+        calls, headers = f"{self.endpoint}/faceapp/calls", {"Authorization": f"Bearer {access}"}
+        urllib.request.urlopen(urllib.request.Request(calls, headers=headers, method="DELETE")).close()
         before = {name: cpu_s(process) for name, process in self.tiers.items()}
         started_s = time.perf_counter()
         latencies_s, wrong = burst(self.settings.web_port, photos, count=count, concurrency=concurrency)
         wall_s = time.perf_counter() - started_s
         spent = {name: cpu_s(process) - before[name] for name, process in self.tiers.items()}
-        with urllib.request.urlopen(f"{self.endpoint}/faceapp/calls") as answer:
+        with urllib.request.urlopen(urllib.request.Request(calls, headers=headers)) as answer:
             counts = json.load(answer)["calls"]
-        calls = {f"{service} {name}": n for service, each in counts.items() for name, n in each.items()}
-        return Load(wall_s, spent, calls, latencies_s, wrong)
+        made = {f"{service} {name}": n for service, each in counts.items() for name, n in each.items()}
+        return Load(wall_s, spent, made, latencies_s, wrong)
 
 
 def free_port() -> int:

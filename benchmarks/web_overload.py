@@ -25,8 +25,8 @@ import psutil
 from PIL import Image
 
 from benchmarks.table import print_table
-from benchmarks.web_classes import CLASSES, GIVE_UP_S, SERVE, LateWorker, memory_mib, photo_form, running
-from faceapp import open_files, stack
+from benchmarks.web_open import GIVE_UP_S, SERVE, LateWorker, memory_mib, photo_form, running
+from faceapp import credential, open_files, stack
 from faceapp.config import Settings
 
 
@@ -96,12 +96,11 @@ def files(process: psutil.Process) -> int:
     return sum(child.num_fds() for child in process.children())
 
 
-def measure(worker_class: str, options: argparse.Namespace) -> list[str]:
+def measure(options: argparse.Namespace) -> list[str]:
     settings = Settings(prefix=f"bench-{uuid.uuid4().hex[:8]}")
     stack.apply(settings)
     environment = {
         "FACEAPP_PREFIX": settings.prefix,
-        "FACEAPP_WEB_WORKER_CLASS": worker_class,
         "FACEAPP_WEB_WAITING": str(options.waiting),
         "FACEAPP_WEB_CONNECTIONS": str(options.waiting + 100),
     }
@@ -121,7 +120,7 @@ def measure(worker_class: str, options: argparse.Namespace) -> list[str]:
         for other in answers.others[:3]:
             print(other, file=sys.stderr)
         return [
-            worker_class,
+            f"{options.connections} at once",
             str(answers.lines),
             str(len(answers.refusals_s)),
             str(len(answers.others)),
@@ -140,15 +139,13 @@ def main() -> None:
     parser.add_argument("--at-once", type=int, default=3000, help="connections that are opened and sent on at once")
     parser.add_argument("--waiting", type=int, default=1000, help="FACEAPP_WEB_WAITING")
     parser.add_argument("--photo-bytes", type=int, default=20_000, help="each photo is at least so large")
-    parser.add_argument("--classes", nargs="+", choices=CLASSES, default=CLASSES)
     options = parser.parse_args()
     open_files.allow(4 * options.connections + 1000)
-    credentials = {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench"}
-    os.environ.update(credentials, AWS_REGION="us-east-1", AWS_DEFAULT_REGION="us-east-1")
+    os.environ.update(credential.fresh(), AWS_REGION="us-east-1", AWS_DEFAULT_REGION="us-east-1")
     with running([sys.executable, "-m", "faceapp.local.aws", "--port", "0"], "listening on ") as (url, _):
         os.environ["AWS_ENDPOINT_URL"] = url
         boto3.setup_default_session()
-        rows = [measure(worker_class, options) for worker_class in options.classes]
+        row = measure(options)
     columns = [
         "answered",
         "refused",
@@ -160,7 +157,7 @@ def main() -> None:
         "MiB after",
         "files left",
     ]
-    print_table([f"{options.connections} at once", *columns], rows)
+    print_table(["", *columns], [row])
 
 
 if __name__ == "__main__":

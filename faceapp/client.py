@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 import urllib3
 
+from faceapp.credential import key_for
 from faceapp.errors import BadRequest, FaceappError, ServiceUnreachable, by_code
 
 CONNECT_TIMEOUT_S = 5
@@ -17,10 +18,11 @@ CONNECT_TIMEOUT_S = 5
 class Client:
     """The service at `url`. Raises the error that the service names, and ServiceUnreachable when nothing answers.
 
-    `key` is the API key to send; without one the service has to be on this machine, or open.
+    `key` is the API key to send; None takes FACEAPP_API_KEY, or that of the 'faceapp up' at `url`.
     """
 
-    def __init__(self, url: str, *, key: str = "", timeout_s: float = 600) -> None:
+    def __init__(self, url: str, *, key: str | None = None, timeout_s: float = 600) -> None:
+        key = key_for(url) if key is None else key
         self.url = url.rstrip("/")
         timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=timeout_s)
         headers = {"Authorization": f"Bearer {key}"} if key else None

@@ -1,12 +1,15 @@
 """Settings from the environment, read once, typed and frozen.
 
 Every field of `Settings` is one variable: `FACEAPP_` and the field's name in capitals. A value that does not fit stops
-the program at once with a sentence that names the variable and what it takes. AWS's own variables (`AWS_ENDPOINT_URL`,
-`AWS_REGION`, credentials, profiles) mean what they mean to boto3 and are not repeated here.
+the program at once with a sentence that names the variable and what it takes. A variable that is no setting is passed
+over with a warning: it may be a newer version's, or one that Kubernetes sets for a Service of this name. AWS's own
+variables (`AWS_ENDPOINT_URL`, `AWS_REGION`, credentials, profiles) mean what they mean to boto3 and are not repeated
+here.
 """
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
 import re
@@ -18,6 +21,9 @@ from typing import Any
 from faceapp.errors import ConfigError
 
 MIB = 1024 * 1024
+PREFIX = "FACEAPP_"
+LINK = re.compile(r"(tcp|udp|sctp)://\S*")
+"""What Kubernetes sets `<SERVICE>_PORT` to; for a Service `faceapp-web` that is the name of a setting."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,12 @@ class Settings:
         pattern=r"[a-z0-9][a-z0-9-]{0,30}[a-z0-9]",
         takes="2 to 32 small letters, digits and hyphens, with no hyphen at either end",
     )
+    stack: str = _text(
+        "",
+        "the CloudFormation stack's name; none: the prefix, or faceapp-<prefix> where that begins with a digit",
+        pattern=r"([A-Za-z][A-Za-z0-9-]{0,127})?",
+        takes="up to 128 letters, digits and hyphens, beginning with a letter",
+    )
 
     web_host: str = _text(
         "127.0.0.1", "the address that the web tier listens on", pattern=r"[0-9A-Za-z.:_-]+", takes="a host"
@@ -92,7 +104,6 @@ class Settings:
         takes="up to 20 small letters, digits and hyphens, beginning with a letter",
     )
     web_processes: int = _whole(1, 1, 64, "web processes; each reads a response queue of its own")
-    web_worker_class: str = _choice("gevent", "gevent", "gthread", doc="gunicorn's worker class")
     web_connections: int = _whole(1100, 1, 100_000, "requests that one web process holds open at once")
     web_wait_s: float = _real(300.0, 0.1, 3600, "how long POST / waits for an answer")
     web_max_photo_bytes: int = _whole(20 * MIB, 1024, 512 * MIB, "the largest photo accepted")
@@ -111,7 +122,7 @@ class Settings:
         "loopback",
         "classic",
         "always",
-        doc="who needs an API key: whoever is not on this machine, the same but for POST /, everybody",
+        doc="what needs no API key: POST / from this machine, POST / from programs anywhere, nothing",
     )
     web_rate_per_minute: int = _whole(6000, 0, 1_000_000, "requests a minute for one API key; 0: no limit")
     web_metrics: str = _choice(
@@ -169,7 +180,7 @@ class Settings:
     scaler_max_instances: int = _whole(15, 0, 1000, "there are never more app-tier instances than this")
     scaler_slo_s: float = _real(120.0, 1, 86_400, "an answer is to come within this many seconds")
     scaler_tick_s: float = _real(3.0, 0.1, 60, "how often the scaler looks and decides")
-    scaler_service_s: float = _real(1.0, 0.001, 3600, "seconds of an instance a photo, until it was measured")
+    scaler_service_s: float = _real(0.15, 0.001, 3600, "seconds of an instance a photo, until it was measured")
     scaler_boot_s: float = _real(45.0, 0.1, 3600, "seconds from an instance's start to its first photo, until measured")
     scaler_starts_per_minute: int = _whole(60, 1, 10_000, "instances started in one minute at most")
     scaler_daily_instance_s: int = _whole(0, 0, 1_000_000_000, "instance-seconds a day at most; 0: no budget")
@@ -196,6 +207,13 @@ class Settings:
     local_stop_grace_s: float = _real(90.0, 0, 3600, "a stopped embedded instance's worker is killed after this long")
     local_instance_processes: int = _whole(1, 1, 64, "worker processes of an embedded instance")
     aws_port: int = _whole(4566, 1, 65535, "the embedded AWS's port (make up)")
+    flower_basic_auth: str = _text(
+        "",
+        "Flower's user and password, asked for instead of the start's credential",
+        pattern=r"([^:\s,]+:[^\s,]+)?",
+        takes="USER:PASSWORD without spaces and commas",
+        secret=True,
+    )
     flower_host: str = _text("127.0.0.1", "the address that Flower listens on", pattern=r"[\w.:-]+", takes="a host")
     flower_port: int = _whole(5555, 1, 65535, "Flower's port")
     api_key: str = _text(
@@ -205,8 +223,20 @@ class Settings:
         takes="a key as 'faceapp keys create' prints it",
         secret=True,
     )
+    local_key: str = _text(
+        "",
+        "the credential of one start of 'faceapp up', which makes it and hands it to its parts",
+        pattern=r"(fa_[0-9a-f]{8}_[0-9A-Za-z_-]{43})?",
+        takes="a key as 'python -m faceapp.credential' prints it",
+        secret=True,
+    )
     log_level: str = _choice("INFO", "DEBUG", "INFO", "WARNING", "ERROR", doc="how much is logged")
     log_format: str = _choice("human", "human", "json", doc="what a log line looks like: for people, or a JSON object")
+
+    @property
+    def stack_name(self) -> str:
+        """Of the CloudFormation stack. Its name must begin with a letter; those of buckets and queues need not."""
+        return self.stack or (self.prefix if self.prefix[0].isalpha() else f"faceapp-{self.prefix}")
 
     @property
     def in_bucket(self) -> str:
@@ -243,14 +273,16 @@ class Settings:
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Settings:
-        """Read `FACEAPP_*`. Raises ConfigError for a value that does not fit and for a name that does not exist."""
-        known = {f"FACEAPP_{each.name.upper()}": each for each in fields(cls)}
+        """Read `FACEAPP_*`. Raises ConfigError for a value that does not fit.
+
+        What is no setting is passed over; `strange` says which those are.
+        """
+        known = _variables()
+        passed_over = strange(environ)
         values: dict[str, Any] = {}
         for variable, text in environ.items():
-            if not variable.startswith("FACEAPP_") or text == "":
+            if not variable.startswith(PREFIX) or text == "" or variable in passed_over:
                 continue
-            if variable not in known:
-                raise ConfigError(f"{variable} is not a setting of faceapp: 'faceapp settings' lists them")
             rule: Rule = known[variable].metadata["rule"]
             try:
                 values[known[variable].name] = rule.parse(text)
@@ -264,6 +296,26 @@ class Settings:
                 f"({found.web_connections}), for probes and refusals need connections, too"
             )
         return found
+
+
+def strange(environ: Mapping[str, str]) -> dict[str, str]:
+    """The `FACEAPP_*` variables that are no settings, each with a clause that says so, and what may have been meant."""
+    found = {}
+    for variable, text in environ.items():
+        if not variable.startswith(PREFIX) or text == "":
+            continue
+        if variable not in _variables():
+            near = difflib.get_close_matches(variable, _variables(), n=1, cutoff=0.8)
+            meant = f" (did you mean {near[0]}?)" if near else ""
+            found[variable] = f"{variable} is not a setting of faceapp{meant}"
+        elif variable.endswith("_PORT") and LINK.fullmatch(text):
+            found[variable] = f"{variable}={text!r} is what Kubernetes sets for a Service, not a port"
+    return found
+
+
+@cache
+def _variables() -> dict[str, Any]:
+    return {f"{PREFIX}{each.name.upper()}": each for each in fields(Settings)}
 
 
 @cache

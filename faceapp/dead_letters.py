@@ -21,6 +21,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from faceapp import broker
 from faceapp.broker.messages import ENROL, ERASE, FORGET, RECOGNIZE, refusal
+from faceapp.clocks import answered_s
 from faceapp.config import Settings
 from faceapp.errors import BrokerUnavailable, DeadLetterNotFound, FaceappError
 from faceapp.storage import Storage
@@ -109,6 +110,12 @@ class _Held:
     def receipt(self) -> str:
         return str(self.raw["ReceiptHandle"])
 
+    @property
+    def sent_s(self) -> float | None:
+        """When the request was sent, by SQS's clock (Unix time)."""
+        sent_ms = self.raw.get("Attributes", {}).get("SentTimestamp")
+        return float(sent_ms) / 1000 if sent_ms else None
+
 
 class DeadLetters:
     """The stack's dead letters. Every method raises BrokerUnavailable when SQS does not answer."""
@@ -121,6 +128,7 @@ class DeadLetters:
         except (BotoCoreError, ValueError) as error:  # a profile that is not there, an endpoint that is no URL
             raise BrokerUnavailable(f"AWS cannot be asked: {error}") from error
         self._urls: dict[str, str] = {}
+        self._sent: set[str] = set()  # ids that messages got which were sent again
 
     @property
     def queue_url(self) -> str:
@@ -141,7 +149,11 @@ class DeadLetters:
 
     def count(self) -> int:
         """How many there are, those held by somebody included; approximate."""
-        counted = self._call(
+        return self._count()[0]
+
+    def _count(self) -> tuple[int, float]:
+        """The same, and when SQS said so (Unix time, by its clock)."""
+        answer = self._call(
             "get_queue_attributes",
             QueueUrl=self.queue_url,
             AttributeNames=[
@@ -149,20 +161,24 @@ class DeadLetters:
                 "ApproximateNumberOfMessagesNotVisible",
                 "ApproximateNumberOfMessagesDelayed",
             ],
-        )["Attributes"]
-        return sum(int(each) for each in counted.values())
+        )
+        return sum(int(each) for each in answer["Attributes"].values()), answered_s(answer)
 
     def redrive(self, ids: Sequence[str] | None, *, force: bool = False) -> Iterator[Outcome]:
         """Send these (None: all) to the request queue anew, where they have all their tries again.
 
-        One whose photo is gone, or that is no task, is refused unless `force`. Each is sent before it is deleted: a
-        crash in between doubles it, and doing a request twice changes nothing. Raises DeadLetterNotFound, having done
-        nothing, when one of the ids is not there.
+        All are those whose requests were sent before this began: others fail meanwhile, and one that fails at once is a
+        dead letter again. One whose photo is gone, or that is no task, is refused unless `force`. Each is sent before
+        it is deleted: a crash in between doubles it, and doing a request twice changes nothing. Raises
+        DeadLetterNotFound, having done nothing, when one of the ids is not there.
         """
         return self._each(ids, lambda held: self._redrive(held, force=force))
 
     def purge(self, ids: Sequence[str] | None) -> Iterator[Outcome]:
-        """Delete these (None: all) for good. Raises DeadLetterNotFound, having done nothing, as `redrive` does."""
+        """Delete these (None: all, as of `redrive`) for good.
+
+        Raises DeadLetterNotFound, having done nothing, as `redrive` does.
+        """
         return self._each(ids, lambda held: self._delete(held, "purged"))
 
     def _each(self, ids: Sequence[str] | None, act: Callable[[Sequence[_Held]], list[Outcome]]) -> Iterator[Outcome]:
@@ -174,9 +190,15 @@ class DeadLetters:
                     yield from act(chosen[start : start + AT_ONCE])
             return
         seen: set[str] = set()
+        # SQS's dates are whole seconds.
+        until_s = self._count()[1] + 1
+
+        def is_done(each: _Held) -> bool:
+            return each.id in seen or each.id in self._sent or (each.sent_s or 0.0) > until_s
+
         while True:
             # In parts: what is held for long comes back in the middle.
-            with self._hold(10 * BATCH, skip=seen) as held:
+            with self._hold(10 * BATCH, skip=is_done) as held:
                 seen.update(each.id for each in held)
                 for start in range(0, len(held), AT_ONCE):
                     yield from act(held[start : start + AT_ONCE])
@@ -184,8 +206,8 @@ class DeadLetters:
                 return
 
     @contextmanager
-    def _hold(self, limit: int, *, skip: set[str] | frozenset[str] = frozenset()) -> Iterator[list[_Held]]:
-        """Up to `limit` messages that are not in `skip`, until the block ends; those in it are visible again then."""
+    def _hold(self, limit: int, *, skip: Callable[[_Held], bool] = lambda _: False) -> Iterator[list[_Held]]:
+        """Up to `limit` messages that are not to `skip`, until the block ends; all are visible again then."""
         until_s = time.monotonic() + LOOK_S
         found: dict[str, _Held] = {}
         passed_over: dict[str, _Held] = {}
@@ -205,7 +227,7 @@ class DeadLetters:
                 if not fresh:
                     break
                 for each in fresh:
-                    (passed_over if each.id in skip else found)[each.id] = each
+                    (passed_over if skip(each) else found)[each.id] = each
             yield list(found.values())
         finally:
             self._release([*found.values(), *passed_over.values()])
@@ -242,7 +264,11 @@ class DeadLetters:
         }
         url = self._url(self._settings.request_queue)
         try:
-            self._call("send_message", QueueUrl=url, MessageBody=message.raw["Body"], MessageAttributes=attributes)
+            sent = self._call(
+                "send_message", QueueUrl=url, MessageBody=message.raw["Body"], MessageAttributes=attributes
+            )
+            # It keeps this id when it becomes a dead letter.
+            self._sent.add(str(sent["MessageId"]))
         except BrokerUnavailable as error:
             return f"stays: {error.detail}"
         return ""
@@ -284,7 +310,7 @@ class DeadLetters:
         )
         return DeadLetter(
             message_id=held.id,
-            sent_s=float(attributes["SentTimestamp"]) / 1000 if "SentTimestamp" in attributes else None,
+            sent_s=held.sent_s,
             receive_count=int(attributes.get("ApproximateReceiveCount", 0)),
             task=task,
             request_id=request_id,

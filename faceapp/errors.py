@@ -48,6 +48,13 @@ class MissingFile(BadRequest):
     code = "file_missing"
 
 
+class BodyEncoded(FaceappError):
+    """The body is compressed or otherwise encoded: send it as it is, without Content-Encoding."""
+
+    code = "content_encoding_unsupported"
+    status = 415
+
+
 class TooManyFiles(FaceappError):
     """Too many files in one request."""
 
@@ -114,7 +121,7 @@ class InvalidName(BadRequest):
 
 
 class Unauthorized(FaceappError):
-    """This needs an API key: send it as 'Authorization: Bearer <key>'."""
+    """This needs an API key, as 'Authorization: Bearer <key>'. 'faceapp up' prints an address that holds one."""
 
     code = "key_missing"
     status = 401

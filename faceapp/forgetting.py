@@ -5,7 +5,10 @@ photo a call. So whoever forgets somebody leaves an order, `forgetting/<id>` in 
 through the out-bucket, a page in each task. Messages, events and logs have the order's id; only the order has the name.
 
 A result whose face has the name is deleted with its upload; one that has it among a face's candidates is written again
-without. A worker's gallery may be some seconds old, and a task may be running: so there is a second sweep when every
+without. What lies at a result's place and cannot be read is deleted with its upload, too: it may have the name. A
+document of another version is deleted if any of its texts is the name.
+
+A worker's gallery may be some seconds old, and a task may be running: so there is a second sweep when every
 task that did not know has ended. A result that is stored after that is about somebody else of that name.
 """
 
@@ -14,15 +17,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 import time
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import Any, Literal
 
 from faceapp.config import Settings
 from faceapp.errors import SchemaError
 from faceapp.schema import Recognition
-from faceapp.storage import Storage
+from faceapp.storage import REQUEST_ID, GalleryObject, Storage, StoredResult, first_id_after
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +39,10 @@ PAGE = 500
 """Results that one task looks at, at most."""
 AT_ONCE = 16
 MARGIN_S = 3.0
-"""For clocks that differ, and a result that is on its way to S3 when its task is killed."""
+"""For S3's clocks, which tell whole seconds, and a result that is on its way to S3 when its task is killed."""
+
+Fate = Literal["kept", "changed", "erased", "unreadable"]
+"""What became of a result; `unreadable` is erased, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,24 +52,28 @@ class Order:
     id: str
     name: str
     given: datetime
-    """By S3's clock."""
+    """By S3's clock, as all times here are."""
+    looked: datetime
+    """When S3 told this."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where an order's work goes on: in sweep 1 or 2, after the result `after` (empty: at the first), in `wait_s`."""
+    """Where an order's work goes on: in sweep 1 or 2, at the request id `start` (empty: at the first), in `wait_s`."""
 
     sweep: int
-    after: str
+    start: str
     wait_s: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Done:
-    """What one task has done: results that it erased and that it changed, and what is next (None: it was the last)."""
+    """What one task has done: how many results it erased and changed, and what is next (None: it was the last)."""
 
     erased: int = 0
     changed: int = 0
+    unreadable: int = 0
+    """Of those that it erased."""
     next: Place | None = None
 
 
@@ -67,7 +82,9 @@ class Forgetting:
 
     def __init__(self, settings: Settings, storage: Storage) -> None:
         self._storage = storage
-        self._settle_s = settings.gallery_refresh_s + settings.task_time_limit_s + MARGIN_S
+        self.ended_s = math.ceil(settings.task_time_limit_s + MARGIN_S)
+        """When a photo was deleted so long ago, every task that has fetched it has ended, and can store no result."""
+        self._settle_s = settings.gallery_refresh_s + self.ended_s
         # A task is killed at its limit, and begins a page again then.
         self._page_s = settings.task_time_limit_s / 4
 
@@ -78,16 +95,17 @@ class Forgetting:
 
     def orders(self) -> list[Order]:
         """All that are not done (a call, and one for each)."""
-        ids = [key.removeprefix(ORDERS) for key, _ in self._storage.list_gallery(ORDERS)]
-        return [order for order in map(self._find, ids) if order]
+        keys = [key.removeprefix(ORDERS) for key, _ in self._storage.list_gallery(ORDERS)]
+        return [order for order in map(self._find, keys) if order]
 
     def _find(self, order_id: str) -> Order | None:
-        found = self._storage.get_gallery(ORDERS + order_id)
+        found = self._storage.get_gallery(ORDERS + order_id) if REQUEST_ID.fullmatch(order_id) else None
         if found is None:
             return None
         try:
-            return Order(id=order_id, name=str(json.loads(found.data)["name"]), given=found.last_modified)
-        except (ValueError, KeyError, TypeError):
+            name = str(json.loads(found.data)["name"])
+            return Order(id=order_id, name=name, given=found.last_modified, looked=found.answered)
+        except (ValueError, KeyError, TypeError, RecursionError):
             logger.error("the order %s cannot be read", order_id)
             return None
 
@@ -100,30 +118,31 @@ class Forgetting:
         order = self._find(order_id)
         if order is None:
             return Done()
-        until_s = order.given.timestamp() + self._settle_s
-        if place.sweep == 1 and not place.after:
+        settled = order.given + timedelta(seconds=self._settle_s)
+        if place.sweep == 1 and not place.start:
             self._drop_incoming(order)
-        if place.sweep == 2 and not place.after and time.time() < until_s:
-            return Done(next=dataclasses.replace(place, wait_s=until_s - time.time()))
-        began_s, after, erased, changed = time.monotonic(), place.after, 0, 0
-        page = self._storage.list_results(after=place.after, most=PAGE)
+        if place.sweep == 2 and not place.start and order.looked < settled:
+            return Done(next=dataclasses.replace(place, wait_s=_seconds(settled, order.looked)))
+        began_s, fates = time.monotonic(), Counter[Fate]()
+        page = self._storage.list_results(start=place.start, most=PAGE)
+        following = page.next
         with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="forget") as threads:
-            for start in range(0, len(page), 2 * AT_ONCE):
-                some = page[start : start + 2 * AT_ONCE]
-                old = [result_id for result_id, stored in some if stored.timestamp() < until_s]
-                outcomes = list(threads.map(lambda result_id: self._forget_in(result_id, order.name), old))
-                erased, changed = erased + outcomes.count("erased"), changed + outcomes.count("changed")
-                after = some[-1][0]
-                if time.monotonic() - began_s > self._page_s:
+            for start in range(0, len(page.results), 2 * AT_ONCE):
+                some = page.results[start : start + 2 * AT_ONCE]
+                old = [each for each in some if each.stored < settled]
+                fates.update(threads.map(lambda each: self._forget_in(each, order.name), old))
+                if time.monotonic() - began_s > self._page_s and some[-1] != page.results[-1]:
+                    following = first_id_after(some[-1].id)
                     break
-        if page and (len(page) == PAGE or after != page[-1][0]):
-            following: Place | None = Place(sweep=place.sweep, after=after)
+        if following:
+            then: Place | None = Place(sweep=place.sweep, start=following)
         elif place.sweep == 1:
-            following = Place(sweep=2, after="", wait_s=max(0.0, until_s - time.time()))
+            then = Place(sweep=2, start="", wait_s=_seconds(settled, page.answered))
         else:
             self._finish(order)
-            following = None
-        return Done(erased=erased, changed=changed, next=following)
+            then = None
+        erased = fates["erased"] + fates["unreadable"]
+        return Done(erased=erased, changed=fates["changed"], unreadable=fates["unreadable"], next=then)
 
     def _drop_incoming(self, order: Order) -> None:
         """Photos that waited to be enrolled under the name when it was forgotten."""
@@ -132,27 +151,18 @@ class Forgetting:
             if stored < order.given and self._storage.name_of_incoming(key) == order.name:
                 self._storage.delete_gallery([key])
 
-    def _forget_in(self, result_id: str, name: str) -> str:
-        """What became of a result: `erased`, `changed` or `kept`."""
-        found = self._storage.get_result_document(result_id)
-        # As schema.to_json writes it: a name has no character that JSON escapes.
-        if found is None or json.dumps(name, ensure_ascii=False).encode() not in found.data:
-            return "kept"
-        try:
-            result = Recognition.from_json(found.data)
-        except SchemaError:
-            result = None
-        if result is None or any(face.name == name for face in result.faces):
-            self.erase(result_id)
-            return "erased"
-        faces = tuple(
-            dataclasses.replace(face, candidates=tuple(each for each in face.candidates if each.name != name))
-            for face in result.faces
-        )
-        if faces == result.faces:
-            return "kept"  # as the name of a file, say
-        self._storage.replace_result(dataclasses.replace(result, faces=faces), etag=found.etag)
-        return "changed"
+    def _forget_in(self, listed: StoredResult, name: str) -> Fate:
+        found = self._storage.get_result_document(listed.id) if listed.readable else None
+        if found is None and listed.readable:
+            return "kept"  # it is gone
+        fate, without = _judge(found, listed.id, name)
+        if fate == "unreadable":
+            logger.warning("what is stored as the result of %s cannot be read: it is deleted with its photo", listed.id)
+        if fate in ("erased", "unreadable"):
+            self.erase(listed.id)
+        elif found and without and not self._storage.replace_result(without, etag=found.etag):
+            return self._forget_in(listed, name)  # another delivery of its message has stored it again
+        return fate
 
     def erase(self, request_id: str) -> None:
         """Delete a photo that somebody sent, and its result; what is not there is no error."""
@@ -163,3 +173,49 @@ class Forgetting:
         """Delete the order, and older ones of that name, whose message was never sent or failed."""
         done = [each.id for each in self.orders() if each.name == order.name and each.given <= order.given]
         self._storage.delete_gallery([ORDERS + order_id for order_id in {*done, order.id}])
+
+
+def _judge(found: GalleryObject | None, request_id: str, name: str) -> tuple[Fate, Recognition | None]:
+    """What is to become of a stored document, and the result that takes its place if it is to be changed."""
+    try:
+        document = json.loads(found.data) if found else None
+    except (ValueError, RecursionError):
+        document = None
+    if not isinstance(document, dict):
+        return "unreadable", None
+    if name not in map(_normal, _texts(document)):
+        return "kept", None
+    try:
+        result = Recognition.from_dict(document)
+    except SchemaError:
+        return "erased", None  # another version's
+    if result.id != request_id or any(_normal(face.name) == name for face in result.faces):
+        return "erased", None
+    faces = tuple(
+        dataclasses.replace(face, candidates=tuple(each for each in face.candidates if _normal(each.name) != name))
+        for face in result.faces
+    )
+    # A file may be named so, too.
+    return ("kept", None) if faces == result.faces else ("changed", dataclasses.replace(result, faces=faces))
+
+
+def _texts(document: Any) -> Iterator[str]:
+    """Every text in a JSON document, keys included."""
+    todo = [document]
+    while todo:
+        value = todo.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, list):
+            todo += value
+        elif isinstance(value, dict):
+            todo += [*value.keys(), *value.values()]
+
+
+def _normal(name: str) -> str:
+    """As the gallery writes names; others may have written this."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _seconds(until: datetime, now: datetime) -> float:
+    return max(0.0, (until - now).total_seconds())

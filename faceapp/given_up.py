@@ -56,12 +56,17 @@ class Undertaker:
         )
 
     def fail(self, request_id: str, error: FaceappError) -> Recognition | None:
-        """Store a failed result, and return it; None where there is a result already."""
+        """Store a failed result, and return it; None where there is a result already.
+
+        Nothing is stored of a photo that is not there: it was deleted, and so is its result to be.
+        """
         file_name = ""
         try:
             photo = self._storage.photo_exists(request_id)
             file_name = photo.file_name if photo else ""
             failed = Recognition(id=request_id, status="failed", file_name=file_name, failure=Failure.of(error))
+            if photo is None:
+                return None if self._storage.result_exists(request_id) else failed
             if not self._storage.put_failed(failed):
                 return None
         except StorageUnavailable as unavailable:

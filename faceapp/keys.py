@@ -11,14 +11,12 @@ since it was read. The web tier's role can only read it.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import hmac
 import json
 import math
 import random
 import re
-import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -29,6 +27,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 from faceapp.errors import BadRequest, FaceappError, KeyNotFound, KeysUnreadable, StorageUnavailable
+from faceapp.key_text import FORM, new_id, new_secret, text_of
 from faceapp.storage import Storage
 
 OBJECT = "keys/keys.json"
@@ -36,8 +35,6 @@ VERSION = 1
 RECOGNISE, ENROL, ADMIN = ROLES = ("recognise", "enrol", "admin")
 """Each may do what those before it may."""
 
-FORM = re.compile(r"fa_([0-9a-f]{8})_([0-9A-Za-z_-]{43})")
-SECRET_BYTES = 32
 MAX_NAME = 64
 MOST_KEYS = 1000
 MOST_DAYS = 3650
@@ -113,13 +110,13 @@ class Keys:
         def add(keys: dict[str, Key]) -> Minted:
             if len(keys) >= MOST_KEYS:
                 raise BadRequest(f"There are {MOST_KEYS} keys already: revoke those that nobody uses.")
-            while (key_id := secrets.token_hex(4)) in keys:
+            while (key_id := new_id()) in keys:
                 pass
-            secret, now = _new_secret(), _now()
+            secret, now = new_secret(), _now()
             expires = now + timedelta(days=days) if days else None
             key = Key(id=key_id, name=name, role=role, sha256=_hash(secret), created=now, expires=expires)
             keys[key_id] = key
-            return Minted(key=key, text=_text(key_id, secret))
+            return Minted(key=key, text=text_of(key_id, secret))
 
         return self._change(add)
 
@@ -131,13 +128,13 @@ class Keys:
         """
 
         def renew(keys: dict[str, Key]) -> Minted:
-            key, secret, now = _named(keys, key_id), _new_secret(), _now()
+            key, secret, now = _named(keys, key_id), new_secret(), _now()
             if key.expired(now):
                 raise BadRequest(f"The key {key_id} has expired: create another.")
             until = now + timedelta(hours=grace_hours)
             previous = Previous(sha256=key.sha256, until=until) if grace_hours > 0 else None
             keys[key_id] = key = replace(key, sha256=_hash(secret), previous=previous)
-            return Minted(key=key, text=_text(key_id, secret))
+            return Minted(key=key, text=text_of(key_id, secret))
 
         return self._change(renew)
 
@@ -233,6 +230,13 @@ class Keyring:
                 flight.set_result(None)
 
 
+def owned(text: str, own: str) -> Key | None:
+    """The admin's key that `own` (FACEAPP_LOCAL_KEY) is, if it is `text`. The time this takes tells nothing."""
+    if not own or not hmac.compare_digest(_hash(text), _hash(own)):
+        return None
+    return Key(id=own.split("_")[1], name="this machine", role=ADMIN, sha256=_hash(own), created=_now())
+
+
 def match(keys: Mapping[str, Key], key_id: str, secret: str, now: datetime) -> Key | None:
     """The key with this id, if `secret` is its secret and it is good `now`. The time this takes tells nothing."""
     key, hashed = keys.get(key_id), _hash(secret)
@@ -322,14 +326,6 @@ def _named(keys: Mapping[str, Key], key_id: str) -> Key:
     return keys[key_id]
 
 
-def _new_secret() -> str:
-    return base64.urlsafe_b64encode(secrets.token_bytes(SECRET_BYTES)).rstrip(b"=").decode()
-
-
-def _text(key_id: str, secret: str) -> str:
-    return f"fa_{key_id}_{secret}"
-
-
 def _hash(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
@@ -338,5 +334,5 @@ def _now() -> datetime:
     return datetime.now(UTC).replace(microsecond=0)
 
 
-_NOBODYS = _hash(_new_secret())
+_NOBODYS = _hash(new_secret())
 """What a secret is compared with when there is nothing to compare it with."""

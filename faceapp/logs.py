@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from collections.abc import Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from functools import cache
 from types import MappingProxyType
 from typing import Any
 
-from faceapp.config import Settings
+from faceapp.config import Settings, strange
+
+logger = logging.getLogger(__name__)
 
 NARRATORS = (
     "boto3",
@@ -53,6 +57,14 @@ def configure(settings: Settings, *, service: str = "faceapp") -> None:
     quiet = TELLTALES if settings.log_level == "DEBUG" else TELLTALES + NARRATORS
     for name in quiet:
         logging.getLogger(name).setLevel(logging.WARNING)
+    _tell_strange_variables()
+
+
+@cache
+def _tell_strange_variables() -> None:
+    # Once a process: a worker sets its logging up twice.
+    for clause in strange(os.environ).values():
+        logger.warning("%s: it is passed over", clause)
 
 
 def bind(**fields: str) -> None:

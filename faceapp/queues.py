@@ -8,6 +8,7 @@ from typing import Any, Literal
 from botocore.exceptions import BotoCoreError, ClientError
 
 from faceapp.broker import sqs_client
+from faceapp.broker.clients import queue_urls
 from faceapp.config import Settings
 from faceapp.errors import BrokerUnavailable
 
@@ -53,8 +54,7 @@ def queues(sqs: Any, settings: Settings) -> list[Queue]:
 
 def _response_queues(sqs: Any, settings: Settings) -> list[str]:
     try:
-        pages = sqs.get_paginator("list_queues").paginate(QueueNamePrefix=settings.response_queue)
-        urls = [url for page in pages for url in page.get("QueueUrls", ())]
+        urls = list(queue_urls(sqs, settings.response_queue))
     except ClientError:  # a least-privilege role may not list
         return [settings.response_queue]
     return sorted(str(url).rpartition("/")[2] for url in urls)

@@ -13,32 +13,53 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from faceapp import tracing
 from faceapp.broker.janitor import Janitor
 from faceapp.config import Settings
-from faceapp.errors import BrokerUnavailable, ConfigError, FaceappError
+from faceapp.errors import BrokerUnavailable, ConfigError, FaceappError, FleetError, LeaseLost
 from faceapp.scaling.alarms import Alarms
-from faceapp.scaling.budget import Spent
+from faceapp.scaling.core import Core, Orders
 from faceapp.scaling.dry_run import DryRunFleet
 from faceapp.scaling.fleet import EC2Fleet, Fleet
 from faceapp.scaling.lease import Lease
+from faceapp.scaling.listener import Listener
 from faceapp.scaling.machine import Machine, dead_boots, orphans
-from faceapp.scaling.metrics import Arrivals, Believed, Boots, Depth
-from faceapp.scaling.observe import Phases
+from faceapp.scaling.metrics import Depth
 from faceapp.scaling.policies.base import Counts, Decision, Observation, Policy
-from faceapp.scaling.status import Snapshot, Status, StatusServer
-from faceapp.scaling.turnover import turn_over
-from faceapp.scaling.workers import Listener, Workers
+from faceapp.scaling.status import Snapshot, Status
+from faceapp.scaling.status_server import StatusServer
+from faceapp.scaling.workers import Workers
 
 logger = logging.getLogger(__name__)
 
 QUIET_S = 60.0
 """A line a minute while nothing changes."""
-DEAD_BOOTS = 3
-QUARANTINE_S = 600.0
-"""After so many dead boots in a row nothing is started for so long, then one to see."""
+
+
+class Steps:
+    """Steps of which each is taken, whatever becomes of the others."""
+
+    def __init__(self) -> None:
+        self.errors: list[Exception] = []
+
+    @contextlib.contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Take one; an error ends this step only, and is kept."""
+        try:
+            yield
+        except Exception as error:
+            if not isinstance(error, FaceappError):
+                logger.exception("%s failed", name)
+            self.errors.append(error)
+
+    def close(self) -> None:
+        """Raise what the steps raised: the error, or a FleetError that names all of them."""
+        if len(self.errors) == 1 or any(isinstance(each, LeaseLost) for each in self.errors):
+            raise next((each for each in self.errors if isinstance(each, LeaseLost)), self.errors[0])
+        if self.errors:
+            raise FleetError(" ".join(dict.fromkeys(_sentence(each) for each in self.errors)))
 
 
 class Scaler:
@@ -59,40 +80,45 @@ class Scaler:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Without a `lease` nobody else is asked, without `listen` no events are taken: for a dry run."""
-        self._settings, self._policy, self._fleet, self._depth = settings, policy, fleet, depth
+        self._fleet, self._depth = fleet, depth
         self._workers, self._lease, self._status, self._clock = workers, lease, status, clock
-        self._believed, self._arrivals = Believed(), Arrivals(clock())
-        self._boots = Boots(settings.scaler_boot_s)
-        self._phases = Phases(workers, clock=clock)
+        self._core = Core(settings, policy=policy, workers=workers, clock=clock)
         self._new_listener = listen
         self._alarms = alarms
         self._listener: Listener | None = None
-        self._spent = Spent(settings.scaler_daily_instance_s)
-        self._quarantined_s: float | None = None
-        self._held_back = ""
         self._said: dict[str, float] = {}
         self._wanted = -1
         self._quiet_from_s = float("-inf")
 
     def tick(self) -> None:
-        """Raises FaceappError when something does not answer; the next tick tries again."""
+        """Raises FaceappError when something does not answer; the next tick tries again.
+
+        What fails ends nothing but itself: whatever cannot be stopped, marked or reported, what is wanted is started.
+        """
         leader = self._leads()
         machines = self._fleet.instances()
         counts = self._ask()
-        observation = self._observe(machines, counts)
-        decision = self._policy.decide(observation) if leader else Decision(wanted=0, reason="stands by")
         if leader:
-            old = {each.id for each in machines if each.billed and each.outdated(self._fleet.latest)}
-            most = self._settings.scaler_max_instances
-            decision = turn_over(decision, observation, old=old, max_instances=most)
-            decision = self._limit(decision, machines, observation)
+            observation, orders = self._core.tick(counts, machines, now_s=self._fleet.now_s, latest=self._fleet.latest)
+        else:
+            observation = self._core.observe(counts, machines)
+            orders = Orders(decision=Decision(wanted=0, reason="stands by"))
+        for key, (level, sentence) in orders.notes.items():
+            self.warn(key, sentence, level=level)
         taken: dict[str, int] = {}
-        try:
-            if leader:
-                taken = self._act(decision, machines)
-            tracing.note({"faceapp.wanted": decision.wanted, **{f"faceapp.{what}": n for what, n in taken.items()}})
-        finally:
-            self._report(leader, decision, observation, machines, taken)
+        steps = Steps()
+        if leader:
+            if self._lease:
+                self._remember()
+            taken = self._act(orders, machines, steps)
+        with steps.step("the report"):
+            wanted = orders.decision.wanted
+            tracing.note({"faceapp.wanted": wanted, **{f"faceapp.{what}": n for what, n in taken.items()}})
+            self._report(leader, orders, observation, machines, taken)
+        if leader and self._alarms:
+            with steps.step("the alarms"):
+                self._alarms.tell(dead_boots=dead_boots(machines), spent_s=self._core.spent.seconds)
+        steps.close()
 
     def close(self) -> None:
         """End without stopping anything; another scaler may begin at once."""
@@ -128,100 +154,46 @@ class Scaler:
 
     def _recall(self) -> None:
         assert self._lease
-        self._spent.recall(self._lease.memory)
+        self._core.spent.recall(self._lease.memory)
         service_s = self._lease.memory.get("service_s")
         if isinstance(service_s, (int, float)) and service_s > 0:
-            self._workers.service_s = float(service_s)
+            self._workers.service.recall(float(service_s))
 
     def _remember(self) -> None:
         assert self._lease
-        self._lease.memory = {**self._spent.memory, "service_s": self._workers.service_s}
+        service = self._workers.service
+        measured = {"service_s": service.seconds} if service.measured else {}
+        self._lease.memory = {**self._core.spent.memory, **measured}
 
     def _ask(self) -> Counts | None:
         try:
-            counts = self._depth.ask()
+            return self._depth.ask()
         except BrokerUnavailable as error:
             self.warn("counts", f"{error.detail} Nothing is started or stopped meanwhile.")
             self._status.error("get_queue_attributes", error.code)
-            self._believed.clear()
             return None
-        done = self._workers.done
-        counts = self._believed.update(counts, done=done)
-        self._arrivals.update(counts, done=done, now_s=self._clock())
-        return counts
 
-    def _observe(self, machines: Sequence[Machine], counts: Counts | None) -> Observation:
-        for each in machines:
-            if each.ours and each.boot_s is not None:
-                self._boots.add(each.id, each.run_s, each.boot_s)
-        boot_s = self._boots.quantile(0.5)
-        return Observation(
-            now_s=self._clock(),
-            counts=counts,
-            service_s=self._workers.service_s,
-            boot_p50_s=boot_s,
-            boot_p90_s=self._boots.quantile(0.9),
-            arrivals=self._arrivals.bins(self._clock()),
-            instances=self._phases.instances(machines, counts, boot_s=boot_s),
-        )
-
-    def _limit(self, decision: Decision, machines: Sequence[Machine], observation: Observation) -> Decision:
-        """The decision within today's budget, and without starts while boots come to nothing."""
-        self._held_back = ""
-        self._spent.update(self._fleet.now_s, sum(each.ours and each.billed for each in machines))
-        if self._lease:
-            self._remember()
-        if self._spent.over:
-            self._held_back = "budget"
-            self.warn("budget", f"today's {self._settings.scaler_daily_instance_s} instance-seconds are used up")
-            running = tuple(each.id for each in observation.instances if each.phase != "draining")
-            return Decision(wanted=0, drain=running, reason="today's instance-seconds are used up")
-        dead = dead_boots(machines)
-        if dead < DEAD_BOOTS:
-            self._quarantined_s = None
-        elif decision.start:
-            self._held_back = "dead_boots"
-            starts = self._probe(dead, observation)
-            reason = f"{dead} boots in a row came to nothing: {decision.reason}"
-            return Decision(
-                wanted=decision.wanted, start=starts, drain=decision.drain, replace=decision.replace, reason=reason
-            )
-        return decision
-
-    def _probe(self, dead: int, observation: Observation) -> int:
-        """How many to start although the last `dead` boots failed: one, now and then."""
-        if self._quarantined_s is None:
-            self._quarantined_s = self._clock()
-        left_s = self._quarantined_s + QUARANTINE_S - self._clock()
-        self.warn(
-            "quarantine",
-            f"ALARM: {dead} instances in a row never reported. Look at their image and network; one more is tried in "
-            f"{max(0.0, left_s):.0f} s",
-            level=logging.ERROR,
-        )
-        if left_s > 0 or observation.phase("booting"):
-            return 0
-        self._quarantined_s = self._clock()
-        return 1
-
-    def _act(self, decision: Decision, machines: Sequence[Machine]) -> dict[str, int]:
-        taken: dict[str, int] = {}
-        self._fleet.tidy()
-        for measured in (True, False):
-            self._fleet.mark_ready(self._phases.newly_ready(machines, measured=measured), measured=measured)
+    def _act(self, orders: Orders, machines: Sequence[Machine], steps: Steps) -> dict[str, int]:
+        """Carry out the orders; first of all the starts, for which photos wait."""
+        taken = dict.fromkeys(("replaced", "drained", "started"), 0)
         by_id = {each.id: each for each in machines}
-        silent = [each for each in decision.replace if each in by_id and by_id[each].ready]
-        dead = [each for each in decision.replace if each not in silent]
-        drain = [*decision.drain, *silent, *self._phases.deserted(machines)]
-        for each in silent:
-            logger.warning("%s (%s) went silent: it is stopped and replaced", by_id[each].name, each)
-        if dead:
-            self._say_dead([by_id[each] for each in dead if each in by_id])
-            taken["replaced"] = len(self._fleet.drain(dead, dead_boots=dead_boots(machines) + len(dead)))
-        if drain:
-            taken["drained"] = len(self._fleet.drain(dict.fromkeys(drain)))
-        if decision.start:
-            taken["started"] = len(self._fleet.start(decision.start))
+        with steps.step("starting instances"):
+            if orders.start:
+                taken["started"] = len(self._fleet.start(orders.start))
+        with steps.step("tidying up"):
+            self._fleet.tidy()
+        for ids, measured in ((orders.came_up, True), (orders.heard, False)):
+            with steps.step("marking instances as ready"):
+                self._fleet.mark_ready(ids, measured=measured)
+        for id in orders.silent:
+            logger.warning("%s (%s) went silent: it is stopped and replaced", by_id[id].name, id)
+        with steps.step("replacing instances"):
+            if orders.dead:
+                self._say_dead([by_id[each] for each in orders.dead if each in by_id])
+                taken["replaced"] = len(self._fleet.drain(orders.dead, dead_boots=orders.dead_boots))
+        with steps.step("draining instances"):
+            if orders.drain:
+                taken["drained"] = len(self._fleet.drain(orders.drain))
         return {name: count for name, count in taken.items() if count}
 
     def _say_dead(self, machines: Sequence[Machine]) -> None:
@@ -233,11 +205,12 @@ class Scaler:
     def _report(
         self,
         leader: bool,
-        decision: Decision,
+        orders: Orders,
         observation: Observation,
         machines: Sequence[Machine],
         taken: Mapping[str, int],
     ) -> None:
+        decision = orders.decision
         trouble = self._fleet.trouble if decision.start else ""
         reason = f"{decision.reason} ({trouble})" if trouble else decision.reason
         phases: Counter[str] = Counter(each.phase for each in observation.instances)
@@ -253,18 +226,16 @@ class Scaler:
                 instances=phases,
                 service_s=observation.service_s,
                 boot_p50_s=observation.boot_p50_s,
-                spent_s=self._spent.seconds,
+                spent_s=self._core.spent.seconds,
                 lease_token=self._lease.token if self._lease else 0,
                 events_alive=self._workers.path_alive,
                 acted=bool(taken),
                 tasks_done=self._workers.done,
                 dead_boots=dead_boots(machines),
                 orphans=len(orphans(machines)),
-                held_back=(self._held_back or ("aws" if trouble else "")) if leader else "",
+                held_back=(orders.held_back or ("aws" if trouble else "")) if leader else "",
             )
         )
-        if leader and self._alarms:
-            self._alarms.tell(dead_boots=dead_boots(machines), spent_s=self._spent.seconds)
         for id, why in orphans(machines).items():
             self.warn(f"orphan {id}", f"the instance {id} {why}: nobody looks after it")
         if not taken and decision.wanted == self._wanted and now_s - self._quiet_from_s < QUIET_S:
@@ -280,6 +251,10 @@ class Scaler:
         if self._clock() - self._said.get(key, float("-inf")) >= QUIET_S:
             self._said[key] = self._clock()
             logger.log(level, sentence)
+
+
+def _sentence(error: Exception) -> str:
+    return error.detail if isinstance(error, FaceappError) else f"Unexpected: {error!r}."
 
 
 def _line(wanted: int, reason: str, seen: Observation, phases: Mapping[str, int], taken: Mapping[str, int]) -> str:

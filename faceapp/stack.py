@@ -5,10 +5,10 @@ from __future__ import annotations
 from importlib.resources import files
 from typing import Any
 
-import boto3
 import yaml
 from botocore.exceptions import BotoCoreError, ClientError, WaiterError
 
+from faceapp import aws
 from faceapp.config import Settings
 from faceapp.errors import DeployError
 
@@ -69,21 +69,20 @@ def parameters(settings: Settings) -> dict[str, str]:
 def apply(settings: Settings, *, client: Any = None) -> dict[str, str]:
     """Create the stack, or bring it up to date, and wait until it is; the answer is its outputs.
 
-    The stack's name is the prefix. Raises DeployError with CloudFormation's first reason when it fails (what was begun
-    is rolled back).
+    Raises DeployError with CloudFormation's first reason when it fails (what was begun is rolled back).
     """
     try:
-        client = client or boto3.session.Session().client("cloudformation")
+        client = client or aws.client("cloudformation")
         _create_or_update(client, settings)
-        described = client.describe_stacks(StackName=settings.prefix)["Stacks"][0]
+        described = client.describe_stacks(StackName=settings.stack_name)["Stacks"][0]
     except (BotoCoreError, ClientError) as error:
-        raise DeployError(f"The stack {settings.prefix} could not be applied: {error}") from error
+        raise DeployError(f"The stack {settings.stack_name} could not be applied: {error}") from error
     return {each["OutputKey"]: each["OutputValue"] for each in described.get("Outputs", ())}
 
 
 def _create_or_update(client: Any, settings: Settings) -> None:
     arguments = {
-        "StackName": settings.prefix,
+        "StackName": settings.stack_name,
         "TemplateBody": body(),
         "Parameters": [{"ParameterKey": key, "ParameterValue": value} for key, value in parameters(settings).items()],
         # The services' roles have names that are the same in every stack but for the prefix.
@@ -104,18 +103,20 @@ def _create_or_update(client: Any, settings: Settings) -> None:
             raise
     try:
         config = {"Delay": POLL_S, "MaxAttempts": TIMEOUT_S // POLL_S}
-        client.get_waiter(done).wait(StackName=settings.prefix, WaiterConfig=config)
+        client.get_waiter(done).wait(StackName=settings.stack_name, WaiterConfig=config)
     except WaiterError as error:
-        raise DeployError(f"The stack {settings.prefix} failed: {_first_failure(client, settings) or error}") from error
+        raise DeployError(
+            f"The stack {settings.stack_name} failed: {_first_failure(client, settings) or error}"
+        ) from error
 
 
 def _first_failure(client: Any, settings: Settings) -> str | None:
     """What failed first in the last run; everything after it was cancelled and says no more than that."""
     first = None
-    for event in client.describe_stack_events(StackName=settings.prefix)["StackEvents"]:  # newest first
+    for event in client.describe_stack_events(StackName=settings.stack_name)["StackEvents"]:  # newest first
         status = event["ResourceStatus"]
         if status.endswith("_FAILED") and event.get("ResourceStatusReason"):
             first = f"{event['LogicalResourceId']}: {event['ResourceStatusReason']}"
-        if event["LogicalResourceId"] == settings.prefix and status in ("CREATE_IN_PROGRESS", "UPDATE_IN_PROGRESS"):
+        if event["LogicalResourceId"] == settings.stack_name and status in ("CREATE_IN_PROGRESS", "UPDATE_IN_PROGRESS"):
             break
     return first

@@ -13,12 +13,10 @@ from dataclasses import asdict, dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any, Generic, TypeVar
 
-import boto3
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from kombu.exceptions import KombuError, OperationalError
 
-from faceapp.broker.clients import DEFAULT_REGION
+from faceapp import aws
 from faceapp.config import Settings
 from faceapp.errors import BrokerUnavailable, FaceappError, FleetError
 from faceapp.gallery import People
@@ -193,11 +191,9 @@ def _instances(settings: Settings) -> tuple[Instance, ...]:
         {"Name": f"tag:{STACK}", "Values": [settings.prefix]},
         {"Name": "instance-state-name", "Values": STATES},
     ]
-    config = Config(connect_timeout=3, read_timeout=AWS_ANSWERS_S, retries={"total_max_attempts": 1})
     found = []
     try:
-        session: Any = boto3.Session()
-        ec2 = session.client("ec2", region_name=session.region_name or DEFAULT_REGION, config=config)
+        ec2 = aws.client("ec2", read_timeout=AWS_ANSWERS_S, retries=aws.ONCE)
         for page in ec2.get_paginator("describe_instances").paginate(Filters=filters):
             date = page["ResponseMetadata"]["HTTPHeaders"].get("date")
             now_s = parsedate_to_datetime(date).timestamp() if date else time.time()

@@ -1,7 +1,7 @@
 """S3: photos in, results out, photos waiting to be enrolled, and the gallery's objects.
 
 One method is one AWS call, except where its docstring says otherwise: calls are billed, and a photo's whole path has a
-budget of eight. boto3 finds the endpoint, the region and the credentials where it always does.
+budget of eight.
 """
 
 from __future__ import annotations
@@ -13,16 +13,13 @@ import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import quote, unquote
 
-import boto3
-import botocore.session
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
-from botocore.utils import parse_timestamp
 
+from faceapp import aws
+from faceapp.clocks import answered
 from faceapp.config import Settings
 from faceapp.errors import NotFound, RecognitionNotFound, StorageUnavailable
 from faceapp.schema import Recognition
@@ -35,7 +32,21 @@ MAX_FILE_NAME_BYTES = 1024
 MAX_SUFFIX = 16
 HEADER_TEXT = re.compile("[!-~]+(?: [!-~]+)*")
 KEYS_PER_DELETE = 1000
-REQUEST_ID = re.compile("[0-9a-f]{32}")
+KEYS_PER_LIST = 1000
+PHOTO_NUMBER = re.compile("[0-9]{1,4}")
+ID_DIGITS = 32
+REQUEST_ID = re.compile(f"[0-9a-f]{{{ID_DIGITS}}}")
+DIGITS = "0123456789abcdef"
+MAX_RESULT_BYTES = 16 * 1024 * 1024
+"""A photo of 10,000 faces gives a result of 10 MB."""
+ARCHIVES = {"GLACIER", "DEEP_ARCHIVE"}
+"""Storage classes whose objects cannot be read."""
+PATIENT: dict[str, Any] = {
+    "connect_timeout": 2,
+    "read_timeout": 20,
+    "retries": {"mode": "standard", "total_max_attempts": 3},
+}
+QUICK: dict[str, Any] = {"connect_timeout": 1, "read_timeout": 3, "retries": aws.ONCE}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +60,8 @@ class StoredPhotoHead:
     size_bytes: int
     last_modified: datetime
     """When it was stored, by S3's clock."""
+    answered: datetime
+    """When S3 told this, by the same clock."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,11 +83,35 @@ class IncomingPhoto:
 
 @dataclass(frozen=True, kw_only=True)
 class GalleryObject:
-    """An object as it was when it was read; `last_modified` is by S3's clock."""
+    """An object as it was when S3 `answered`; both times are by S3's clock."""
 
     data: bytes
     etag: str
     last_modified: datetime
+    answered: datetime
+    content_type: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredResult:
+    """What a listing says of a result."""
+
+    id: str
+    stored: datetime
+    """By S3's clock."""
+    readable: bool
+    """False for what no worker can have stored: it is larger than any result, or in an archive."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultPage:
+    """Some results in the order of their ids."""
+
+    results: tuple[StoredResult, ...]
+    next: str | None
+    """The id at which the listing goes on; None at its end."""
+    answered: datetime
+    """When S3 told this, by its clock."""
 
 
 class _Changed(Exception):
@@ -105,8 +142,12 @@ class Storage:
         if process not in self._clients:
             with self._locks.setdefault(process, threading.Lock()):
                 if process not in self._clients:
-                    self._clients[process] = _new_client(quick=self._quick)
+                    self._clients[process] = self._new_client()
         return self._clients[process]
+
+    def _new_client(self) -> Any:
+        limits = QUICK if self._quick else PATIENT
+        return aws.client("s3", max_pool_connections=aws.connections(self.settings), **limits)
 
     def ready(self) -> None:
         """Ask for all three buckets (three calls). Raises StorageUnavailable unless each is there and open to us."""
@@ -174,11 +215,21 @@ class Storage:
         """One that is not there is no error."""
         self._call("delete_object", self.settings.out_bucket, Key=_checked(request_id))
 
-    def list_results(self, *, after: str, most: int) -> list[tuple[str, datetime]]:
-        """The first `most` ids after `after`, in order, of all that are stored, with the time of each by S3's clock."""
-        page = self._call("list_objects_v2", self.settings.out_bucket, StartAfter=after, MaxKeys=most)
-        found = ((each["Key"], each["LastModified"]) for each in page.get("Contents", ()))
-        return [(key, stored) for key, stored in found if REQUEST_ID.fullmatch(key)]
+    def list_results(self, *, start: str = "", most: int = KEYS_PER_LIST) -> ResultPage:
+        """Up to `most` results from the id `start` on, and where the next page begins.
+
+        A call; one more for each `most` keys in a row that are no results'.
+        """
+        after = _just_before(start) if start else ""
+        while True:
+            page = self._call("list_objects_v2", self.settings.out_bucket, StartAfter=after, MaxKeys=most)
+            contents = page.get("Contents", ())
+            results = tuple(_listed(each) for each in contents if REQUEST_ID.fullmatch(each["Key"]))
+            # The page ends where S3 says so. How many of its keys are results tells nothing.
+            following = first_id_after(contents[-1]["Key"]) if page.get("IsTruncated") and contents else None
+            if results or following is None:
+                return ResultPage(results=results, next=following, answered=answered(page))
+            after = max(contents[-1]["Key"], _just_before(following))
 
     def get_result_document(self, request_id: str) -> GalleryObject | None:
         """The result as it is stored, of any version."""
@@ -186,7 +237,7 @@ class Storage:
             answer = self._call("get_object", self.settings.out_bucket, Key=_checked(request_id))
         except NotFound:
             return None
-        return GalleryObject(data=answer["Body"], etag=answer["ETag"], last_modified=answer["LastModified"])
+        return _object(answer)
 
     def replace_result(self, recognition: Recognition, *, etag: str) -> bool:
         """Store the result unless what is stored is no longer `etag`. False if so."""
@@ -209,7 +260,8 @@ class Storage:
     def list_incoming(self, request_id: str) -> list[int]:
         """The numbers of the request's photos that still wait, in order."""
         prefix = f"{INCOMING}{_checked(request_id)}/"
-        return sorted(int(key.removeprefix(prefix)) for key, _ in self.list_gallery(prefix))
+        numbers = (key.removeprefix(prefix) for key, _ in self.list_gallery(prefix))
+        return sorted(int(number) for number in numbers if PHOTO_NUMBER.fullmatch(number))
 
     def get_incoming(self, request_id: str, n: int) -> IncomingPhoto:
         """Raises NotFound, also when the photo was enrolled already."""
@@ -223,10 +275,10 @@ class Storage:
 
     def list_all_incoming(self) -> Iterator[tuple[str, datetime]]:
         """The key of every photo that waits, of all requests, with the time it came by S3's clock."""
-        return ((each["Key"], each["LastModified"]) for each in self._list_gallery(INCOMING))
+        return self.list_gallery_times(INCOMING)
 
     def name_of_incoming(self, key: str) -> str | None:
-        """Who a waiting photo is to be enrolled as; None if it waits no more."""
+        """Who a waiting photo is to be enrolled as: empty where nothing says it, None if the photo waits no more."""
         try:
             return _names(self._call("head_object", self.settings.gallery_bucket, Key=key)["Metadata"])["name"]
         except NotFound:
@@ -236,8 +288,8 @@ class Storage:
         """Drop all of the request's waiting photos (a list and a delete)."""
         self.delete_gallery(key for key, _ in self.list_gallery(f"{INCOMING}{_checked(request_id)}/"))
 
-    def put_gallery(self, key: str, data: bytes) -> None:
-        self._call("put_object", self.settings.gallery_bucket, Key=key, Body=data)
+    def put_gallery(self, key: str, data: bytes, *, content_type: str = "application/octet-stream") -> None:
+        self._call("put_object", self.settings.gallery_bucket, Key=key, Body=data, ContentType=content_type)
 
     def replace_gallery(self, key: str, data: bytes, *, etag: str | None) -> bool:
         """Store the object unless it is no longer what it was: `etag`, or not there for None. False if so."""
@@ -253,7 +305,7 @@ class Storage:
             answer = self._call("get_object", self.settings.gallery_bucket, Key=key)
         except NotFound:
             return None
-        return GalleryObject(data=answer["Body"], etag=answer["ETag"], last_modified=answer["LastModified"])
+        return _object(answer)
 
     def gallery_etag(self, key: str) -> str | None:
         """The object's ETag without its content; None if there is no such object."""
@@ -265,6 +317,10 @@ class Storage:
     def list_gallery(self, prefix: str) -> Iterator[tuple[str, str]]:
         """Every key that begins with `prefix`, with its ETag (a call per 1,000 keys)."""
         return ((each["Key"], each["ETag"]) for each in self._list_gallery(prefix))
+
+    def list_gallery_times(self, prefix: str) -> Iterator[tuple[str, datetime]]:
+        """The same with the time at which each was stored, by S3's clock."""
+        return ((each["Key"], each["LastModified"]) for each in self._list_gallery(prefix))
 
     def _list_gallery(self, prefix: str) -> Iterator[dict[str, Any]]:
         more: dict[str, str] = {}
@@ -303,7 +359,8 @@ class Storage:
                 answer["Body"] = answer["Body"].read()
         except ClientError as error:
             if "Key" in arguments and error.response["Error"]["Code"] in MISSING:
-                raise NotFound(f"There is no {arguments['Key']} in the bucket {bucket}.") from None
+                # A key of the gallery has a person's name in it, and this may be logged.
+                raise NotFound(f"There is no such object in the bucket {bucket}.") from None
             if error.response["Error"]["Code"] in CHANGED:
                 raise _Changed from None
             code = error.response["Error"]["Code"]
@@ -352,41 +409,46 @@ def _head_fields(answer: dict[str, Any]) -> dict[str, Any]:
         "sha256": metadata.get("sha256", ""),
         "size_bytes": answer["ContentLength"],
         "last_modified": answer["LastModified"],
+        "answered": answered(answer),
     }
+
+
+def _object(answer: dict[str, Any]) -> GalleryObject:
+    return GalleryObject(
+        data=answer["Body"],
+        etag=answer["ETag"],
+        last_modified=answer["LastModified"],
+        answered=answered(answer),
+        content_type=answer.get("ContentType", ""),
+    )
+
+
+def _listed(described: dict[str, Any]) -> StoredResult:
+    return StoredResult(
+        id=described["Key"],
+        stored=described["LastModified"],
+        readable=described["Size"] <= MAX_RESULT_BYTES and described.get("StorageClass") not in ARCHIVES,
+    )
+
+
+def first_id_after(key: str) -> str | None:
+    """The least request id that sorts after `key`; None when none does."""
+    head = re.split("[^0-9a-f]", key, maxsplit=1)[0][:ID_DIGITS]
+    if len(head) < ID_DIGITS:
+        # What follows the digits decides: a greater digit may stand in its place.
+        greater = next((digit for digit in DIGITS if digit > key[len(head) : len(head) + 1]), None)
+        if greater:
+            return (head + greater).ljust(ID_DIGITS, "0")
+    if not head.strip("f"):
+        return None
+    return f"{int(head, 16) + 1:0{len(head)}x}".ljust(ID_DIGITS, "0")
+
+
+def _just_before(request_id: str) -> str:
+    """A key that sorts before the id, with no other key between them that anybody would choose."""
+    return request_id[:-1] + chr(ord(request_id[-1]) - 1) + "\ufffd"
 
 
 def _names(metadata: dict[str, str]) -> dict[str, str]:
     """What was written beside a photo that waits to be enrolled."""
-    return {"name": unquote(metadata["name"]), "file_name": unquote(metadata.get("file-name", ""))}
-
-
-def _new_client(*, quick: bool) -> Any:
-    # An emulator or MinIO answers on one host: no bucket has a host name of its own there.
-    own_endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    config = Config(
-        connect_timeout=1 if quick else 2,
-        read_timeout=3 if quick else 20,
-        max_pool_connections=64,
-        # A fixed one: botocore builds its own anew for every call, which takes a sixth of the call's CPU.
-        user_agent=f"faceapp boto3/{boto3.__version__}",
-        tcp_keepalive=True,
-        retries={"mode": "standard", "total_max_attempts": 1 if quick else 3},
-        # TLS guards the way already; a CRC of every photo in Python costs CPU that the workers need.
-        request_checksum_calculation="when_required",
-        response_checksum_validation="when_required",
-        s3={"addressing_style": "path" if own_endpoint else "auto"},
-    )
-    # A session of its own: boto3's shared one is not safe to make clients from in several threads.
-    session = botocore.session.get_session()
-    session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_timestamp)
-    return boto3.session.Session(botocore_session=session).client("s3", config=config)
-
-
-def _timestamp(value: Any) -> datetime:
-    """What botocore's own parser makes of it, without dateutil (boto/botocore#3070): that is a tenth of a GET's CPU and
-    most of a LIST's."""
-    if isinstance(value, str) and value.endswith(" GMT"):
-        return parsedate_to_datetime(value)
-    if isinstance(value, str) and value.endswith("Z"):
-        return datetime.fromisoformat(value)
-    return parse_timestamp(value)
+    return {"name": unquote(metadata.get("name", "")), "file_name": unquote(metadata.get("file-name", ""))}

@@ -13,7 +13,7 @@ import time
 from collections import UserDict
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from botocore.exceptions import BotoCoreError, ClientError
 from celery import signals, states
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from faceapp.worker import Worker
 
 logger = logging.getLogger(__name__)
+
+Done = TypeVar("Done")
 
 NAMES_SHOWN = 5
 """People whom the short line of an answer names."""
@@ -98,40 +100,60 @@ def enrol(self: Any, request_id: str) -> Answer | None:
 
 
 @app.task(bind=True, name=FORGET)
-def forget(self: Any, order_id: str, sweep: int = 1, after: str = "") -> Answer | None:
+def forget(self: Any, order_id: str, sweep: int = 1, start: str = "") -> Answer | None:
     """Forget somebody in a page of results, as the order says; the next page is another task's."""
-    place = Place(sweep=sweep, after=after)
 
     def work() -> Answer | None:
-        done = _worker().forgetting.go_on(order_id, place)
+        done = _worker().forgetting.go_on(order_id, Place(sweep=sweep, start=start))
         if done.next:
             # Sent before this message is deleted: a task that is killed between the two is done again, and so is what
             # it sent.
-            _go_on(self, order_id, done.next)
-        line = f"forgotten in {_count(done.erased + done.changed, 'result')}, {'more to do' if done.next else 'done'}"
-        return Answer({"erased": done.erased, "changed": done.changed}, line=line)
+            place = done.next
+            _send_on(self, [order_id, place.sweep, place.start], delay_s=min(math.ceil(place.wait_s), LONGEST_DELAY_S))
+        damaged = f" ({done.unreadable} of them damaged)" if done.unreadable else ""
+        rest = "more to do" if done.next else "done"
+        line = f"forgotten in {_count(done.erased + done.changed, 'result')}{damaged}, {rest}"
+        counts = {"erased": done.erased, "changed": done.changed, "unreadable": done.unreadable}
+        return Answer(counts, line=line)
 
     return _patiently(work)
 
 
-def _go_on(task: Any, order_id: str, place: Place) -> None:
+def _send_on(task: Any, arguments: list[Any], *, delay_s: int) -> None:
+    """Send the task's message on, to be delivered in `delay_s`."""
     try:
         task.apply_async(
-            args=[order_id, place.sweep, place.after],
+            args=arguments,
             ignore_result=True,
             # Else Celery makes a queue for answers, which nobody waits for.
             reply_to=task.request.reply_to or settings().response_queue,
             headers={"request_id": logs.request_id()},
-            delay_seconds=min(math.ceil(place.wait_s), LONGEST_DELAY_S),
+            delay_seconds=delay_s,
         )
     except (OperationalError, BotoCoreError, ClientError) as error:
         raise Reject(error, requeue=True) from error
 
 
-@app.task(name=ERASE)
-def erase(request_id: str) -> None:
-    """Delete a photo and its result, which a task stored that was running when they were deleted."""
-    _patiently(lambda: _worker().forgetting.erase(request_id))
+@app.task(bind=True, name=ERASE)
+def erase(self: Any, request_id: str, left_s: int = 0) -> None:
+    """Delete a photo and its result, which a task stored that was running when they were deleted.
+
+    Until every such task has ended, in `left_s`, the message is sent on: SQS delays one by `LONGEST_DELAY_S` at most.
+    """
+
+    def work() -> None:
+        _worker().forgetting.erase(request_id)
+        if left_s:
+            delay_s, rest = in_hops(left_s)
+            _send_on(self, [request_id, *rest], delay_s=delay_s)
+
+    _patiently(work)
+
+
+def in_hops(wait_s: int) -> tuple[int, list[int]]:
+    """The delay of a message that is to wait for `wait_s`, and its further argument if that is not all of it."""
+    delay_s = min(wait_s, LONGEST_DELAY_S)
+    return delay_s, [wait_s - delay_s] if wait_s > delay_s else []
 
 
 def _give_up(task: GivenUp) -> Answer | None:
@@ -167,7 +189,7 @@ def _count(number: int, of: str) -> str:
     return f"{number} {of}" if number == 1 else f"{number} {of}s"
 
 
-def _patiently(work: Callable[[], Answer | None]) -> Answer | None:
+def _patiently(work: Callable[[], Done]) -> Done:
     """Do the work, and wait for an S3 that does not answer: each message handed back has used up one of its tries."""
     give_up_s = time.monotonic() + settings().task_time_limit_s / 2
     pause_s = 0.5

@@ -47,8 +47,6 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.config.update(
         FACEAPP=settings,
         MAX_CONTENT_LENGTH=settings.web_max_request_bytes,
-        MAX_FORM_MEMORY_SIZE=uploads.TEXT_BYTES,
-        MAX_FORM_PARTS=settings.web_max_files + uploads.TEXT_FIELDS,
     )
     app.json.sort_keys = False  # type: ignore[attr-defined]
     service = app.extensions["faceapp"] = dispatch.Dispatch(settings, metrics.register(app))

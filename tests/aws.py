@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,16 +14,30 @@ import boto3
 import pytest
 
 from faceapp.config import Settings
+from faceapp.credential import aws_keys
+from faceapp.key_text import new_text
 from faceapp.local.aws import LISTENING
 from faceapp.local.processes import Services
 
 REGION = "us-east-1"
+KEY = os.environ.setdefault("FACEAPP_LOCAL_KEY", new_text())
+"""The credential of this session's embedded AWS and of the web tiers and Flowers that are started on it."""
+ACCESS = aws_keys(KEY)
+BEARER = {"Authorization": f"Bearer {KEY}"}
+"""Headers for whatever asks for the credential over HTTP."""
+COUNTER = {"Authorization": f"Bearer {ACCESS['AWS_ACCESS_KEY_ID']}"}
+"""Headers for the embedded AWS's own counter of calls."""
+
+
+def session(keys: Mapping[str, str] = ACCESS) -> Any:
+    """Somebody who has the access key."""
+    return boto3.session.Session(keys["AWS_ACCESS_KEY_ID"], keys["AWS_SECRET_ACCESS_KEY"], region_name=REGION)
 
 
 @cache
 def plain_client(service: str, endpoint: str) -> Any:
     """One for all tests: making a client takes longer than most of what they do with it."""
-    return boto3.session.Session().client(service, endpoint_url=endpoint)  # type: ignore[call-overload]
+    return session().client(service, endpoint_url=endpoint)
 
 
 @pytest.fixture(scope="session")
@@ -45,8 +59,8 @@ def aws(aws_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("AWS_ENDPOINT_URL", aws_endpoint)
     monkeypatch.setenv("AWS_REGION", REGION)
     monkeypatch.setenv("AWS_DEFAULT_REGION", REGION)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    for name, value in ACCESS.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
     monkeypatch.setenv("NO_PROXY", str(urlsplit(aws_endpoint).hostname))

@@ -1,4 +1,6 @@
-"""The embedded AWS with a record of who asked for what (`python -m tests.recorded_aws RECORD`): a line of JSON a call.
+"""The embedded AWS with a record of who asked for what: `python -m tests.recorded_aws RECORD WHO...`.
+
+The record is a line of JSON for each call.
 
 Who asks is the access key's id, so each service's process has one of its own. Recorded here and not in the clients,
 because Celery's workers talk to SQS through a client that boto3 knows nothing of.
@@ -56,4 +58,4 @@ class Recorder(calls.CountCalls):
 if __name__ == "__main__":
     setattr(calls, "CountCalls", Recorder)  # noqa: B010 - mypy forbids =
     with Path(sys.argv[1]).open("w") as Recorder.record:
-        aws.serve(port=0)
+        aws.serve(port=0, key_ids=sys.argv[2:])

@@ -16,7 +16,7 @@ from faceapp import stack as deployment
 from faceapp import tasks
 from faceapp.config import Settings, settings
 from tests import echo
-from tests.aws import REGION
+from tests.aws import ACCESS, KEY, REGION
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -43,8 +43,7 @@ def aws_environ(endpoint: str) -> dict[str, str]:
         "AWS_ENDPOINT_URL": endpoint,
         "AWS_REGION": REGION,
         "AWS_DEFAULT_REGION": REGION,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
+        **ACCESS,
         "AWS_CONFIG_FILE": os.devnull,
         "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
         "NO_PROXY": "127.0.0.1",
@@ -55,7 +54,7 @@ def environ(endpoint: str, settings: Settings, **more: str) -> dict[str, str]:
     """The environment of a service's process."""
     own = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "FACEAPP_"))}
     # Short long polls: a worker that stops waits for the one in flight.
-    faceapp = {"FACEAPP_PREFIX": settings.prefix, "FACEAPP_QUEUE_WAIT_S": "2"}
+    faceapp = {"FACEAPP_PREFIX": settings.prefix, "FACEAPP_QUEUE_WAIT_S": "2", "FACEAPP_LOCAL_KEY": KEY}
     return {**own, **aws_environ(endpoint), **faceapp, "PYTHONUNBUFFERED": "1", **more}
 
 

@@ -373,7 +373,8 @@ def test_a_forked_child_owns_nothing() -> None:
 
 
 def test_the_scaler_listens_at_a_place_of_its_own(base: Settings) -> None:
-    from faceapp.scaling.workers import Listener, Workers
+    from faceapp.scaling.listener import Listener
+    from faceapp.scaling.workers import Workers
 
     settings = echo_settings(base)
     workers = Workers(service_s=1.0)

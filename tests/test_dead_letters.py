@@ -6,6 +6,7 @@ import base64
 import json
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -222,6 +223,32 @@ def test_what_would_only_fail_again_is_refused_unless_forced(
     assert all(each.done for each in alone.redrive(None, force=True))
     assert letters.count() == 0
     assert _count(aws, idle) == 3
+
+
+def test_sending_all_again_ends_although_each_fails_at_once(
+    failing: Settings, letters: DeadLetters, put: Callable[[str], str]
+) -> None:
+    """C5: what is sent again is a dead letter at once."""
+    alone = DeadLetters(failing)
+    alone._urls[failing.request_queue] = letters.queue_url
+    ids = {put(f"rubbish {n}") for n in range(125)}
+    outcomes = [each.message_id for each in alone.redrive(None, force=True)]
+    assert len(outcomes) == len(ids)
+    assert set(outcomes) == ids
+    assert letters.count() == len(ids)
+
+
+def test_purging_all_leaves_what_comes_later(letters: DeadLetters, put: Callable[[str], str]) -> None:
+    """C5: the question was about what there was."""
+    first = {put("rubbish") for _ in range(15)}
+    purging, purged = letters.purge(None), set()
+    purged.add(next(purging).message_id)
+    began_s = time.monotonic()
+    wait_until(lambda: time.monotonic() - began_s > 2, what="another second of SQS's clock")
+    later = {put("more rubbish") for _ in range(15)}
+    purged |= {each.message_id for each in purging}
+    assert first <= purged
+    assert {each.message_id for each in letters.listing().letters} == later
 
 
 def test_a_message_that_cannot_be_sent_stays(

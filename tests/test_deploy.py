@@ -17,10 +17,11 @@ import yaml
 from botocore.stub import Stubber
 
 from faceapp import stack
+from faceapp.aws import is_loopback
 from faceapp.config import Settings
 from faceapp.deploy import changes, choices, show, template
 from faceapp.deploy.apply import Event, execute, follow
-from faceapp.deploy.target import Target, is_loopback
+from faceapp.deploy.target import Target
 from faceapp.errors import ConfigError, DeployError
 from faceapp.scaling.machine import STACK, TIER
 from tests.aws import plain_client
@@ -145,6 +146,38 @@ def test_from_nothing_to_a_stack_and_back(deploy: Deploy, clients: Callable[[str
     assert "EVERYBODY WHO IS ENROLLED WOULD BE FORGOTTEN" in said(end)
     assert not [each for each in clients("s3").list_buckets()["Buckets"] if each["Name"].startswith(prefix)]
     assert "There is nothing of" in deploy("destroy", "--yes").stdout
+
+
+def test_a_prefix_of_digits_has_a_stack_whose_name_begins_with_a_letter(
+    aws_endpoint: str, clients: Callable[[str], Any]
+) -> None:
+    """G2: students' IDs are ten digits, and CloudFormation takes no name that begins with one."""
+    prefix = str(uuid.uuid4().int)[:10]
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "FACEAPP_"))}
+
+    def deploy(*options: str, **environ: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "faceapp", "deploy", *options, "--endpoint-url", aws_endpoint],
+            capture_output=True,
+            text=True,
+            env={**own, "FACEAPP_PREFIX": prefix, **environ},
+            stdin=subprocess.DEVNULL,
+        )
+        assert done.returncode == 0, said(done)
+        return said(done)
+
+    assert f"The stack faceapp-{prefix} is as planned" in deploy("apply", "--yes", "--image", IMAGE)
+    assert stacks(clients, f"faceapp-{prefix}") == ["CREATE_COMPLETE"]
+    assert "CREATE_COMPLETE" in deploy("status")
+    assert {f"{prefix}-in-bucket", f"{prefix}-out-bucket"} <= {
+        each["Name"] for each in clients("s3").list_buckets()["Buckets"]
+    }
+    assert f"Nothing of {prefix} is left" in deploy("destroy", "--yes", "--with-gallery")
+    assert stacks(clients, f"faceapp-{prefix}") == []
+    # And any other name that CloudFormation takes.
+    assert "The stack MyCourse is as planned" in deploy("apply", "--yes", FACEAPP_STACK="MyCourse")
+    assert "There is no stack" not in deploy("status", "--stack", "MyCourse")
+    assert f"Nothing of {prefix} is left" in deploy("destroy", "--yes", "--with-gallery", "--stack", "MyCourse")
 
 
 def test_destroy_ends_what_was_made_at_run_time_and_nothing_else(
@@ -322,7 +355,7 @@ def test_an_accounts_stack_is_protected_from_then_on(cloudformation: tuple[Targe
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        ({}, "Say in which region"),
+        ({}, "No AWS region is set: set AWS_REGION"),
         ({"AWS_REGION": "eu-west-1"}, "AWS does not let us in (region eu-west-1): Unable to locate credentials"),
         ({"AWS_PROFILE": "none"}, "The AWS profile cannot be used"),
         ({"AWS_ENDPOINT_URL": "aws"}, "--endpoint-url aws is no URL"),

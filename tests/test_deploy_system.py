@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 import yaml
 
@@ -22,7 +21,8 @@ from faceapp.local import compute
 from faceapp.local.aws import LISTENING
 from faceapp.local.processes import Service, Services
 from faceapp.scaling.machine import STACK, TEMPLATE
-from tests.aws import REGION
+from tests.aws import KEY
+from tests.aws import session as aws_session
 from tests.services import aws_environ, wait_until
 
 pytestmark = pytest.mark.system
@@ -36,7 +36,7 @@ SETTINGS = ["--set", "FACEAPP_QUEUE_WAIT_S=2"]
 
 def own_environ(**more: str) -> dict[str, str]:
     own = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "FACEAPP_"))}
-    return {**own, "PYTHONUNBUFFERED": "1", **more}
+    return {**own, "FACEAPP_LOCAL_KEY": KEY, "PYTHONUNBUFFERED": "1", **more}
 
 
 @contextmanager
@@ -62,7 +62,7 @@ def deploy(endpoint: str, command: str, *options: str) -> str:
 
 def everything(endpoint: str) -> dict[str, list[str]]:
     """All that is on this AWS, service by service."""
-    session: Any = boto3.Session("any", "any", region_name=REGION)
+    session: Any = aws_session()
 
     def client(service: str) -> Any:
         return session.client(service, endpoint_url=endpoint)
@@ -97,7 +97,7 @@ def everything(endpoint: str) -> dict[str, list[str]]:
 
 def settings_of_the_web_instance(endpoint: str) -> dict[str, str]:
     """What cloud-init would write to /etc/faceapp/faceapp.env."""
-    session: Any = boto3.Session("any", "any", region_name=REGION)
+    session: Any = aws_session()
     answer = session.client("ec2", endpoint_url=endpoint).describe_launch_template_versions(
         LaunchTemplateName=f"{PREFIX}-web", Versions=["$Latest"]
     )
@@ -109,7 +109,7 @@ def settings_of_the_web_instance(endpoint: str) -> dict[str, str]:
 
 def workers(endpoint: str) -> list[dict[str, Any]]:
     """The app tier's instances that run."""
-    session: Any = boto3.Session("any", "any", region_name=REGION)
+    session: Any = aws_session()
     filters = [
         {"Name": f"tag:{STACK}", "Values": [PREFIX]},
         {"Name": "tag:Name", "Values": ["app-tier-instance-*"]},
@@ -130,7 +130,7 @@ def test_from_nothing_to_an_answer_and_back_to_nothing(samples: dict[str, Path],
         assert own["FACEAPP_PREFIX"] == PREFIX
         assert own["FACEAPP_SCALER_POLICY"] == "depth"
         # Who asks from elsewhere needs a key.
-        assert "FACEAPP_WEB_AUTH" not in own
+        assert own["FACEAPP_WEB_AUTH"] == "always"
         ports = dict(zip(("WEB", "SCALER", "FLOWER"), free_ports(3), strict=True))
         here = {f"FACEAPP_{name}_PORT": str(port) for name, port in ports.items()}
         boots = {"FACEAPP_LOCAL_BOOT_MIN_S": "0", "FACEAPP_LOCAL_BOOT_MAX_S": "0.5"}

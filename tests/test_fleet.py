@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-import boto3
 import pytest
 from botocore.stub import ANY, Stubber
 
@@ -34,7 +33,7 @@ from faceapp.scaling.machine import (
     orphans,
 )
 from faceapp.scaling.plan import plan
-from tests.aws import plain_client
+from tests.aws import plain_client, session
 
 IMAGE = "ami-12c6146b"
 
@@ -354,7 +353,7 @@ def test_the_stack_has_a_launch_template_for_an_image(aws: str, stack: Settings)
 
 
 def stubbed_client() -> Any:
-    return boto3.session.Session("a", "b", region_name="us-east-1").client("ec2")
+    return session().client("ec2")
 
 
 def described(id: str, state: str = "pending", **tags: str) -> dict[str, Any]:

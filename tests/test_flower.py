@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
@@ -24,6 +25,7 @@ import pytest
 from faceapp import stack as deployment
 from faceapp.config import Settings
 from tests import echo
+from tests.aws import ACCESS, BEARER, KEY
 from tests.services import REPOSITORY, celery_worker, environ, wait_until
 
 WORKER = "celery@one"
@@ -50,7 +52,8 @@ class Flower:
     url: str
     process: subprocess.Popen[bytes]
     log: Path
-    headers: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=lambda: {**BEARER})
+    """The start's credential, and what else every request has."""
 
     def get(self, path: str, **headers: str) -> Answer:
         return self.ask("GET", path, None, headers)
@@ -130,7 +133,7 @@ def deploy_echo() -> None:
 @pytest.fixture(scope="module")
 def env(system: Settings, aws_endpoint: str) -> dict[str, str]:
     deploy_echo()
-    return environ(aws_endpoint, system, AWS_SECRET_ACCESS_KEY=SECRET, AWS_ACCESS_KEY_ID=SECRET)
+    return environ(aws_endpoint, system, AWS_SECRET_ACCESS_KEY=SECRET)
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +170,7 @@ def test_it_does_not_start_open_to_others(env: dict[str, str], options: list[str
     done = run(env, "--port=0", *options, **more)
     assert done.returncode == 2
     assert done.stderr.startswith("Error: Flower on ")
-    assert "--basic-auth=USER:PASSWORD" in done.stderr
+    assert "FACEAPP_FLOWER_BASIC_AUTH=USER:PASSWORD" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
@@ -179,8 +182,18 @@ def test_a_port_that_is_taken_is_said_in_a_sentence(env: dict[str, str]) -> None
     assert done.stderr == f"Error: Flower cannot listen on port {port} of 127.0.0.1: Address already in use.\n"
 
 
-def test_with_a_password_it_may_listen_anywhere_and_asks_for_it(env: dict[str, str], tmp_path: Path) -> None:
-    with flower(env, tmp_path / "log", "--address=0.0.0.0", "--basic-auth=me:secret") as protected:
+@pytest.mark.parametrize("how", ["setting", "option"])
+def test_with_a_password_it_may_listen_anywhere_and_asks_for_it(env: dict[str, str], tmp_path: Path, how: str) -> None:
+    """S14: the password need not be where 'ps' shows it; where it is, Flower warns."""
+    options, more = {
+        "setting": ([], {"FACEAPP_FLOWER_BASIC_AUTH": "me:secret"}),
+        "option": (["--basic-auth=me:secret"], {}),
+    }[how]
+    with flower({**env, **more}, tmp_path / "log", "--address=0.0.0.0", *options) as protected:
+        assert ("set FACEAPP_FLOWER_BASIC_AUTH" in protected.log.read_text()) is (how == "option")
+        assert "secret" not in protected.log.read_text()
+        assert (b"secret" in Path(f"/proc/{protected.process.pid}/cmdline").read_bytes()) is (how == "option")
+        protected.headers = {}
         assert protected.get("/workers").status == 401
         assert protected.post(f"/api/worker/shutdown/{WORKER}").status == 401
         protected.headers = {"Authorization": "Basic bWU6c2VjcmV0"}
@@ -239,9 +252,54 @@ def test_no_page_from_elsewhere_may_use_it(watched: Flower, headers: dict[str, s
         watched.ask("OPTIONS", "/api/workers", None, headers),
     ):
         assert answer.status == 403
-        assert answer.text.startswith("This Flower asks for no password, so ")
+        assert answer.text.startswith("This Flower asks for no password, so it answers this machine only. ")
         assert not [name for name in answer.headers if name.lower().startswith("access-control-")]
     assert watched.workers()[WORKER]["status"] is True
+
+
+@pytest.mark.parametrize("path", ["/workers", "/api/workers", "/static/js/flower.js", "/nothing-here"])
+def test_without_the_starts_credential_it_shows_nothing(watched: Flower, path: str) -> None:
+    """S4: a tunnel that adds no header looks like a program of this machine."""
+    for headers in ({}, {"Authorization": f"Bearer {KEY[:-1]}A"}, {"Cookie": f"faceapp-flower={KEY}"}):
+        stranger = Flower(watched.url, watched.process, watched.log, headers)
+        answer = stranger.get(path)
+        assert answer.status == 401
+        assert "'faceapp up'" in answer.text
+        assert stranger.post(f"/api/worker/shutdown/{WORKER}").status == 401
+        assert stranger.post("/api/task/async-apply/faceapp.forget", "{}").status == 401
+        assert stranger.get(f"/?key={KEY[:-1]}A").status == 401
+    assert watched.workers()[WORKER]["status"] is True
+
+
+def test_numbers_need_no_credential_on_this_machine(watched: Flower) -> None:
+    program = Flower(watched.url, watched.process, watched.log, {})
+    assert program.get("/metrics").status == 200
+    assert program.get("/healthcheck").text == "OK"
+
+
+@pytest.mark.parametrize("header", ["X-Forwarded-For", "X-Real-Ip", "Forwarded", "Cf-Connecting-Ip", "Tailscale-User"])
+def test_nothing_comes_through_a_proxy(watched: Flower, header: str) -> None:
+    """S4: not even with the credential, for nobody knows whose it is there; a password is for that."""
+    for path in ("/workers", "/metrics", "/api/tasks", f"/?key={KEY}"):
+        answer = watched.ask("GET", path, None, {header: "203.0.113.7"})
+        assert answer.status == 403
+        assert "It comes through a proxy or a tunnel." in answer.text
+
+
+def test_the_link_gives_a_cookie_and_leaves_no_key_behind(watched: Flower) -> None:
+    port = watched.url.rpartition(":")[2]
+    connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=240)
+    connection.request("GET", f"//evil.example/tasks?limit=5&key={KEY}")
+    answer = connection.getresponse()
+    answer.read()
+    assert (answer.status, answer.headers["Location"]) == (303, "/evil.example/tasks?limit=5")
+    cookie = answer.headers["Set-Cookie"]
+    assert {"HttpOnly", "SameSite=Strict", "Path=/"} <= set(cookie.split("; "))
+    assert KEY not in cookie
+    connection.close()
+    browser = Flower(watched.url, watched.process, watched.log, {"Cookie": cookie.partition(";")[0]})
+    assert WORKER in browser.workers()
+    assert KEY not in watched.log.read_text()
 
 
 def test_a_form_of_another_page_is_not_a_link(watched: Flower) -> None:
@@ -305,8 +363,9 @@ def test_the_workers_page_has_pool_queues_stats_and_conf_and_no_secret(watched: 
     assert worker["stats"]["pool"]["max-concurrency"] == 1
     assert [each["name"] for each in worker["active_queues"]] == ["req-queue"]
     assert worker["conf"]["task_acks_late"] is True
+    secrets = (SECRET, KEY, ACCESS["AWS_ACCESS_KEY_ID"])
     pages = ["/", "/workers", "/tasks", "/broker", f"/worker/{WORKER}", "/api/workers?refresh=1", "/metrics"]
-    assert not [page for page in pages if SECRET in watched.get(page).text]
+    assert not [page for page in pages for secret in secrets if secret in watched.get(page).text]
 
 
 def processes(watched: Flower) -> int:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import signal
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -18,14 +19,17 @@ import boto3
 import pytest
 import urllib3
 
+from faceapp import forgetting as forgetting_module
 from faceapp import stack as deployment
-from faceapp.broker.messages import FORGET
+from faceapp import storage as storage_module
+from faceapp.broker.messages import FORGET, refusal
 from faceapp.client import Client
 from faceapp.config import Settings
 from faceapp.errors import NotFound, PersonNotFound
-from faceapp.forgetting import ORDERS, PAGE, Forgetting, Place
+from faceapp.forgetting import MARGIN_S, ORDERS, PAGE, Forgetting, Place
 from faceapp.schema import Box, Candidate, Face, Recognition
 from faceapp.storage import Storage
+from tests.aws import BEARER
 from tests.services import aws_environ, celery_worker, environ, wait_until
 from tests.web import encoded, messages, side_by_side, web_server
 
@@ -90,7 +94,7 @@ def test_results_that_name_somebody_go_and_others_lose_a_candidate(quick: Settin
     lease = json.dumps({"by": NAME}, ensure_ascii=False).encode()
     s3.put_object(Bucket=quick.out_bucket, Key="scaler/lease.json", Body=lease)
     forgetting.order("a" * 32, NAME)
-    places = carry_out(forgetting, "a" * 32, Place(sweep=1, after=""))
+    places = carry_out(forgetting, "a" * 32, Place(sweep=1, start=""))
     assert {each.sweep for each in places} == {1, 2}
     assert len(places) == 5  # of 84 results 32 each, then of the 44 that are left
     assert not forgetting.orders()
@@ -112,10 +116,10 @@ def test_somebody_who_gets_the_name_later_is_somebody_else(quick: Settings) -> N
     forgetting.order("a" * 32, NAME)
     meanwhile = result(NAME)  # of a task that was running
     storage.put_result(meanwhile)
-    wait_until(lambda: not (forgetting.go_on("a" * 32, Place(sweep=2, after="x" * 32)).next), what="the second sweep")
+    wait_until(lambda: not (forgetting.go_on("a" * 32, Place(sweep=2, start="f" * 32)).next), what="the second sweep")
     assert not forgetting.orders()
     forgetting.order("a" * 32, NAME)
-    second = Place(sweep=2, after="")
+    second = Place(sweep=2, start="")
     waits = forgetting.go_on("a" * 32, second).next
     assert waits is not None
     assert 0 < waits.wait_s <= 3
@@ -125,8 +129,8 @@ def test_somebody_who_gets_the_name_later_is_somebody_else(quick: Settings) -> N
     def stored_late() -> bool:
         late = result(NAME)
         storage.put_result(late)
-        [(_, stored)] = [each for each in storage.list_results(after="", most=1000) if each[0] == late.id]
-        if stored.timestamp() < storage_time + 3:
+        [listed] = [each for each in storage.list_results().results if each.id == late.id]
+        if listed.stored.timestamp() < storage_time + 3:
             storage.delete_result(late.id)
             return False
         return True
@@ -134,7 +138,7 @@ def test_somebody_who_gets_the_name_later_is_somebody_else(quick: Settings) -> N
     wait_until(stored_late, what="the time after which a name is somebody else's")
     carry_out(forgetting, "a" * 32, second)
     assert not storage.result_exists(meanwhile.id)
-    assert [each for each, _ in storage.list_results(after="", most=1000)] != []
+    assert storage.list_results().results
 
 
 def test_photos_that_wait_for_enrolment_are_dropped(quick: Settings) -> None:
@@ -153,7 +157,7 @@ def test_photos_that_wait_for_enrolment_are_dropped(quick: Settings) -> None:
     assert forgetting.is_forgotten(NAME, came)
     assert not forgetting.is_forgotten(OTHER, came)
     assert not forgetting.is_forgotten(NAME, storage.get_incoming(later, 0).last_modified)
-    forgetting.go_on("a" * 32, Place(sweep=1, after=""))
+    forgetting.go_on("a" * 32, Place(sweep=1, start=""))
     with pytest.raises(NotFound):
         storage.get_incoming(theirs, 0)
     assert storage.get_incoming(others, 0).name == OTHER
@@ -165,9 +169,130 @@ def test_an_order_that_was_never_sent_is_done_with_the_next(quick: Settings) -> 
     forgetting.order("a" * 32, NAME)
     forgetting.order("b" * 32, OTHER)
     forgetting.order("c" * 32, NAME)
-    carry_out(forgetting, "c" * 32, Place(sweep=1, after=""))
+    carry_out(forgetting, "c" * 32, Place(sweep=1, start=""))
     assert [each.id for each in forgetting.orders()] == ["b" * 32]
-    assert forgetting.go_on("c" * 32, Place(sweep=1, after="")).next is None  # a second delivery
+    assert forgetting.go_on("c" * 32, Place(sweep=1, start="")).next is None  # a second delivery
+
+
+def everything_else() -> dict[str, bytes]:
+    """What others may have left in the out-bucket: a key, and what is stored under it."""
+    return {
+        "0": b"a key that sorts before all results",
+        "scaler/lease.json": b"{}",
+        "7" * 31: b"one digit short",
+        "7" * 33: b"one digit too many",
+        "7" * 32 + "/x": b"below a result",
+        "é": b"",
+        **{f"3/{n}": b"many in a row" for n in range(40)},
+    }
+
+
+def test_what_lies_between_the_results_hides_none_of_them(quick: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """C2: a page of a listing ends where S3 says so, however many of its keys are results'."""
+    monkeypatch.setattr(forgetting_module, "PAGE", 10)
+    storage, forgetting, s3 = Storage(quick), Forgetting(quick, Storage(quick)), boto3.client("s3")
+    named = [result(NAME, id=f"{digit}{n:031x}") for digit in "0379f" for n in range(12)]
+    others = [result(OTHER, id=f"{digit}{n:031x}") for digit in "24f" for n in range(20, 24)]
+    for each in (*named, *others):
+        storage.put_result(each)
+    foreign = everything_else()
+    for key, body in foreign.items():
+        s3.put_object(Bucket=quick.out_bucket, Key=key, Body=body)
+    forgetting.order("a" * 32, NAME)
+    places = carry_out(forgetting, "a" * 32, Place(sweep=1, start=""))
+    assert not forgetting.orders()
+    left = {each["Key"] for each in s3.list_objects_v2(Bucket=quick.out_bucket)["Contents"]}
+    assert left == {each.id for each in others} | foreign.keys()
+    assert all(refusal(message_of(place), tasks={FORGET}) == "" for place in places)
+
+
+def message_of(place: Place) -> str:
+    """The text of the message that goes on there."""
+    headers = {"task": FORGET, "id": "x", "lang": "py"}
+    call = [["a" * 32, place.sweep, place.start], {}, {}]
+    envelope = {"content-type": "application/json", "content-encoding": "utf-8", "body": json.dumps(call)}
+    return json.dumps({**envelope, "headers": headers, "properties": {"delivery_info": {}, "body_encoding": "utf-8"}})
+
+
+DAMAGED = {
+    "nothing": b"",
+    "no JSON": b"\xff\xd8\xff\xe0",
+    "cut off": result(NAME).to_json().encode()[:-40],
+    "a list": json.dumps([NAME]).encode(),
+    "nested too deeply": b"[" * 100_000,
+}
+OTHERS = {
+    "another version": {"version": 2, "people": [{"who": NAME}]},
+    "the name as a key": {"version": 2, "by_name": {NAME: 1}},
+    "another's id": {**result(OTHER, candidates=(NAME,)).to_dict(), "id": "b" * 32},
+    "no id": {**result(OTHER, candidates=(NAME,)).to_dict(), "id": "../x"},
+}
+
+
+def test_damaged_and_foreign_documents_end_no_pass(
+    quick: Settings, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C2: what cannot be read is erased, reported by its id and counted; another version's is read for the name."""
+    monkeypatch.setattr(storage_module, "MAX_RESULT_BYTES", 150_000)
+    storage, forgetting, s3 = Storage(quick), Forgetting(quick, Storage(quick)), boto3.client("s3")
+    unreadable: dict[str, dict[str, Any]] = {}
+    erased: dict[str, dict[str, Any]] = {}
+    kept: dict[str, dict[str, Any]] = {}
+    for body in DAMAGED.values():
+        unreadable[uuid.uuid4().hex] = {"Body": body}
+    unreadable[uuid.uuid4().hex] = {"Body": b"{}", "StorageClass": "GLACIER"}
+    unreadable[uuid.uuid4().hex] = {"Body": b"{}".ljust(150_001)}
+    for document in OTHERS.values():
+        erased[uuid.uuid4().hex] = {"Body": json.dumps(document).encode()}  # with \u escapes
+    kept[uuid.uuid4().hex] = {"Body": json.dumps({"version": 2, "who": f"{NAME}x", "n": [None, 1.5]}).encode()}
+    for request_id, stored in (unreadable | erased | kept).items():
+        s3.put_object(Bucket=quick.out_bucket, Key=request_id, **stored)
+        storage.put_photo(request_id, b"x", file_name="x", content_type="image/jpeg")
+    s3.put_object(Bucket=quick.gallery_bucket, Key="incoming/nobody-says-whose", Body=b"x")
+    s3.put_object(Bucket=quick.gallery_bucket, Key=ORDERS + "no-order", Body=b"x")
+    s3.put_object(Bucket=quick.gallery_bucket, Key=ORDERS + "c" * 32, Body=b"[" * 100_000)
+    wait_until(lambda: is_given_later(forgetting), what="an order of a later second")
+    place, counts = Place(sweep=1, start=""), []
+    with caplog.at_level("WARNING"):
+        while True:
+            done = forgetting.go_on("a" * 32, place)
+            counts.append((done.unreadable, done.erased))
+            if done.next is None or done.next.sweep == 2:
+                break
+            place = done.next
+    assert sum(each for each, _ in counts) == len(unreadable)
+    assert sum(each for _, each in counts) == len(unreadable | erased)
+    carry_out(forgetting, "a" * 32, Place(sweep=2, start=""))
+    assert {each.id for each in storage.list_results().results} == kept.keys()
+    assert [each for each in unreadable | erased if storage.photo_exists(each)] == []
+    said = [each.getMessage() for each in caplog.records if "cannot be read: it is deleted" in each.getMessage()]
+    assert len(said) == len(unreadable)
+    assert all(any(request_id in line for line in said) for request_id in unreadable)
+    assert not any(NAME in line or OTHER in line for line in said)
+
+
+def is_given_later(forgetting: Forgetting) -> bool:
+    """Leave the order; whether it is of a later second than what was stored before, which S3 tells in seconds."""
+    first = next(iter(forgetting.orders()), None)
+    forgetting.order("a" * 32, NAME)
+    return first is not None and forgetting.orders()[0].given > first.given
+
+
+@pytest.mark.parametrize("ahead_s", [-7200, 7200])
+def test_a_worker_with_a_wrong_clock_forgets_at_the_right_time(
+    quick: Settings, monkeypatch: pytest.MonkeyPatch, ahead_s: int
+) -> None:
+    """C9: the second sweep waits by S3's clock, on which the order was given."""
+    forgetting, right = Forgetting(quick, Storage(quick)), time.time
+    forgetting.order("a" * 32, NAME)
+    monkeypatch.setattr(time, "time", lambda: right() + ahead_s)
+    first = forgetting.go_on("a" * 32, Place(sweep=1, start="")).next
+    assert first is not None
+    assert 0 < first.wait_s <= MARGIN_S
+    early = forgetting.go_on("a" * 32, Place(sweep=2, start="")).next
+    assert early is None or 0 < early.wait_s <= MARGIN_S
+    wait_until(lambda: not forgetting.go_on("a" * 32, Place(sweep=2, start="")).next, what="the second sweep")
+    assert not forgetting.orders()
 
 
 # The whole service
@@ -191,12 +316,14 @@ class Service:
     def send(self, photo: bytes) -> str:
         """Post a photo under a name that says nothing, and return its id at once."""
         fields = {"photo": ("x.jpg", photo, "image/jpeg")}
-        answer = urllib3.PoolManager(retries=False).request("POST", f"{self.client.url}/v1/recognitions", fields=fields)
+        answer = urllib3.PoolManager(retries=False, headers=BEARER).request(
+            "POST", f"{self.client.url}/v1/recognitions", fields=fields
+        )
         assert answer.status == 202, answer.data
         return str(answer.json()["recognitions"][0]["id"])
 
     def ask(self, method: str, request_id: str) -> int:
-        http = urllib3.PoolManager(retries=False)
+        http = urllib3.PoolManager(retries=False, headers=BEARER)
         return http.request(method, f"{self.client.url}/v1/recognitions/{request_id}").status
 
     def wait_done(self) -> None:
@@ -295,20 +422,21 @@ def test_a_worker_that_is_killed_in_the_middle_loses_nothing(service: Service) -
 
     first: Popen[bytes]
     with service.worker() as first:
-        wait_until(lambda: len(storage.list_results(after="", most=1000)) < 1000, timeout_s=240, what="some progress")
+        wait_until(lambda: len(storage.list_results().results) < 1000, timeout_s=240, what="some progress")
         os.killpg(first.pid, signal.SIGKILL)
         first.wait()
     assert {each.id for each in Forgetting(settings, storage).orders()} > {"0" * 32}
     with service.worker():
         service.wait_done()
-    kept = [each for after in ("", "8") for each, _ in storage.list_results(after=after, most=1000)]
+    kept = {each.id for start in ("", "8" + "0" * 31) for each in storage.list_results(start=start).results}
     assert len(results) > 2 * PAGE
-    assert not {each.id for each in named} & set(kept)
-    assert {each.id for each in results} - {each.id for each in named} == set(kept)
+    assert not {each.id for each in named} & kept
+    assert {each.id for each in results} - {each.id for each in named} == kept
 
 
 @pytest.mark.timeout(300)
 def test_one_photo_and_its_result_are_deleted(service: Service, samples: dict[str, Path]) -> None:
+    """C8: for good, whatever a task stores that had the photo already."""
     storage, photo = Storage(service.settings), samples["obama.jpg"].read_bytes()
     pending, running = service.send(photo), service.send(photo)
     assert service.ask("DELETE", pending) == 204
@@ -322,6 +450,9 @@ def test_one_photo_and_its_result_are_deleted(service: Service, samples: dict[st
         assert service.ask("DELETE", done) == 204
         assert service.ask("GET", done) == 404
         assert service.ask("DELETE", done) == 404
+        # SQS had delivered its message twice, and the other worker is done now.
+        storage.put_result(result("unknown", id=done))
+        wait_until(lambda: not storage.result_exists(done), timeout_s=240, what="the end of a second result")
         wait_until(lambda: not storage.result_exists(running), timeout_s=240, what="the end of a late result")
         wait_until(lambda: messages(service.settings) == 0, timeout_s=240, what="an empty queue")
     assert everything(service.settings) == {}

@@ -11,6 +11,7 @@ import pytest
 import requests
 
 from faceapp.config import Settings
+from tests.aws import BEARER
 from tests.fuzzing import EXAMPLES
 from tests.services import REPOSITORY
 from tests.web import plain, web_server
@@ -39,9 +40,11 @@ def test_the_api_does_what_its_description_says(
     for name, data in {"face": face, "no face": plain(64, 48), "cut off": face[:5000], "no photo": b"text"}.items():
         (photos / name).write_bytes(data)
     with web_server(aws_endpoint, system, tmp_path / "web") as (url, _):
-        enrolled = requests.put(f"{url}/v1/people/{NAME}", files={"photo": ("a.jpg", face)}, timeout=240)
+        enrolled = requests.put(
+            f"{url}/v1/people/{NAME}", files={"photo": ("a.jpg", face)}, headers=BEARER, timeout=240
+        )
         assert enrolled.status_code in {200, 201}, enrolled.text
-        asked = requests.post(f"{url}/v1/recognitions", files={"photo": ("a.jpg", face)}, timeout=240)
+        asked = requests.post(f"{url}/v1/recognitions", files={"photo": ("a.jpg", face)}, headers=BEARER, timeout=240)
         done = subprocess.run(
             [
                 *(sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIG), "run"),
@@ -49,6 +52,7 @@ def test_the_api_does_what_its_description_says(
                 *("--phases", "examples,coverage,fuzzing", "--max-examples", str(max(10, EXAMPLES // 40))),
                 *(["--generation-database", "none"] if EXAMPLES else ["--generation-deterministic"]),
                 *("--generation-with-security-parameters", "false"),
+                *("--header", f"Authorization: {BEARER['Authorization']}"),
                 *("--request-timeout", "60", "--no-color", "--continue-on-failure"),
             ],
             cwd=tmp_path,  # it leaves files behind

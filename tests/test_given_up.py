@@ -22,7 +22,7 @@ from faceapp.errors import RecognitionExpired, StorageUnavailable
 from faceapp.given_up import CLOCKS_AGREE_S, Undertaker
 from faceapp.schema import Enrolment, Failure, Recognition
 from faceapp.storage import Storage
-from tests.aws import plain_client
+from tests.aws import BEARER, plain_client
 from tests.failing import HANGS, KILLS, LATE
 from tests.services import aws_environ, celery_worker, environ, wait_until
 from tests.web import plain, web_server
@@ -100,7 +100,7 @@ def test_who_waits_is_told_and_the_photo_is_kept(
     assert (result.status, result.file_name) == ("failed", file_name)
     assert result.failure == Failure(code="recognition_failed", detail=problem["detail"])
     assert storage.photo_exists(problem["id"])
-    fetched = json.loads(urllib3.request("GET", f"{url}{problem['links']['self']}").data)
+    fetched = json.loads(urllib3.request("GET", f"{url}{problem['links']['self']}", headers=BEARER).data)
     assert (fetched["status"], fetched["failure"]["detail"]) == ("failed", problem["detail"])
     letter = dead_letter(failing, problem["id"])
     assert (letter.photo, letter.reason) == ("there", f"recognition_failed: {problem['detail']}")
@@ -108,12 +108,12 @@ def test_who_waits_is_told_and_the_photo_is_kept(
 
 def test_a_photo_that_nobody_waits_for_has_a_failed_result_as_well(url: str, failing: Settings, aws: str) -> None:
     fields = [("file", (KILLS, plain(), "image/jpeg"))]
-    answer = urllib3.request("POST", f"{url}/v1/recognitions", fields=fields)
+    answer = urllib3.request("POST", f"{url}/v1/recognitions", fields=fields, headers=BEARER)
     item = json.loads(answer.data)["recognitions"][0]
     assert (answer.status, item["status"]) == (202, "pending")
 
     def result() -> Any:
-        return json.loads(urllib3.request("GET", f"{url}{item['links']['self']}").data)
+        return json.loads(urllib3.request("GET", f"{url}{item['links']['self']}", headers=BEARER).data)
 
     wait_until(lambda: result()["status"] == "failed", timeout_s=240, what="the failed result")
     assert result()["failure"]["code"] == "recognition_failed"
@@ -123,7 +123,9 @@ def test_an_enrolment_that_fails_for_good_is_told_and_its_photos_wait(
     url: str, failing: Settings, storage: Storage
 ) -> None:
     fields = [("photo", ("a.jpg", plain(), "image/jpeg"))]
-    answer = urllib3.request("PUT", f"{url}/v1/people/ann", fields=fields, retries=False, timeout=WAIT_S)
+    answer = urllib3.request(
+        "PUT", f"{url}/v1/people/ann", headers=BEARER, fields=fields, retries=False, timeout=WAIT_S
+    )
     problem = json.loads(answer.data)
     assert (answer.status, problem["code"]) == (500, "recognition_failed")
     assert problem["errors"][0]["file_name"] == "a.jpg"
@@ -143,8 +145,20 @@ def test_a_good_result_is_never_overwritten_by_a_failed_one(stack: Settings) -> 
 
 
 @pytest.mark.usefixtures("aws")
+def test_nothing_is_stored_of_a_photo_that_was_deleted(stack: Settings) -> None:
+    """C8: its message waited for too long, or was tried too often."""
+    storage, undertaker, request_id = Storage(stack), Undertaker(stack), uuid.uuid4().hex
+    lost = GivenUp(task="faceapp.recognize", task_id=request_id, arguments=(request_id,), error="WorkerLostError")
+    for told in (undertaker.fail(request_id, undertaker.expired()), undertaker.give_up(lost)):
+        assert isinstance(told, Recognition)
+        assert told.failure
+    assert not storage.result_exists(request_id)
+
+
+@pytest.mark.usefixtures("aws")
 def test_what_succeeds_later_overwrites_a_failed_result(stack: Settings) -> None:
     storage, request_id = Storage(stack), uuid.uuid4().hex
+    storage.put_photo(request_id, b"photo", file_name="a.jpg", content_type="image/jpeg")
     assert Undertaker(stack).fail(request_id, RecognitionExpired())
     done = Recognition(id=request_id, status="done")
     storage.put_result(done)

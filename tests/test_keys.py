@@ -21,7 +21,8 @@ from faceapp import keys as module
 from faceapp.cli import main
 from faceapp.config import Settings
 from faceapp.errors import BadRequest, ConfigError, KeyNotFound, KeysUnreadable, StorageUnavailable
-from faceapp.keys import FORM, OBJECT, ROLES, Key, Keyring, Keys, Minted, dump, match, parse
+from faceapp.key_text import FORM
+from faceapp.keys import OBJECT, ROLES, Key, Keyring, Keys, Minted, dump, match, parse
 from faceapp.storage import GalleryObject, Storage
 from tests.services import wait_until
 
@@ -55,7 +56,11 @@ class Memory:
         self.gate.wait(240)
         if self.down:
             raise StorageUnavailable
-        return GalleryObject(data=self.data, etag="x", last_modified=datetime.now(UTC)) if self.data else None
+        return (
+            GalleryObject(data=self.data, etag="x", last_modified=datetime.now(UTC), answered=datetime.now(UTC))
+            if self.data
+            else None
+        )
 
     def replace_gallery(self, key: str, data: bytes, *, etag: str | None) -> bool:
         self.data = data

@@ -154,11 +154,85 @@ def test_a_deleted_lease_is_made_anew_and_its_token_does_not_fall_back(
     first, second, clock = pair
     first.hold()
     second.hold()
-    s3.delete_object(Bucket=stack.out_bucket, Key=KEY)
+    s3.delete_object(Bucket=stack.gallery_bucket, Key=KEY)
     clock.now_s += RENEW_S
     assert second.hold()
     assert not first.hold()
     assert second.fence() == 2
+
+
+def test_a_lease_deleted_from_outside_is_taken_again_and_said_to_have_been_deleted(
+    pair: tuple[Lease, Lease, Clock], stack: Settings, s3: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """G3: it was logged as another scaler's."""
+    first, second, clock = pair
+    first.hold()
+    s3.delete_object(Bucket=stack.gallery_bucket, Key=KEY)
+    clock.now_s += RENEW_S
+    assert first.hold()
+    assert first.fence() == 2
+    assert f"the lease object {stack.gallery_bucket}/{KEY} was deleted: it is taken again" in caplog.messages
+    assert "another scaler" not in caplog.text
+    clock.now_s += LEASE_S
+    assert not second.hold()
+    clock.now_s += LEASE_S
+    assert second.hold()
+    first.hold()
+    assert "another scaler has taken the lease: this one stands by" in caplog.messages
+
+
+def former(stack: Settings, s3: Any, **document: Any) -> None:
+    """Write the lease as an earlier version did."""
+    body = json.dumps({"holder": "old", "token": 41, "nonce": "", "memory": {"spent_s": 12.5}} | document)
+    s3.put_object(Bucket=stack.out_bucket, Key=KEY, Body=body.encode())
+
+
+def keys(s3: Any, bucket: str) -> list[str]:
+    return [each["Key"] for each in s3.list_objects_v2(Bucket=bucket).get("Contents", ())]
+
+
+def test_the_lease_is_in_the_gallery_bucket_and_the_out_bucket_stays_empty(
+    pair: tuple[Lease, Lease, Clock], stack: Settings, s3: Any
+) -> None:
+    """G1: in the out-bucket only results may be."""
+    for lease in pair[:2]:
+        lease.hold()
+    assert keys(s3, stack.gallery_bucket) == [KEY]
+    assert not keys(s3, stack.out_bucket) + keys(s3, stack.in_bucket)
+
+
+def test_a_former_lease_is_respected_while_it_is_held_and_removed_then(
+    pair: tuple[Lease, Lease, Clock], stack: Settings, s3: Any
+) -> None:
+    """G1, upgrade: a scaler of an earlier version may still run."""
+    first, second, clock = pair
+    for step in range(5):
+        former(stack, s3, token=41 + step)
+        assert not first.hold()
+        assert not second.hold()
+        assert first.holder == "old"
+        with pytest.raises(LeaseLost, match="old has the scaler's lease"):
+            first.fence()
+        clock.now_s += LEASE_S - 0.1
+    assert not first.hold()
+    clock.now_s += 0.2
+    assert first.hold()
+    assert not second.hold()
+    assert first.fence() == 46
+    assert first.memory == {"spent_s": 12.5}
+    assert not keys(s3, stack.out_bucket)
+
+
+def test_a_former_lease_that_was_released_is_removed_at_once(
+    pair: tuple[Lease, Lease, Clock], stack: Settings, s3: Any
+) -> None:
+    """G1, upgrade"""
+    first, second, _ = pair
+    former(stack, s3, holder="")
+    assert first.hold()
+    assert first.fence() == 42
+    assert not second.hold()
+    assert not keys(s3, stack.out_bucket)
 
 
 @pytest.mark.parametrize("content", [b"", b"not json", b"[]", b'"x"', b'{"holder": 7, "token": "x", "memory": 3}'])
@@ -166,11 +240,11 @@ def test_an_object_that_is_no_lease_is_somebodys_until_it_has_run_out(
     pair: tuple[Lease, Lease, Clock], stack: Settings, s3: Any, content: bytes
 ) -> None:
     lease, _, clock = pair
-    s3.put_object(Bucket=stack.out_bucket, Key=KEY, Body=content)
+    s3.put_object(Bucket=stack.gallery_bucket, Key=KEY, Body=content)
     assert not lease.hold()
     clock.now_s += LEASE_S
     assert lease.hold()
-    document = json.loads(s3.get_object(Bucket=stack.out_bucket, Key=KEY)["Body"].read())
+    document = json.loads(s3.get_object(Bucket=stack.gallery_bucket, Key=KEY)["Body"].read())
     assert document["holder"] == "first"
 
 

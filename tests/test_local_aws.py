@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -14,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
 
-import boto3
 import moto.backends
 import pytest
 from botocore.config import Config
@@ -25,6 +25,7 @@ from moto.sqs.exceptions import ReceiptHandleIsInvalid
 
 from faceapp.local import calls, fast_moto
 from faceapp.local.aws import LISTENING
+from tests.aws import COUNTER, KEY, session
 
 COMMAND = [sys.executable, "-m", "faceapp.local.aws"]
 
@@ -32,7 +33,10 @@ COMMAND = [sys.executable, "-m", "faceapp.local.aws"]
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of an embedded AWS of this module's own; its process ends well when it is told to."""
-    process = subprocess.Popen([*COMMAND, "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    env = {**os.environ, "FACEAPP_LOCAL_KEY": KEY}
+    process = subprocess.Popen(
+        [*COMMAND, "--port", "0"], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     assert process.stdout
     line = process.stdout.readline()
     assert line.startswith(LISTENING)
@@ -52,15 +56,14 @@ def counted(served: str) -> str:
 
 def ask(url: str, method: str = "GET") -> dict[str, Any]:
     connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=240)
-    connection.request(method, calls.PATH)
+    connection.request(method, calls.PATH, headers=COUNTER)
     document: dict[str, Any] = json.loads(connection.getresponse().read())
     connection.close()
     return document
 
 
 def client(url: str, service: str) -> Any:
-    session: Any = boto3.session.Session("a", "b", region_name="us-east-1")
-    return session.client(service, endpoint_url=url)
+    return session().client(service, endpoint_url=url)
 
 
 def test_calls_are_counted_by_service_and_operation(counted: str) -> None:
@@ -117,10 +120,10 @@ def test_an_objects_key_is_kept_as_it_is(served: str, key: str) -> None:
 
 def test_connections_are_kept_alive(served: str) -> None:
     connection = http.client.HTTPConnection(urlsplit(served).netloc, timeout=240)
-    connection.request("GET", calls.PATH)
+    connection.request("GET", calls.PATH, headers=COUNTER)
     connection.getresponse().read()
     first = connection.sock
-    connection.request("GET", calls.PATH)
+    connection.request("GET", calls.PATH, headers=COUNTER)
     connection.getresponse().read()
     assert first is not None
     assert connection.sock is first
@@ -151,9 +154,8 @@ def test_a_poll_whose_client_has_gone_takes_no_message(served: str) -> None:
     """It would be out of sight for the whole visibility timeout, with one of its tries used up."""
     sqs = client(served, "sqs")
     url = sqs.create_queue(QueueName="abandoned")["QueueUrl"]
-    session: Any = boto3.session.Session("a", "b", region_name="us-east-1")
     once = Config(read_timeout=1, retries={"total_max_attempts": 1})
-    leaving = session.client("sqs", endpoint_url=served, config=once)
+    leaving = session().client("sqs", endpoint_url=served, config=once)
     with pytest.raises(ReadTimeoutError):
         leaving.receive_message(QueueUrl=url, WaitTimeSeconds=10)
     leaving.close()

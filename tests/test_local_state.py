@@ -56,7 +56,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 def test_people_come_back_and_waiting_photos_do_not(s3: Any, folder: Path) -> None:
     before, after = Bucket(s3), Bucket(s3)
-    before.put(photos__ann__1=b"photo", vectors__ann__1=b"vector", incoming__7__0=b"waiting")
+    before.put(photos__ann__1=b"photo", vectors__ann__1=b"vector", incoming__7__0=b"waiting", scaler__lease=b"x")
     before.state(folder).save()
     assert after.state(folder).restore() == 3
     assert after.contents() == {"photos/ann/1": b"photo", "vectors/ann/1": b"vector"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import resource
 import shutil
@@ -17,15 +18,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 
+from faceapp import credential
 from faceapp.client import Client
 from faceapp.config import Settings
 from faceapp.errors import LocalError
 from faceapp.local import compute, up
 from faceapp.local.processes import Services
 from faceapp.local.progress import Progress
+from faceapp.scaling.lease import KEY
+from faceapp.storage import REQUEST_ID
+from tests.aws import session
 from tests.services import PATIENCE_S, wait_until
 from tests.test_cli import faceapp
 
@@ -46,7 +50,9 @@ class Running:
 
     def __init__(self, process: subprocess.Popen[bytes], log: Path, settings: Settings) -> None:
         self.process, self.log, self.settings = process, log, settings
-        self.client = Client(f"http://127.0.0.1:{settings.web_port}")
+        # As a command finds it, in the folder that only this test knows.
+        self.key = json.loads((log.parent / "faceapp" / settings.prefix / credential.START).read_text())["key"]
+        self.client = Client(f"http://127.0.0.1:{settings.web_port}", key=self.key)
         self.left = descendants(process.pid)
 
     @property
@@ -65,8 +71,8 @@ class Running:
 
     def aws(self, service: str) -> Any:
         """A client of its embedded AWS."""
-        session: Any = boto3.session.Session("any", "any", region_name=up.REGION)
-        return session.client(service, endpoint_url=up.endpoint(self.settings))
+        aws = session(credential.aws_keys(self.key))
+        return aws.client(service, endpoint_url=up.endpoint(self.settings))
 
     def ended(self) -> int:
         """Its status, once it and everything that it had started are gone."""
@@ -99,7 +105,8 @@ def running(
     web_port, aws_port, scaler_port, flower_port = free_ports(4)
     own = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "FACEAPP_"))}
     settings = {
-        "FACEAPP_PREFIX": prefix,
+        # A course's ID is the prefix by itself.
+        "FACEAPP_PREFIX": "" if "--course" in options else prefix,
         "FACEAPP_WEB_PORT": str(web_port),
         "FACEAPP_AWS_PORT": str(aws_port),
         "FACEAPP_SCALER_PORT": str(scaler_port),
@@ -122,7 +129,7 @@ def running(
             lambda: process.poll() is not None or READY in log.read_text(), timeout_s=2 * PATIENCE_S, what="faceapp up"
         )
         assert process.poll() is None, log.read_text()
-        yield Running(process, log, Settings.from_environ(settings))
+        yield Running(process, log, Settings.from_environ({**settings, "FACEAPP_PREFIX": prefix}))
     finally:
         process.kill()
         process.wait()
@@ -139,7 +146,7 @@ def test_from_a_folder_of_photos_to_names_and_back_after_a_restart(samples: dict
     with running(tmp_path, "--people", people) as first:
         assert first.client.recognise(samples["obama3.jpg"]) == "obama3:barack"
         assert up.answers(f"{up.flower_url(first.settings)}/healthcheck")
-        assert f"Flower     {up.flower_url(first.settings)}/\n" in first.output
+        assert f"Flower     {up.flower_url(first.settings)}/?key={first.key}\n" in first.output
         assert "! joe/broken.jpg was refused: " in first.output
         check_record(first)
         check_commands(first, samples)
@@ -231,25 +238,35 @@ def workers(system: Running) -> list[int]:
 
 
 def check_record(system: Running) -> None:
+    """What the embedded AWS shows: the instances, and nothing but uploads and results in their buckets (G1)."""
     ec2 = system.aws("ec2")
     filters = [{"Name": "tag:faceapp:stack", "Values": ["test-up"]}]
     found = [each for group in ec2.describe_instances(Filters=filters)["Reservations"] for each in group["Instances"]]
     names = sorted(tag["Value"] for each in found for tag in each["Tags"] if tag["Key"] == "Name")
     assert names == ["app-tier-instance-1", "web-instance"]
+    s3, settings = system.aws("s3"), system.settings
+    uploads, results, others = (
+        [each["Key"] for each in s3.list_objects_v2(Bucket=bucket)["Contents"]]
+        for bucket in (settings.in_bucket, settings.out_bucket, settings.gallery_bucket)
+    )
+    assert uploads == results
+    assert len(results) == 1
+    assert REQUEST_ID.fullmatch(results[0])
+    assert KEY in others, "the scaler's lease"
 
 
 def check_commands(system: Running, samples: dict[str, Path]) -> None:
     """The commands that ask a running service."""
-    folder = samples["biden.jpg"].parent
+    folder, state = samples["biden.jpg"].parent, {"XDG_STATE_HOME": str(system.log.parent)}
     people = ["people", "--url", system.client.url]
-    assert faceapp(*people, "list").stdout == "barack\t1\njoe\t1\n"
-    assert faceapp(*people, "enrol", "eileen", samples["astronaut.png"]).stdout == "eileen is enrolled.\n"
-    asked = faceapp("recognize", "--url", system.client.url, folder / "astronaut.png", folder / "biden.jpg")
+    assert faceapp(*people, "list", **state).stdout == "barack\t1\njoe\t1\n"
+    assert faceapp(*people, "enrol", "eileen", samples["astronaut.png"], **state).stdout == "eileen is enrolled.\n"
+    asked = faceapp("recognize", "--url", system.client.url, folder / "astronaut.png", folder / "biden.jpg", **state)
     assert asked.stdout == "astronaut:eileen\nbiden:joe\n"
-    assert faceapp(*people, "forget", "joe").stdout.startswith("joe is forgotten. ")
-    again = faceapp(*people, "forget", "joe")
+    assert faceapp(*people, "forget", "joe", **state).stdout.startswith("joe is forgotten. ")
+    again = faceapp(*people, "forget", "joe", **state)
     assert (again.returncode, again.stderr) == (1, "Error: Nobody with the name 'joe' is enrolled.\n")
-    refused = faceapp(*people, "enrol", "..", samples["biden.jpg"])
+    refused = faceapp(*people, "enrol", "..", samples["biden.jpg"], **state)
     assert refused.returncode == 1
     assert len(refused.stderr.splitlines()) == 1
 

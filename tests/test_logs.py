@@ -18,8 +18,13 @@ import boto3
 import pytest
 
 from faceapp import broker, logs, tasks
+from faceapp.broker.messages import FORGET
 from faceapp.config import Settings
+from faceapp.errors import GalleryMismatch, StorageUnavailable
+from faceapp.gallery import Gallery
 from faceapp.schema import Box, Enrolment, Face, Failure, PhotoFailure, Recognition
+from faceapp.storage import Storage
+from tests.aws import BEARER
 from tests.services import celery_worker, environ, wait_until
 from tests.web import BOUNDARY, File, client_of, form, plain, problem, web_server
 
@@ -134,7 +139,9 @@ def posted(url: str, photo: bytes, path: str = "/", method: str = "POST", **head
     connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=240)
     types = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY.decode()}", "Connection": "close"}
     try:
-        connection.request(method, path, body=form({field: File(photo, "holiday.jpg")}), headers=types | headers)
+        connection.request(
+            method, path, body=form({field: File(photo, "holiday.jpg")}), headers=BEARER | types | headers
+        )
         answer = connection.getresponse()
         return answer.status, answer.headers["X-Request-ID"], answer.read().decode()
     finally:
@@ -145,16 +152,15 @@ def asked(url: str, path: str, **headers: str) -> int:
     """The status of a GET."""
     connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=240)
     try:
-        connection.request("GET", path, headers=headers)
+        connection.request("GET", path, headers=BEARER | headers)
         return connection.getresponse().status
     finally:
         connection.close()
 
 
 @pytest.mark.system
-@pytest.mark.parametrize("worker_class", ["gevent", "gthread"])
 def test_one_request_id_is_in_every_line_and_nothing_private_in_any(
-    aws_endpoint: str, stack: Settings, tmp_path: Path, samples: dict[str, Path], worker_class: str
+    aws_endpoint: str, stack: Settings, tmp_path: Path, samples: dict[str, Path]
 ) -> None:
     web_log, worker_log = tmp_path / "web", tmp_path / "worker"
     more = {
@@ -162,7 +168,6 @@ def test_one_request_id_is_in_every_line_and_nothing_private_in_any(
         "AWS_SESSION_TOKEN": f"token-{SECRET}",
         "FACEAPP_LOG_FORMAT": "json",
         "FACEAPP_LOG_LEVEL": "DEBUG",
-        "FACEAPP_WEB_WORKER_CLASS": worker_class,
     }
     name, photo = f"person-{uuid.uuid4().hex[:8]}", samples["obama.jpg"].read_bytes()
     env = environ(aws_endpoint, stack, **more)
@@ -214,6 +219,70 @@ def test_one_request_id_is_in_every_line_and_nothing_private_in_any(
     assert set(done) == {"my.request_1", own}
     assert done[own]["task_id"] == own
     assert done["my.request_1"]["task_id"] != "my.request_1"
+
+
+@pytest.mark.system
+def test_damaged_objects_are_logged_by_their_ids(
+    aws_endpoint: str, stack: Settings, tmp_path: Path, samples: dict[str, Path]
+) -> None:
+    """S10: keys have names in them, and what a damaged object holds may have more."""
+    log, storage = tmp_path / "worker", Storage(stack)
+    name, other = (f"person-{uuid.uuid4().hex[:8]}" for _ in range(2))
+    photo_id = "a" * 24
+    storage.put_gallery(f"vectors/{name}/{photo_id}", json.dumps({"version": other, "model": name}).encode())
+    storage.put_gallery(f"vectors/{name}/not-an-id", name.encode())
+    storage.put_gallery("snapshot", name.encode())
+    storage.put_gallery("version", name.encode())
+    damaged, order_id, broken_id = (uuid.uuid4().hex for _ in range(3))
+    boto3.client("s3").put_object(Bucket=stack.out_bucket, Key=damaged, Body=f"{{{name}".encode())
+    storage.put_gallery(f"forgetting/{broken_id}", name.encode())
+    storage.put_gallery(f"forgetting/{order_id}", json.dumps({"name": name}).encode())
+    env = environ(aws_endpoint, stack, FACEAPP_LOG_LEVEL="DEBUG", FACEAPP_LOG_FORMAT="json")
+    app = broker.create_app(stack)
+    try:
+        with celery_worker("faceapp.tasks", log, env, "--concurrency", "1"):
+            for each in (broken_id, order_id):
+                app.send_task(FORGET, args=[each], ignore_result=True)
+            photo = uuid.uuid4().hex
+            storage.put_photo(photo, samples["obama.jpg"].read_bytes(), file_name=f"{other}.jpg", content_type="x")
+            app.send_task("faceapp.recognize", args=[photo], ignore_result=True)
+            wait_until(lambda: storage.result_exists(photo), timeout_s=240, what="the result")
+            wait_until(lambda: damaged in log.read_text(), timeout_s=240, what="the damaged result")
+            wait_until(lambda: broken_id in log.read_text(), timeout_s=240, what="the broken order")
+            text = log.read_text()
+    finally:
+        app.backend.collector.close(delete_queue=True)
+    assert f"the photo {photo_id} is skipped" in text
+    assert f"the order {broken_id} cannot be read" in text
+    assert name not in text
+    assert other not in text
+
+
+def test_somebody_who_is_being_forgotten_is_not_logged(stack: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    """S10: whoever forgets them is faster, each time."""
+
+    class Forgotten(Storage):
+        def gallery_etag(self, key: str) -> str | None:
+            if key.startswith("photos/"):
+                self.delete_gallery([key])
+            return super().gallery_etag(key)
+
+    name, tries = "ada-lovelace", iter([GalleryMismatch("the end")])
+    gallery = Gallery(Forgotten(stack), model="dlib", dimension=2)
+
+    def work() -> None:
+        try:
+            gallery.enrol(name, b"photo", [0.0, 0.0], [0.0, 0.0])
+        except StorageUnavailable:
+            if "trying again" in caplog.text:
+                raise next(tries) from None
+            raise
+
+    with caplog.at_level("DEBUG", logger="faceapp"), pytest.raises(GalleryMismatch) as caught:
+        tasks._patiently(work)
+    assert "is being forgotten at this moment" in caplog.text
+    assert name not in caplog.text
+    assert name not in caught.value.detail
 
 
 @pytest.mark.usefixtures("aws")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from faceapp import broker
 from faceapp import stack as deployment
-from faceapp.broker.messages import ENROL, RECOGNIZE, refusal
+from faceapp.broker.messages import ENROL, ERASE, RECOGNIZE, refusal
 from faceapp.config import Settings
 from faceapp.dead_letters import DeadLetters
 from faceapp.errors import SchemaError
@@ -24,7 +24,8 @@ from tests.aws import plain_client
 from tests.services import aws_environ, celery_worker, environ, wait_until
 
 ID = "0123456789abcdef" * 2
-TASKS = {RECOGNIZE, ENROL, "tests.echo"}
+TASKS = {RECOGNIZE, ENROL, ERASE, "tests.echo"}
+NO_SECONDS = "its arguments are no request id and seconds"
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=10), inner, max_size=3),
@@ -76,6 +77,10 @@ def test_the_web_tiers_own_message_is_taken(stack: Settings) -> None:
     assert len(bodies) == 3
     assert [reason(body) for body in bodies] == ["", "", ""]
     assert reason(message()) == ""
+    assert reason(message(headers__task=ERASE, body=json.dumps([[ID, 2703], {}, {}]))) == ""
+
+
+WRONG_SECONDS = [json.dumps([[ID, wrong], {}, {}]) for wrong in [0, -1, 10**6, True, "5", None, []]]
 
 
 @pytest.mark.parametrize(
@@ -118,6 +123,8 @@ def test_the_web_tiers_own_message_is_taken(stack: Settings) -> None:
         (message(body="[[], {}]"), "its body is not arguments, named arguments and options"),
         (message(body='[{"a": 1}, [], {}]'), "its arguments are no list or object"),
         (message(body=json.dumps([[ID, 1], {}, {}])), "its argument is not one request id"),
+        (message(headers__task=ERASE, body=json.dumps([[ID, 1, 2], {}, {}])), "its argument is not one request id"),
+        *((message(headers__task=ERASE, body=body), NO_SECONDS) for body in WRONG_SECONDS),
         (message(body=json.dumps([[], {"request_id": ID}, {}])), "its argument is not one request id"),
         (message(body=json.dumps([["../../etc/passwd"], {}, {}])), "its argument is not one request id"),
         (message(body=json.dumps([[7], {}, {}])), "its argument is not one request id"),

@@ -9,7 +9,8 @@ from pathlib import Path
 from faceapp import stack as deployment
 from faceapp.broker.polls import FAILING_S, Polls
 from faceapp.config import Settings
-from faceapp.scaling.workers import Listener, Workers
+from faceapp.scaling.listener import Listener
+from faceapp.scaling.workers import Workers
 from tests import echo as echo_app
 from tests.faults.proxy import Answer, Exchange, FaultProxy, refused
 from tests.services import celery_worker, environ, wait_until

@@ -29,7 +29,7 @@ SETTINGS = {f"FACEAPP_{each.name.upper()}" for each in fields(Settings)}
 QUOTED = {
     "faceapp": (
         "AWS does not let us in",
-        "Say in which region",
+        "No AWS region is set",
         "There is no image of",
         "No logs are shipped",
         "has no tag faceapp:tier",

@@ -26,8 +26,9 @@ from botocore.compat import HTTPHeaders
 from faceapp import stack as deployment
 from faceapp.config import Settings
 from faceapp.errors import BrokerUnavailable, ConfigError, FleetError, LeaseLost
-from faceapp.scaler import DEAD_BOOTS, QUARANTINE_S, QUIET_S, Scaler, run
+from faceapp.scaler import QUIET_S, Scaler, run
 from faceapp.scaling.budget import Spent
+from faceapp.scaling.core import DEAD_BOOTS, QUARANTINE_S
 from faceapp.scaling.fleet import EC2Fleet
 from faceapp.scaling.lease import LEASE_S, Lease
 from faceapp.scaling.machine import STACK
@@ -601,8 +602,9 @@ def test_the_command_scales_shows_it_and_ends_without_stopping_anything(
         wait_until(lambda: status_of(port)["counts"] is None, what="a tick without counts")
         child.send_signal(signal.SIGTERM)
         assert child.wait(240) == 0
-    [lease] = s3.list_objects_v2(Bucket=settings.out_bucket)["Contents"]
-    assert json.loads(s3.get_object(Bucket=settings.out_bucket, Key=lease["Key"])["Body"].read())["holder"] == ""
+    [lease] = s3.list_objects_v2(Bucket=settings.gallery_bucket)["Contents"]
+    assert json.loads(s3.get_object(Bucket=settings.gallery_bucket, Key=lease["Key"])["Body"].read())["holder"] == ""
+    assert "Contents" not in s3.list_objects_v2(Bucket=settings.out_bucket)
     assert running(aws, settings) == names(1, 2)
     assert "the instances stay as they are" in log.read_text()
 
@@ -616,7 +618,7 @@ def test_the_command_in_a_dry_run_changes_nothing(aws: str, settings: Settings, 
         assert child.wait(240) == 0
     assert running(aws, settings) == []
     s3 = plain_client("s3", aws)
-    assert "Contents" not in s3.list_objects_v2(Bucket=settings.out_bucket), "a lease was taken"
+    assert "Contents" not in s3.list_objects_v2(Bucket=settings.gallery_bucket), "a lease was taken"
 
 
 @pytest.mark.parametrize(

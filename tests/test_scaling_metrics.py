@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 from botocore.stub import Stubber
 
@@ -21,13 +20,15 @@ from faceapp import stack as deployment
 from faceapp.broker import events
 from faceapp.config import Settings
 from faceapp.errors import BrokerUnavailable
+from faceapp.scaling.estimates import AGREE, Arrivals, Believed, Boots
+from faceapp.scaling.listener import Listener
 from faceapp.scaling.machine import READY, Machine
-from faceapp.scaling.metrics import AGREE, Arrivals, Believed, Boots, Depth
+from faceapp.scaling.metrics import Depth
 from faceapp.scaling.observe import DESERTED_S, PATIENCE_S, ZERO_S, Phases
 from faceapp.scaling.policies.base import BIN_S, BINS, Counts
-from faceapp.scaling.workers import PATH_S, PING, SILENT_S, Listener, Workers
+from faceapp.scaling.workers import PATH_S, PING, SILENT_S, Workers
 from tests import echo
-from tests.aws import plain_client
+from tests.aws import COUNTER, plain_client, session
 from tests.services import celery_worker, environ, wait_until
 
 
@@ -64,7 +65,7 @@ def test_a_queue_that_does_not_exist_is_said(aws: str) -> None:
 
 @pytest.mark.parametrize("code", ["AccessDenied", "ThrottlingException"])
 def test_a_refusal_is_said(stack: Settings, code: str) -> None:
-    client = boto3.session.Session("a", "b", region_name="us-east-1").client("sqs")
+    client = session().client("sqs")
     with Stubber(client) as stub:
         stub.add_client_error("get_queue_url", code)
         with pytest.raises(BrokerUnavailable, match=code):
@@ -236,7 +237,8 @@ def test_a_heartbeat_puts_right_what_lost_events_left(workers: Workers, clock: C
 
 
 def test_the_service_time_is_an_average_by_instance(workers: Workers) -> None:
-    # Two at once, half a second each: four a second.
+    """Two at once, half a second each: four a second. The heartbeat says how many run (E1)."""
+    say(workers, "worker-heartbeat", active=2)
     for n in range(200):
         say(workers, "task-received", "task-started", uuid=f"a{n}")
         say(workers, "task-received", "task-started", uuid=f"b{n}")
@@ -388,7 +390,8 @@ def listening(echo_settings: Settings) -> Iterator[Workers]:
 
 
 def sns_publishes(aws: str) -> int:
-    with urllib.request.urlopen(f"{aws}/faceapp/calls") as answer:
+    request = urllib.request.Request(f"{aws}/faceapp/calls", headers=COUNTER)
+    with urllib.request.urlopen(request) as answer:
         return int(json.load(answer)["calls"].get("sns", {}).get("Publish", 0))
 
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import boto3
 import jinja2
 import pytest
 import yaml
@@ -26,11 +25,12 @@ from botocore.stub import Stubber
 from faceapp import stack as deployment
 from faceapp.broker.fanout import topic_name
 from faceapp.config import Settings
+from faceapp.deploy.template import check, resources
 from faceapp.errors import DeployError
 from faceapp.scaler import DEAD_BOOTS
 from faceapp.scaling.alarms import NAMESPACE, WORTH_TELLING
 from faceapp.scaling.machine import APP_TIER, STACK, TIER, WEB_INSTANCE
-from tests.aws import plain_client
+from tests.aws import plain_client, session
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
 
@@ -492,7 +492,7 @@ def event(resource: str, status: str, reason: str = "") -> dict[str, Any]:
 
 
 def test_a_failure_says_what_failed_first_in_this_run() -> None:
-    client = boto3.session.Session("a", "b", region_name="us-east-1").client("cloudformation")
+    client = session().client("cloudformation")
     newest_first = [
         event("faceapp", "ROLLBACK_COMPLETE"),
         event("OutBucket", "CREATE_FAILED", "Resource creation cancelled"),
@@ -511,8 +511,34 @@ def test_a_failure_says_what_failed_first_in_this_run() -> None:
 
 def test_an_aws_that_does_not_answer_is_a_deploy_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    client = boto3.session.Session("a", "b", region_name="us-east-1").client(
-        "cloudformation", endpoint_url="http://127.0.0.1:1"
-    )
+    client = session().client("cloudformation", endpoint_url="http://127.0.0.1:1")
     with pytest.raises(DeployError, match="could not be applied"):
         deployment.apply(Settings(), client=client)
+
+
+NAMES = {
+    "AWS::S3::Bucket": ("BucketName", r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]"),
+    "AWS::SQS::Queue": ("QueueName", r"[A-Za-z0-9_-]{1,80}"),
+    "AWS::SNS::Topic": ("TopicName", r"[A-Za-z0-9_-]{1,256}"),
+    "AWS::IAM::Role": ("RoleName", r"[\w+=,.@-]{1,64}"),
+    "AWS::IAM::InstanceProfile": ("InstanceProfileName", r"[\w+=,.@-]{1,128}"),
+    "AWS::IAM::Policy": ("PolicyName", r"[\w+=,.@-]{1,128}"),
+    "AWS::Logs::LogGroup": ("LogGroupName", r"[.\-_/#A-Za-z0-9]{1,512}"),
+    "AWS::EC2::LaunchTemplate": ("LaunchTemplateName", r"[A-Za-z0-9().\-/_]{3,128}"),
+    "AWS::EC2::SecurityGroup": ("GroupDescription", r"[A-Za-z0-9 ._\-:/()#,@\[\]+=&;{}!$*]{1,255}"),
+    "AWS::CloudWatch::Alarm": ("AlarmName", r"(?!\s)[ -~]{1,255}"),
+}
+"""What AWS takes for a name, from the services' API references."""
+
+
+@pytest.mark.parametrize("prefix", ["1225754101", "9" * 32, "1-2"])
+def test_every_name_may_begin_with_a_digit(prefix: str) -> None:
+    """G2: the embedded AWS is less strict than the services' own rules."""
+    named = 0
+    for resource in resources().values():
+        if rule := NAMES.get(resource["Type"]):
+            name = str(resource["Properties"].get(rule[0], "unnamed")).replace("${Prefix}", prefix)
+            assert re.fullmatch(rule[1], name), (resource["Type"], name)
+            named += prefix in name
+    assert named > 20
+    check("Prefix", prefix)

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from faceapp.config import Settings
 from faceapp.errors import NotFound, RecognitionNotFound, SchemaError, StorageUnavailable
 from faceapp.schema import Box, Face, Photo, Recognition
-from faceapp.storage import MAX_FILE_NAME_BYTES, Storage, encode_file_name
+from faceapp.storage import MAX_FILE_NAME_BYTES, REQUEST_ID, Storage, encode_file_name, first_id_after
 
 PHOTO = bytes(range(256)) * 8
 
@@ -183,6 +183,48 @@ def test_listing_and_deleting_go_beyond_one_page(storage: Storage) -> None:
     assert [key for key, _ in storage.list_gallery("vectors/")] == keys
     storage.delete_gallery(keys)
     assert [key for key, _ in storage.list_gallery("")] == ["photos/a"]
+
+
+def test_what_somebody_else_left_beside_waiting_photos_is_passed_over(storage: Storage, stack: Settings) -> None:
+    """C2: a foreign key ends no listing."""
+    request_id = new_id()
+    storage.put_incoming(request_id, 3, b"x", name="ann", file_name="x")
+    for key in (f"incoming/{request_id}/", f"incoming/{request_id}/x", f"incoming/{request_id}/3/4", "incoming/é"):
+        boto3.client("s3").put_object(Bucket=stack.gallery_bucket, Key=key, Body=b"")
+    assert storage.list_incoming(request_id) == [3]
+    assert storage.name_of_incoming("incoming/é") == ""
+
+
+@pytest.mark.parametrize(
+    ("key", "following"),
+    [
+        ("", "0" * 32),
+        ("a", "a" + "0" * 31),
+        ("a/b", "a0" + "0" * 30),
+        ("a:b", "aa" + "0" * 30),
+        ("ag", "b" + "0" * 31),
+        ("ffg", None),
+        ("scaler/lease.json", None),
+        ("0" * 32, "0" * 31 + "1"),
+        ("0" * 32 + "/x", "0" * 31 + "1"),
+        ("0" + "f" * 31, "1" + "0" * 31),
+        ("f" * 32, None),
+    ],
+)
+def test_the_id_after_a_key(key: str, following: str | None) -> None:
+    """C2: where a listing goes on whose page ended at any key."""
+    assert first_id_after(key) == following
+
+
+@given(key=st.text("/059:af`gé", max_size=40), request_id=st.text("059af", min_size=32, max_size=32))
+def test_no_id_lies_between_a_key_and_the_one_after_it(key: str, request_id: str) -> None:
+    following = first_id_after(key)
+    if following is not None:
+        assert REQUEST_ID.fullmatch(following)
+        assert following > key
+    if request_id > key:
+        assert following is not None
+        assert following <= request_id
 
 
 def test_an_object_is_replaced_only_as_it_was_seen(storage: Storage) -> None:

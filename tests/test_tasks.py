@@ -9,10 +9,14 @@ from typing import Any
 import pytest
 
 from faceapp import tasks
+from faceapp.broker.messages import ERASE, LONGEST_ERASE_S
 from faceapp.config import Settings
+from faceapp.forgetting import Forgetting
 from faceapp.gallery import People
+from faceapp.http import dispatch
 from faceapp.schema import Enrolment, Recognition
 from faceapp.storage import Storage
+from tests.services import wait_until
 
 pytestmark = pytest.mark.usefixtures("worker", "aws")
 
@@ -122,3 +126,40 @@ def test_a_dispatched_photo_is_recognised_though_nobody_waits(storage: Storage, 
     result = storage.get_result(first)
     assert result is not None
     assert result.status == "done"
+
+
+def test_an_erasure_is_sent_on_until_every_task_has_ended(storage: Storage) -> None:
+    """C8: a task may run for an hour, and SQS delays a message by a quarter of one."""
+    request_id = uuid.uuid4().hex
+    storage.put_photo(request_id, b"photo", file_name="a.jpg", content_type="image/jpeg")
+    tasks.erase.apply_async(args=[request_id, 3], ignore_result=True)
+    wait_until(lambda: storage.photo_exists(request_id) is None, timeout_s=TIMEOUT_S, what="the first erasure")
+    storage.put_result(Recognition(id=request_id, status="done"))
+    wait_until(lambda: not storage.result_exists(request_id), timeout_s=TIMEOUT_S, what="the last erasure")
+
+
+@pytest.mark.parametrize(("wait_s", "hops"), [(1, [1]), (900, [900]), (901, [900, 1]), (3603, [900, 900, 900, 900, 3])])
+def test_a_long_wait_is_made_of_short_delays(wait_s: int, hops: list[int]) -> None:
+    found, left = [], [wait_s]
+    while left:
+        delay_s, left = tasks.in_hops(left[0])
+        found.append(delay_s)
+    assert found == hops
+
+
+def test_the_web_tier_says_how_long_an_erasure_is_to_go_on() -> None:
+    """C8: longer than a task may run, and in a message that workers take."""
+    sent: dict[str, Any] = {}
+
+    class Task:
+        name = ERASE
+
+        def apply_async(self, **options: Any) -> None:
+            sent.update(options)
+
+    ended_s = Forgetting(Settings(task_time_limit_s=3600), Storage(Settings())).ended_s
+    dispatch._send(Task(), "a" * 32, waits=False, delay_s=ended_s)
+    assert sent["delay_seconds"] == 900
+    request_id, left_s = sent["args"]
+    assert (request_id, left_s) == ("a" * 32, ended_s - 900)
+    assert 3600 < ended_s <= LONGEST_ERASE_S

@@ -89,12 +89,11 @@ def system(
 
 
 @pytest.mark.system
-@pytest.mark.parametrize("worker_class", ["gevent", "gthread"])
 def test_one_trace_goes_from_the_client_through_web_and_worker(
-    aws_endpoint: str, stack: Settings, tmp_path: Path, samples: dict[str, Path], receiver: Receiver, worker_class: str
+    aws_endpoint: str, stack: Settings, tmp_path: Path, samples: dict[str, Path], receiver: Receiver
 ) -> None:
     photo = samples["obama.jpg"].read_bytes()
-    with system(aws_endpoint, stack, tmp_path, receiver.url, FACEAPP_WEB_WORKER_CLASS=worker_class) as (url, _):
+    with system(aws_endpoint, stack, tmp_path, receiver.url) as (url, _):
         answer = posted(url, photo, **{"traceparent": f"00-{TRACE}-{CALLER}-01", "X-Request-ID": "mine"})
         assert answer == (200, "mine", "holiday:unknown")
         wait_until(lambda: receiver.named("POST /") and receiver.named("process faceapp.recognize"), what="the spans")

@@ -56,7 +56,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from tornado.httputil import HTTPHeaders, HTTPServerRequest, RequestStartLine
 
 import faceapp.flower.app
-from faceapp import broker, storage
+from faceapp import aws, broker
 from faceapp.broker import events
 from faceapp.broker.control import Replies
 from faceapp.broker.messages import TASK_DEFAULTS
@@ -530,7 +530,7 @@ def test_thread_oid_stays_while_celery_does_not_ask_the_backend_where_answers_go
 def test_the_fixed_user_agent_stays_while_botocore_builds_one_for_each_call(
     stack: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """CLIENT_CONFIG, and the same in faceapp.storage"""
+    """faceapp.aws.DEFAULTS"""
     creator: Any = botocore.useragent.UserAgentString
     built, build = list[None](), creator._build_os_metadata
 
@@ -565,11 +565,11 @@ def test_the_other_error_stays_while_celery_ends_the_worker_for_want_of_memory()
         Request.on_failure(Asked(), failed)
 
 
-# faceapp.storage
+# faceapp.aws
 
 
 def test_the_parser_of_times_stays_while_botocore_uses_dateutil(monkeypatch: pytest.MonkeyPatch) -> None:
-    """_timestamp"""
+    """faceapp.aws._timestamp"""
     parser = botocore.utils.dateutil.parser  # type: ignore[attr-defined]
     parsed, parse = list[str](), parser.parse
 
@@ -579,7 +579,7 @@ def test_the_parser_of_times_stays_while_botocore_uses_dateutil(monkeypatch: pyt
 
     monkeypatch.setattr(parser, "parse", counting)
     moment = "2026-01-02T03:04:05.000Z"
-    assert botocore.utils.parse_timestamp(moment) == storage._timestamp(moment)
+    assert botocore.utils.parse_timestamp(moment) == aws._timestamp(moment)
     assert parsed == [moment]
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import boto3
 import pytest
@@ -18,7 +20,7 @@ from openapi_schema_validator import OAS31Validator
 from openapi_spec_validator import validate
 from werkzeug.routing import Rule
 
-from faceapp import broker, tasks
+from faceapp import broker, images, tasks
 from faceapp.config import Settings
 from faceapp.errors import BrokerUnavailable
 from faceapp.gallery import People
@@ -252,7 +254,10 @@ def test_the_answer_to_a_task_that_was_not_sent_is_not_waited_for(
 
 
 @pytest.mark.usefixtures("worker")
-def test_a_person_is_enrolled_shown_and_forgotten(client: FlaskClient, person: str, samples: dict[str, Path]) -> None:
+def test_a_person_is_enrolled_shown_and_forgotten(
+    client: FlaskClient, system: Settings, person: str, samples: dict[str, Path]
+) -> None:
+    """S2: the media type is stored with the photo."""
     photos = [samples["obama.jpg"].read_bytes(), samples["obama2.jpg"].read_bytes()]
 
     answer = client.put(f"/v1/people/{person}", data={"photo": [File(photos[0]), File(photos[1])]})
@@ -273,6 +278,10 @@ def test_a_person_is_enrolled_shown_and_forgotten(client: FlaskClient, person: s
     assert {each.data for each in fetched} == set(photos)
     assert {each.mimetype for each in fetched} == {"image/jpeg"}
     assert client.get(urls[0], headers={"If-None-Match": fetched[0].headers["ETag"]}).status_code == 304
+    kept = boto3.client("s3").list_objects_v2(Bucket=system.gallery_bucket, Prefix=f"photos/{quote(person)}/")
+    for each in kept["Contents"]:
+        head = boto3.client("s3").head_object(Bucket=system.gallery_bucket, Key=each["Key"])
+        assert head["ContentType"] == "image/jpeg"
 
     assert client.delete(urls[0]).status_code == 204
     problem(client.get(urls[0]), 404, "not_found")
@@ -280,6 +289,38 @@ def test_a_person_is_enrolled_shown_and_forgotten(client: FlaskClient, person: s
     assert client.delete(f"/v1/people/{person}").status_code == 204
     problem(client.get(f"/v1/people/{person}"), 404, "person_not_found")
     problem(client.delete(f"/v1/people/{person}"), 404, "person_not_found")
+
+
+@pytest.mark.parametrize(
+    ("stored_as", "data", "shown"),
+    [
+        ("image/png", b"", "image/png"),
+        ("binary/octet-stream", b"\xff\xd8\xff" + b"\xff" * 1_000_000, "image/jpeg"),
+        ("binary/octet-stream", b"\0\0\0\x18ftypheic", "image/heif"),
+        ("text/html", b"<script>", "application/octet-stream"),
+    ],
+    ids=["as stored", "an older JPEG", "an older HEIC", "no photo"],
+)
+def test_a_photo_of_the_gallery_is_not_looked_into(
+    client: FlaskClient,
+    system: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    stored_as: str,
+    data: bytes,
+    shown: str,
+) -> None:
+    """S2: its media type is what was stored at enrolment; of what older versions stored, what the first bytes say."""
+
+    def parse(*_: object, **__: object) -> None:
+        raise AssertionError("a photo of the gallery is parsed")
+
+    monkeypatch.setattr(images, "inspect", parse)
+    key = f"photos/Old%20One/{uuid.uuid4().hex[:24]}"
+    s3 = boto3.client("s3")
+    s3.put_object(Bucket=system.gallery_bucket, Key=key, Body=data, ContentType=stored_as)
+    answer = client.get(f"/v1/people/Old%20One/photos/{key.rpartition('/')[2]}")
+    s3.delete_object(Bucket=system.gallery_bucket, Key=key)
+    assert (answer.status_code, answer.mimetype, answer.data) == (200, shown, data)
 
 
 @pytest.mark.usefixtures("worker")
@@ -297,6 +338,27 @@ def test_photos_are_enrolled_all_or_none(
     ]
     conforms(document, "Problem")
     assert nothing_new(system, before)
+
+
+def test_each_route_of_the_api_is_there_with_a_slash_at_its_end_too(client: FlaskClient) -> None:
+    """R15: whichever spelling, the same view with the same values; `/metrics/`, which no proxy closes, is not there."""
+    routes = client.application.url_map.bind("localhost")
+    shown = {"name": "Anna", "photo_id": "0" * 24, "request_id": "0" * 32}
+    both = 0
+    for rule in client.application.url_map.iter_rules():
+        if rule.rule.startswith("/v1/"):
+            path = re.sub(r"<(?:[^:<>]+:)?([^<>]+)>", lambda match: shown[match[1]], rule.rule)
+            for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}:
+                without, with_slash = (routes.match(each, method=method) for each in (path, path + "/"))
+                assert without[0] == with_slash[0] == rule.endpoint
+                both += 1
+    assert both >= 10
+    before = client.get("/v1/people/Nobody%20of%20this%20name")
+    after = client.get("/v1/people/Nobody%20of%20this%20name/")
+    assert problem(before, 404, "person_not_found")["detail"] == problem(after, 404, "person_not_found")["detail"]
+    problem(client.get("/v1/recognitions/" + "0" * 32 + "/"), 404, "recognition_not_found")
+    problem(client.post("/v1/recognitions/"), 400, "empty_body")
+    problem(client.get("/metrics/"), 404, "not_found")
 
 
 # Around it

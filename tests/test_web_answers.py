@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from faceapp import broker, tasks
+from faceapp import storage as storage_module
 from faceapp.config import Settings
 from faceapp.errors import StorageUnavailable
 from faceapp.http import dispatch
 from faceapp.schema import Enrolment, Recognition
-from faceapp.storage import Storage
+from faceapp.storage import Storage, StoredPhotoHead
 from tests.web import File, as_json, client_of, plain, problem
 
 Says = Callable[..., None]
@@ -104,6 +105,25 @@ def test_a_wait_ends_with_the_age_limit(system: Settings, says: Says) -> None:
     assert "Retry-After" in answer.headers
 
 
+@pytest.mark.parametrize("off", [timedelta(days=-400), timedelta(days=400)])
+@pytest.mark.parametrize(("waited_s", "lost"), [(60 + 3 * 10 - 1, False), (60 + 3 * 10 + 1, True)])
+def test_a_photo_is_lost_by_the_clock_that_stamped_it(
+    system: Settings, off: timedelta, waited_s: int, lost: bool
+) -> None:
+    """C9: whatever this machine's clock says."""
+    stored = datetime.now(UTC) + off
+    photo = StoredPhotoHead(
+        file_name="",
+        content_type="",
+        sha256="",
+        size_bytes=1,
+        last_modified=stored,
+        answered=stored + timedelta(seconds=waited_s),
+    )
+    client = client_of(replace(system, queue_age_s=60, task_time_limit_s=10))
+    assert client.application.extensions["faceapp"].is_lost(photo) == lost
+
+
 def test_in_the_api_it_is_an_item(system: Settings, says: Says) -> None:
     says()
     client = client_of(replace(system, queue_age_s=1))
@@ -148,9 +168,9 @@ def test_a_photo_that_nobody_will_look_at_is_not_pending_for_ever(
         return as_json(client.get(f"/v1/recognitions/{request_id}"))
 
     at_most_s = system.queue_age_s + 3 * system.task_time_limit_s
-    monkeypatch.setattr(dispatch, "_now", lambda: datetime.now(UTC) + timedelta(seconds=at_most_s - 60))
+    monkeypatch.setattr(storage_module, "answered", lambda _: datetime.now(UTC) + timedelta(seconds=at_most_s - 60))
     assert fetch()["status"] == "pending"
-    monkeypatch.setattr(dispatch, "_now", lambda: datetime.now(UTC) + timedelta(seconds=at_most_s + 60))
+    monkeypatch.setattr(storage_module, "answered", lambda _: datetime.now(UTC) + timedelta(seconds=at_most_s + 60))
     item = fetch()
     assert (item["status"], item["failure"]["code"]) == ("failed", "recognition_expired")
     assert item["file_name"] == "old.jpg"

@@ -25,10 +25,11 @@ from faceapp.config import Settings
 from faceapp.errors import KeyInvalid, RoleMissing, Unauthorized
 from faceapp.http import auth, openapi
 from faceapp.http.auth import PUBLIC, ROLES, Rates, path_of
+from faceapp.key_text import new_text
 from faceapp.keys import ADMIN, ENROL, OBJECT, RECOGNISE, Keyring, Keys
-from faceapp.origins import PROXY_HEADERS
 from faceapp.storage import Storage
 from faceapp.web import create_app
+from tests.aws import KEY
 from tests.services import wait_until
 from tests.web import BOUNDARY, File, client_of, form, messages, plain, problem, web_server
 
@@ -40,7 +41,7 @@ MAY = {RECOGNISE: {RECOGNISE}, ENROL: {RECOGNISE, ENROL}, ADMIN: {RECOGNISE, ENR
 
 @pytest.fixture
 def client(stack: Settings) -> FlaskClient:
-    return client_of(stack)
+    return client_of(stack, key="")
 
 
 @pytest.fixture
@@ -119,6 +120,13 @@ def test_an_operation_that_nobody_thought_of_is_an_admins(stack: Settings, keys:
     assert client.get("/v1/new", environ_base=STRANGER, headers=admin).status_code == 200
 
 
+def security_of(path: str, role: str | None) -> list[dict[str, list[str]]] | None:
+    """What the description says of an operation: the classic line alone may go without a key."""
+    if role is None:
+        return None
+    return [{"key": [role]}, *([{}] if path == "/" else [])]
+
+
 def test_the_description_tells_of_keys() -> None:
     document = openapi.document()
     scheme = document["components"]["securitySchemes"]["key"]
@@ -128,7 +136,7 @@ def test_the_description_tells_of_keys() -> None:
             if method == "parameters":
                 continue
             role = ROLES.get(f"{method.upper()} {path}")
-            assert operation.get("security") == ([{"key": [role]}, {}] if role else None)
+            assert operation.get("security") == security_of(path, role)
             assert not role or {"401", "403", "429"} <= set(operation["responses"])
 
 
@@ -138,13 +146,15 @@ def test_the_description_tells_of_keys() -> None:
 @pytest.mark.parametrize(
     ("mode", "peer", "host", "path", "needs"),
     [
-        ("loopback", "127.0.0.1", "localhost:8000", SOMEBODY, False),
+        ("loopback", "127.0.0.1", "localhost:8000", "/", False),
         ("loopback", "127.0.0.1", "127.0.0.1:8000", "/", False),
-        ("loopback", "127.8.9.1", "[::1]:8000", SOMEBODY, False),
-        ("loopback", "::1", "localhost", SOMEBODY, False),
+        ("loopback", "127.8.9.1", "[::1]:8000", "/", False),
+        ("loopback", "::1", "localhost", "/", False),
+        ("loopback", "127.0.0.1", "localhost:8000", SOMEBODY, True),
+        ("loopback", "::1", "[::1]:8000", SOMEBODY, True),
         ("loopback", "::ffff:127.0.0.1", "localhost", "/", False),
-        ("loopback", "127.0.0.1", "evil.example", SOMEBODY, True),
-        ("loopback", "127.0.0.1", "127.0.0.1.evil.example", SOMEBODY, True),
+        ("loopback", "127.0.0.1", "evil.example", "/", True),
+        ("loopback", "127.0.0.1", "127.0.0.1.evil.example", "/", True),
         ("loopback", "127.0.0.1", "localhost.evil.example", "/", True),
         ("loopback", "127.0.0.1", "192.168.1.2:8000", "/", True),
         ("loopback", "192.168.1.2", "localhost:8000", "/", True),
@@ -152,21 +162,23 @@ def test_the_description_tells_of_keys() -> None:
         ("loopback", "", "localhost", "/", True),
         ("classic", "203.0.113.7", "web.example:8000", "/", False),
         ("classic", "203.0.113.7", "web.example:8000", SOMEBODY, True),
-        ("classic", "127.0.0.1", "localhost:8000", SOMEBODY, False),
+        ("classic", "127.0.0.1", "localhost:8000", SOMEBODY, True),
+        ("classic", "127.0.0.1", "localhost:8000", "/", False),
         ("always", "127.0.0.1", "localhost:8000", SOMEBODY, True),
         ("always", "127.0.0.1", "localhost:8000", "/", True),
     ],
 )
 def test_who_needs_a_key(stack: Settings, mode: str, peer: str, host: str, path: str, needs: bool) -> None:
-    client = client_of(replace(stack, web_auth=mode))
+    client = client_of(replace(stack, web_auth=mode), key="")
     method, passed = ("POST", "empty_body") if path == "/" else ("GET", "person_not_found")
     answer = client.open(path, method=method, environ_base={"REMOTE_ADDR": peer}, headers={"Host": host})
     assert answer.get_json()["code"] == ("key_missing" if needs else passed)
 
 
-@pytest.mark.parametrize("header", PROXY_HEADERS)
+@pytest.mark.parametrize("header", ["Forwarded", "Via", "X-Forwarded-For", "X-Real-Ip", "Cf-Connecting-Ip"])
 def test_whoever_comes_through_a_proxy_needs_a_key(client: FlaskClient, keys: Keys, header: str) -> None:
-    problem(client.get(SOMEBODY, headers={header.lower(): "127.0.0.1"}), 401, "key_missing")
+    """S3, with tests/test_door.py, which has every header."""
+    problem(client.post("/", headers={header.lower(): "127.0.0.1"}), 401, "key_missing")
     headers = {header: "for=127.0.0.1", **bearer(keys.create(name="x", role=ENROL).text)}
     problem(client.get(SOMEBODY, headers=headers), 404, "person_not_found")
 
@@ -207,14 +219,25 @@ def test_a_damaged_document_of_keys_lets_nobody_in_and_says_what_to_do(client: F
     Storage(client.application.config["FACEAPP"]).put_gallery(OBJECT, b"{}")
     document = problem(client.get(SOMEBODY, headers=headers), 503, "keys_unreadable")
     assert "create the keys anew" in document["detail"]
-    # Who needs none is still served.
-    problem(client.get(SOMEBODY), 404, "person_not_found")
+    # Who needs none is still served, and so is the machine's own key.
+    problem(client.post("/"), 400, "empty_body")
+    problem(client.get(SOMEBODY, headers=bearer(KEY)), 404, "person_not_found")
+
+
+def test_the_starts_own_key_may_everything_and_has_no_rate(stack: Settings) -> None:
+    """S3: what `faceapp up` hands to the page and the commands."""
+    client = client_of(replace(stack, web_auth="always", web_rate_per_minute=1), key="")
+    for operation, path in operations(client).items():
+        answer = client.open(path, method=operation.partition(" ")[0], environ_base=STRANGER, headers=bearer(KEY))
+        assert answer.status_code not in (401, 403, 429) or operation == "GET /metrics"
+    for wrong in (KEY[:-1], f"{KEY}A", KEY.swapcase(), new_text()):
+        problem(client.get(SOMEBODY, headers=bearer(wrong)), 401, "key_invalid")
 
 
 def test_without_s3_keys_that_were_read_are_good_and_others_are_503(stack: Settings, keys: Keys) -> None:
     headers = bearer(keys.create(name="x", role=RECOGNISE).text)
     dead = Storage(stack, client=boto3.client("s3", endpoint_url="http://127.0.0.1:9"))
-    knows, knows_not = client_of(stack), client_of(stack)
+    knows, knows_not = client_of(stack, key=""), client_of(stack, key="")
     assert knows.get("/v1/scaler", headers=headers).status_code == 200
     of(knows).keyring._storage, of(knows).keyring._fresh_until_s = dead, 0.0
     of(knows_not).keyring = Keyring(dead)
@@ -250,7 +273,7 @@ def test_another_sites_page_is_refused(client: FlaskClient, operation: str, head
 
 @pytest.mark.parametrize("headers", CROSS_SITE)
 def test_what_is_open_to_the_courses_clients_is_not_open_to_pages(stack: Settings, headers: dict[str, str]) -> None:
-    client = client_of(replace(stack, web_auth="classic"))
+    client = client_of(replace(stack, web_auth="classic"), key="")
     problem(client.post("/", environ_base=STRANGER, headers=headers), 401, "key_missing")
     problem(client.post("/", headers=headers), 403, "cross_site")
 
@@ -291,7 +314,7 @@ def test_no_limit_and_a_thousand_at_once() -> None:
 
 
 def test_a_key_that_is_used_too_often_is_told_when_to_come_back(stack: Settings, keys: Keys) -> None:
-    client = client_of(replace(stack, web_rate_per_minute=6, web_processes=2))
+    client = client_of(replace(stack, web_rate_per_minute=6, web_processes=2), key="")
     used, other = (bearer(keys.create(name=name, role=RECOGNISE).text) for name in "ab")
     codes = [client.get("/v1/scaler", headers=used).status_code for _ in range(4)]
     assert codes == [200, 200, 200, 429]
@@ -300,7 +323,7 @@ def test_a_key_that_is_used_too_often_is_told_when_to_come_back(stack: Settings,
     assert 1 <= int(answer.headers["Retry-After"]) <= 20
     assert client.get("/v1/scaler", headers=other).status_code == 200
     # What needs no key has no rate.
-    assert {client.get("/v1/scaler").status_code for _ in range(10)} == {200}
+    assert {client.post("/").status_code for _ in range(10)} == {400}
 
 
 # The real server.

@@ -10,12 +10,12 @@ import re
 import select
 import socket
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -25,18 +25,19 @@ import pytest
 from faceapp import stack as deployment
 from faceapp.config import Settings
 from faceapp.errors import ConfigError, FaceappError, Overloaded, StorageUnavailable
-from faceapp.http.admission import Admission
+from faceapp.http import connections
+from faceapp.http.admission import Admission, Place
 from faceapp.http.dispatch import _Readiness
 from faceapp.http.metrics import Metrics
+from tests.aws import BEARER, KEY
 from tests.services import celery_worker, environ, wait_until
 from tests.web import BOUNDARY, File, form, plain, web_server
 
 PLACES = 5
 UPLOAD_BYTES = 200_000
-CLASSES = ["gthread", "gevent"]
 FORM = f"multipart/form-data; boundary={BOUNDARY.decode()}"
 BODY = form({"inputFile": File(plain(), "one.jpg")})
-GIVE_UP_S = 60
+GIVE_UP_S = 120
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Web:
         """One request over a connection of its own: status and text."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=GIVE_UP_S)
         with contextlib.closing(connection):
-            connection.request(method, path, body=body, headers={"Content-Type": FORM} | headers)
+            connection.request(method, path, body=body, headers={"Content-Type": FORM} | BEARER | headers)
             answer = connection.getresponse()
             return answer.status, answer.read().decode()
 
@@ -78,9 +79,8 @@ def own_stack(aws_endpoint: str, system: Settings) -> Settings:
 
 
 @contextmanager
-def serving(endpoint: str, settings: Settings, log: Path, worker_class: str, **environment: str) -> Iterator[Web]:
+def serving(endpoint: str, settings: Settings, log: Path, **environment: str) -> Iterator[Web]:
     small = {
-        "FACEAPP_WEB_WORKER_CLASS": worker_class,
         "FACEAPP_WEB_WAITING": str(PLACES),
         "FACEAPP_WEB_CONNECTIONS": "16",
         "FACEAPP_WEB_UPLOAD_BYTES": str(UPLOAD_BYTES),
@@ -92,28 +92,31 @@ def serving(endpoint: str, settings: Settings, log: Path, worker_class: str, **e
         yield Web(port, psutil.Process(process.pid))
 
 
-@pytest.fixture(scope="module", params=CLASSES)
-def web(
-    aws_endpoint: str, own_stack: Settings, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> Iterator[Web]:
+@pytest.fixture(scope="module")
+def web(aws_endpoint: str, own_stack: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
     """A process with five places."""
-    with serving(aws_endpoint, own_stack, tmp_path_factory.mktemp("web") / "log", request.param) as web:
+    with serving(aws_endpoint, own_stack, tmp_path_factory.mktemp("web") / "log") as web:
         yield web
 
 
-@pytest.fixture(scope="module", params=CLASSES)
-def hasty(
-    aws_endpoint: str, own_stack: Settings, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> Iterator[Web]:
+@pytest.fixture(scope="module")
+def hasty(aws_endpoint: str, own_stack: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
     """The same, and no client may take longer than a second for anything."""
     log = tmp_path_factory.mktemp("hasty") / "log"
-    with serving(aws_endpoint, own_stack, log, request.param, FACEAPP_WEB_UPLOAD_S="1") as web:
+    with serving(aws_endpoint, own_stack, log, FACEAPP_WEB_UPLOAD_S="1") as web:
         yield web
 
 
 def head(length: int | str = len(BODY), *more: str, path: str = "/", method: str = "POST") -> bytes:
     size = f"Content-Length: {length}" if isinstance(length, int) else f"Transfer-Encoding: {length}"
-    lines = [f"{method} {path} HTTP/1.1", "Host: 127.0.0.1", f"Content-Type: {FORM}", size, *more]
+    lines = [
+        f"{method} {path} HTTP/1.1",
+        "Host: 127.0.0.1",
+        f"Content-Type: {FORM}",
+        size,
+        f"Authorization: Bearer {KEY}",
+        *more,
+    ]
     return "".join(f"{line}\r\n" for line in [*lines, ""]).encode()
 
 
@@ -231,21 +234,52 @@ def test_who_asks_first_is_refused_before_sending(web: Web) -> None:
         is_overloaded(connection)
 
 
-@pytest.mark.parametrize("chunked", [False, True], ids=["with its length", "chunked"])
-def test_an_upload_waits_for_room(web: Web, chunked: bool) -> None:
-    large = form({"file": File(plain() + bytes(100_000))})
-    with web.connect() as first:
-        first.sendall(head(150_000))
-        wait_until(lambda: web.gauge("upload_bytes") == 150_000, what="the first upload")
-        with web.connect() as second:
-            start = head("chunked" if chunked else len(large), path="/v1/recognitions")
-            second.sendall(start + (chunk(large) + chunk(b"") if chunked else large))
-            wait_until(lambda: web.gauge("admitted_requests") == 2, what="the second upload's place")
-            assert web.gauge("upload_bytes") == 150_000
-            assert not select.select([second], [], [], 0)[0]
-            first.close()
-            assert answer_on(second)[0].status == 202
+@pytest.mark.parametrize("start", [head(15_000_000), head("chunked"), head("chunked") + chunk(b"x")])
+def test_what_is_only_announced_keeps_no_other_upload_waiting(web: Web, start: bytes) -> None:
+    """S9: silent clients that announce more than all the room there is, or do not say how much."""
+    large = form({"file": File(plain() + bytes(3 * UPLOAD_BYTES))})
+    with contextlib.ExitStack() as stack:
+        for _ in range(PLACES - 1):
+            stack.enter_context(web.connect()).sendall(start)
+        wait_until(lambda: web.gauge("admitted_requests") == PLACES - 1, what="four places taken")
+        assert web.ask("POST", "/v1/recognitions", large)[0] == 202
+        assert web.gauge("admitted_requests") == PLACES - 1
+        assert web.gauge("upload_bytes") <= PLACES
     wait_until(web.idle, what="free places")
+
+
+def test_chunks_of_a_byte_are_refused(web: Web) -> None:
+    """S2: each costs as much as one of many kilobytes."""
+    with web.connect() as connection:
+        sender = threading.Thread(target=send_all, args=[connection, head("chunked") + chunk(b"x") * 1_000_000])
+        sender.start()
+        answer, text = answer_on(connection)
+        assert (answer.status, json.loads(text)["code"]) == (400, "bad_request")
+        assert "chunks of a few bytes" in text
+        connection.shutdown(socket.SHUT_RDWR)
+        sender.join()
+    wait_until(web.idle, what="free places")
+
+
+def send_all(connection: socket.socket, data: bytes) -> None:
+    with contextlib.suppress(OSError):
+        connection.sendall(data)
+
+
+def test_a_head_without_end_is_refused(web: Web) -> None:
+    """S2: a head has 64 KiB in all."""
+    with web.connect() as connection:
+        fields = b"".join(b"X-A%d: %s\r\n" % (n, b"x" * 8000) for n in range(9))
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\n" + fields)
+        assert connection.recv(100).startswith(b"HTTP/1.1 431 ")
+
+
+def test_many_requests_in_one_piece_let_others_have_their_turn(web: Web) -> None:
+    with web.connect() as connection:
+        connection.sendall(head(0, path="/healthz", method="GET") * 1000)
+        assert web.ask(path="/healthz")[0] == 200
+        for _ in range(1000):
+            assert answer_on(connection)[0].status == 200
 
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["with its length", "chunked"])
@@ -351,25 +385,39 @@ def test_a_slow_head_ends_the_connection(hasty: Web, sent: bytes, piece: bytes) 
             assert connection.recv(1) == b""
 
 
+def wait_until_cut(connection: socket.socket, *, piece_bytes: int = 0) -> None:
+    """Read nothing, or `piece_bytes` ten times a second, until the server has reset the connection."""
+    poller = select.poll()
+    poller.register(connection, 0)
+
+    def is_cut() -> bool:
+        cut = bool(poller.poll(100))
+        if piece_bytes and not cut:
+            connection.recv(piece_bytes)
+        return cut
+
+    with pytest.raises(ConnectionResetError):  # noqa: PT012 # what had been sent comes first
+        wait_until(is_cut, timeout_s=GIVE_UP_S, what="the reset")
+        while connection.recv(1_000_000):
+            pass
+
+
 def test_a_client_that_does_not_take_its_answers_is_cut(hasty: Web) -> None:
+    """T2: waits for the reset itself, whenever it comes."""
     assert hasty.ask(path="/docs/swagger-ui-bundle.js")[0] == 200
     before = hasty.files()
     with hasty.connect() as connection:
         # More than all buffers on the way hold.
         connection.sendall(head(0, path="/docs/swagger-ui-bundle.js", method="GET") * 30)
-        wait_until(lambda: hasty.files() > before, what="the connection")
-        wait_until(lambda: hasty.files() <= before, what="the end of the connection")
-        with pytest.raises(ConnectionResetError):  # noqa: PT012 # what had been sent comes first
-            while connection.recv(1_000_000):
-                pass
+        wait_until_cut(connection)
+        wait_until(lambda: hasty.files() <= before, timeout_s=GIVE_UP_S, what="the end of the connection")
 
 
 def test_a_client_that_takes_an_answer_by_pieces_is_cut(hasty: Web) -> None:
+    """T2: the same of a client that takes a little now and then."""
     with hasty.connect() as connection:
         connection.sendall(head(0, path="/docs/swagger-ui-bundle.js", method="GET") * 30)
-        with pytest.raises(ConnectionResetError):  # noqa: PT012 # what had been sent comes first
-            while connection.recv(20_000):
-                time.sleep(0.1)
+        wait_until_cut(connection, piece_bytes=20_000)
     assert hasty.ask(path="/healthz")[0] == 200
 
 
@@ -398,43 +446,115 @@ def test_places_are_given_back(admission: Admission) -> None:
     admission.enter()
 
 
-def test_room_is_given_back(admission: Admission) -> None:
-    first, second = admission.enter(), admission.enter()
-    # More than all the room there is.
-    first.hold(160, timeout_s=0)
-    with pytest.raises(Overloaded):
-        second.hold(1, timeout_s=0)
-    first.let_go()
-    second.hold(100, timeout_s=0)
-    with pytest.raises(Overloaded):
-        first.hold(1, timeout_s=0)
-    second.leave()
-    first.hold(1, timeout_s=0)
+def is_refused(place: Place, size_bytes: int) -> bool:
+    """Whether there is no room for so many bytes now."""
+    try:
+        place.hold(size_bytes, timeout_s=0)
+    except Overloaded:
+        return True
+    return False
 
 
-def test_room_goes_to_who_came_first(system: Settings) -> None:
+def test_half_of_the_room_is_for_all_and_the_other_for_the_oldest(system: Settings) -> None:
+    """S9: room is taken as bytes come; who came first can always be finished, whatever the younger ones hold."""
     admission = Admission(replace(system, web_waiting=9, web_upload_bytes=100), Metrics())
-    holder, order = admission.enter(), list[str]()
-    holder.hold(90, timeout_s=0)
+    first, second, third = (admission.enter(announced_bytes=40) for _ in range(3))
+    silent = admission.enter(announced_bytes=1000)
+    for place in (first, second, third):
+        assert not is_refused(place, 15)
+    assert not is_refused(third, 5)
+    # The half of all is full, and in the other there is room for one whole body.
+    assert is_refused(third, 5)
+    assert is_refused(second, 25)
+    assert not is_refused(first, 25)
+    first.leave()
+    assert not is_refused(second, 25)
+    second.leave()
+    assert not is_refused(third, 20)
+    third.leave()
+    silent.leave()
+    assert not admission._bytes
 
-    def wait(name: str, size_bytes: int, timeout_s: float) -> threading.Thread:
+
+def test_the_oldest_may_be_larger_than_all_room(admission: Admission) -> None:
+    first, second = admission.enter(announced_bytes=1000), admission.enter(announced_bytes=1000)
+    assert not is_refused(first, 1)
+    assert not is_refused(first, 999)
+    assert is_refused(second, 1)
+    first.let_go()
+    assert not is_refused(second, 1000)
+
+
+def test_who_falls_silent_keeps_nobody_waiting(admission: Admission, monkeypatch: pytest.MonkeyPatch) -> None:
+    """S9: its bytes stay, its turn does not."""
+    first, second = admission.enter(announced_bytes=1000), admission.enter(announced_bytes=1000)
+    assert not is_refused(first, 500)
+    assert is_refused(second, 1)
+    monkeypatch.setattr("faceapp.http.admission.SILENT_S", 0)
+    assert second.hold(500, timeout_s=GIVE_UP_S) < GIVE_UP_S
+    first.leave()
+    assert not is_refused(second, 500)
+
+
+def test_one_client_leaves_room_for_others(system: Settings) -> None:
+    """S9: of what is not enough for all, one address has a share; not one proxy, behind which there may be many."""
+    admission = Admission(replace(system, web_waiting=9, web_upload_bytes=100), Metrics())
+    oldest = admission.enter(peer="192.0.2.1", announced_bytes=100)
+    greedy, modest = (admission.enter(peer=f"192.0.2.{n}", announced_bytes=100) for n in (1, 2))
+    behind_proxy = admission.enter(announced_bytes=100)
+    assert not is_refused(oldest, 1)
+    assert not is_refused(greedy, 20)
+    assert is_refused(greedy, 10)
+    assert not is_refused(modest, 10)
+    assert not is_refused(behind_proxy, 19)
+    assert is_refused(modest, 1)
+    for place in (oldest, greedy, modest, behind_proxy):
+        place.leave()
+    assert not admission._bytes_of
+    assert not admission._bytes
+
+
+def test_room_goes_to_who_came_first(admission: Admission) -> None:
+    first, second = admission.enter(announced_bytes=60), admission.enter(announced_bytes=60)
+    assert not is_refused(second, 50)
+    assert not is_refused(first, 50)
+    order: list[str] = []
+
+    def wait(name: str, place: Place) -> threading.Thread:
         def run() -> None:
-            with contextlib.suppress(Overloaded):
-                admission.enter().hold(size_bytes, timeout_s=timeout_s)
-                order.append(name)
+            place.hold(10, timeout_s=GIVE_UP_S)
+            order.append(name)
 
-        before = len(admission._queue)
         thread = threading.Thread(target=run)
         thread.start()
-        wait_until(lambda: len(admission._queue) > before or bool(order), what="one more that waits")
+        wait_until(lambda: place in admission._waiting or name in order, what="one more that waits")
         return thread
 
-    # The small one would fit, and waits for its turn; who gives up keeps nobody from it any longer.
-    impatient, small = wait("large", 100, 3), wait("small", 10, GIVE_UP_S)
-    assert order == []
-    for thread in (impatient, small):
-        thread.join()
-    assert order == ["small"]
+    threads = [wait("second", second), wait("first", first)]
+    threads[1].join()
+    assert order == ["first"]
+    first.leave()
+    threads[0].join()
+    assert order == ["first", "second"]
+
+
+def test_an_upload_that_stalls_is_cut(system: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """S9: with a least rate; the time in which it was not read does not count."""
+    monkeypatch.setattr(connections, "WINDOW_S", 0.3)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        client = connections.Client(ours, system)
+        client.begin(SimpleNamespace(_expected_100_continue=False))
+        theirs.sendall(bytes(connections.LEAST_BYTES))
+        assert client.recv(100_000) == bytes(connections.LEAST_BYTES)
+        client.paused(0.3)
+        theirs.sendall(b"x")
+        assert client.recv(1) == b"x"
+        assert not client.late
+        theirs.sendall(b"x" * 10)
+        while client.recv(1):
+            pass
+        assert "stalled" in client.late
 
 
 def test_many_who_ask_at_once_share_one_answer() -> None:

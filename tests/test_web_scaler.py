@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from faceapp.config import Settings
-from faceapp.web import create_app
+from tests.web import client_of
 
 STATUS = {
     "policy": "depth",
@@ -50,7 +50,7 @@ def scaler(body: bytes, status: int = 200) -> Iterator[tuple[int, list[str]]]:
 
 
 def ask(settings: Settings, port: int, times: int = 1) -> Any:
-    client = create_app(dataclasses.replace(settings, scaler_port=port)).test_client()
+    client = client_of(dataclasses.replace(settings, scaler_port=port))
     answers = [client.get("/v1/scaler") for _ in range(times)]
     assert {answer.status_code for answer in answers} == {200}
     assert answers[-1].headers["Cache-Control"] == "no-store"

@@ -7,7 +7,9 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from http.client import HTTPResponse
 from pathlib import Path
@@ -21,6 +23,7 @@ import pytest
 from faceapp.config import Settings
 from faceapp.errors import LocalError
 from faceapp.http import server
+from tests.aws import BEARER
 from tests.services import celery_worker, environ, wait_until
 from tests.web import BOUNDARY, File, form, messages, nothing_new, plain, stored, web_server
 
@@ -31,21 +34,19 @@ def ask(url: str, method: str = "POST", path: str = "/", body: Any = None, **hea
     """One request over a connection of its own, as the classic clients make them."""
     connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=240)
     try:
-        connection.request(method, path, body=body, headers=FORM | {"Connection": "close"} | headers)
+        connection.request(method, path, body=body, headers=FORM | BEARER | {"Connection": "close"} | headers)
         answer = connection.getresponse()
         return answer, answer.read().decode()
     finally:
         connection.close()
 
 
-@pytest.fixture(scope="module", params=["gthread", "gevent"])
-def web(
-    aws_endpoint: str, system: Settings, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> Iterator[str]:
-    """The web tier under either worker class, with small limits, on the session's stack: its URL."""
+@pytest.fixture(scope="module")
+def web(aws_endpoint: str, system: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The web tier with small limits, on the session's stack: its URL."""
     log = tmp_path_factory.mktemp("web") / "log"
     limits = {"FACEAPP_WEB_MAX_PHOTO_BYTES": "100000", "FACEAPP_WEB_MAX_REQUEST_BYTES": "1000000"}
-    with web_server(aws_endpoint, system, log, FACEAPP_WEB_WORKER_CLASS=request.param, **limits) as (url, _):
+    with web_server(aws_endpoint, system, log, **limits) as (url, _):
         yield url
 
 
@@ -156,12 +157,9 @@ def test_a_restarted_process_takes_over_its_predecessors_queue(
 
 
 @pytest.mark.system
-@pytest.mark.parametrize("worker_class", ["gthread", "gevent"])
-def test_waiting_requests_are_answered_after_sigterm(
-    aws_endpoint: str, stack: Settings, tmp_path: Path, worker_class: str
-) -> None:
+def test_waiting_requests_are_answered_after_sigterm(aws_endpoint: str, stack: Settings, tmp_path: Path) -> None:
     answers, log = [], tmp_path / "web"
-    with web_server(aws_endpoint, stack, log, FACEAPP_WEB_WORKER_CLASS=worker_class) as (url, process):
+    with web_server(aws_endpoint, stack, log) as (url, process):
         body = form({"inputFile": File(plain(), "late.jpg")})
         request = threading.Thread(target=lambda: answers.append(ask(url, body=body)[1]))
         request.start()
@@ -172,3 +170,78 @@ def test_waiting_requests_are_answered_after_sigterm(
             request.join(60)
         assert answers == ["late:no_face"]
         assert process.wait(240) == 0
+
+
+HANGING = """
+import os, sys
+from dataclasses import replace
+import flask
+from faceapp import logs
+from faceapp.config import settings
+from faceapp.http import server
+
+app = flask.Flask("hanging")
+
+@app.get("/pid")
+def pid():
+    return str(os.getpid())
+
+@app.get("/hang")
+def hang():
+    while True:
+        pass
+
+server.HANG_S = 2
+server.JUMP_S = 1.5
+server.Server.load = lambda _: app
+logs.configure(settings(), service="faceapp-web")
+server.serve(replace(settings(), web_port=0, web_processes=int(sys.argv[1])))
+"""
+
+
+@contextmanager
+def hanging_server(
+    endpoint: str, settings: Settings, log: Path, processes: int
+) -> Iterator[tuple[str, int, list[int]]]:
+    """A server of ours whose processes hang when they are asked to: its URL, its process, and theirs."""
+    with web_server(endpoint, settings, log, script=HANGING, arguments=[str(processes)]) as (url, process):
+        wait_until(lambda: len(children(process.pid)) == processes, what="the processes")
+        wait_until(lambda: ask(url, "GET", "/pid")[0].status == 200, what="an answer")
+        yield url, process.pid, children(process.pid)
+
+
+def kill_all(pids: list[int], number: int) -> None:
+    for pid in pids:
+        os.kill(pid, number)
+
+
+@pytest.mark.system
+def test_a_process_that_was_stopped_goes_on_and_one_that_hangs_is_replaced(
+    aws_endpoint: str, system: Settings, tmp_path: Path
+) -> None:
+    """R7: one is stopped for longer than the other needs to be found hanging; the first answers when it goes on."""
+    with hanging_server(aws_endpoint, system, tmp_path / "web", processes=2) as (url, arbiter, pids):
+        stopped, hangs = pids
+        os.kill(stopped, signal.SIGSTOP)
+        with socket.create_connection((urlsplit(url).hostname, urlsplit(url).port)) as connection:
+            connection.sendall(b"GET /hang HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            wait_until(lambda: hangs not in children(arbiter), timeout_s=240, what="the end of the one that hangs")
+        assert "WORKER TIMEOUT" in (tmp_path / "web").read_text()
+        assert stopped in children(arbiter)
+        os.kill(stopped, signal.SIGCONT)
+        wait_until(lambda: ask(url, "GET", "/pid")[1] == str(stopped), timeout_s=240, what="its answer")
+
+
+@pytest.mark.system
+def test_a_server_that_was_stopped_with_its_processes_replaces_none(
+    aws_endpoint: str, system: Settings, tmp_path: Path
+) -> None:
+    """R7: as a laptop's sleep, Ctrl-Z or a frozen container stop it, with the arbiter, which goes on first."""
+    with hanging_server(aws_endpoint, system, tmp_path / "web", processes=1) as (url, arbiter, pids):
+        (heartbeat,) = (each for each in Path(f"/proc/{pids[0]}/fd").iterdir() if "wgunicorn-" in os.readlink(each))
+        kill_all([arbiter, *pids], signal.SIGSTOP)
+        wait_until(lambda: time.monotonic() - heartbeat.stat().st_mtime > 3, what="an old heartbeat")
+        kill_all([arbiter, *pids], signal.SIGCONT)
+        wait_until(lambda: time.monotonic() - heartbeat.stat().st_mtime < 1, what="a new heartbeat")
+        assert ask(url, "GET", "/pid")[1] == str(pids[0])
+        assert "WORKER TIMEOUT" not in (tmp_path / "web").read_text()

@@ -8,9 +8,9 @@ import struct
 import subprocess
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -18,10 +18,12 @@ from urllib.parse import quote
 import boto3
 from flask.testing import FlaskClient
 from PIL import Image
+from werkzeug.datastructures import Headers
 from werkzeug.test import TestResponse
 
-from faceapp.config import Settings
+from faceapp.config import Settings, settings
 from faceapp.web import create_app
+from tests.aws import KEY
 from tests.services import REPOSITORY, environ, wait_until
 
 SERVE = """
@@ -63,20 +65,34 @@ def form(fields: dict[str, Any]) -> bytes:
 
 
 class Client(FlaskClient):
-    """Flask's client, with forms of our own: its own writes larger ones to disk and mends the names of files."""
+    """Flask's client, with forms of our own: its own writes larger ones to disk and mends the names of files.
+
+    It sends the start's credential, as the page does, unless a request has headers of its own for that.
+    """
+
+    key = KEY
 
     def open(self, *args: Any, data: Any = None, **named: Any) -> TestResponse:
+        headers = Headers(named.pop("headers", None))
+        if (
+            self.key
+            and "Authorization" not in headers
+            and "HTTP_AUTHORIZATION" not in named.get("environ_overrides", ())
+        ):
+            headers["Authorization"] = f"Bearer {self.key}"
+        named["headers"] = headers
         if isinstance(data, dict):
             data, named["content_type"] = form(data), f"multipart/form-data; boundary={BOUNDARY.decode()}"
         return super().open(*args, data=data, **named)
 
 
-def client_of(settings: Settings | None = None) -> Client:
-    """A client of the web tier in this process."""
-    app = create_app(settings)
+def client_of(configured: Settings | None = None, *, key: str = KEY) -> Client:
+    """A client of the web tier in this process, with the start's credential unless `key` says something else."""
+    app = create_app(replace(configured or settings(), local_key=KEY))
     app.test_client_class = Client
     client = app.test_client()
     assert isinstance(client, Client)
+    client.key = key
     return client
 
 
@@ -163,12 +179,18 @@ def messages(settings: Settings) -> int:
 
 @contextmanager
 def web_server(
-    endpoint: str, settings: Settings, log: Path, **environment: str
+    endpoint: str,
+    settings: Settings,
+    log: Path,
+    *,
+    script: str = SERVE,
+    arguments: Sequence[str] = (),
+    **environment: str,
 ) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """The web tier as a real process on a free port: its URL and the process."""
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-c", SERVE],
+            [sys.executable, "-c", script, *arguments],
             cwd=REPOSITORY,
             env=environ(endpoint, settings, **environment),
             stdout=output,

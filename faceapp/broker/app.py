@@ -10,11 +10,11 @@ from celery import Celery
 from kombu import Queue
 
 import faceapp.broker.transport  # noqa: F401 - makes sqs:// ours
-from faceapp.broker.clients import CLIENT_CONFIG
 from faceapp.broker.control import Control
 from faceapp.broker.events import Events
 from faceapp.broker.messages import AMQP, refusal
 from faceapp.config import Settings
+from faceapp.pace import PREFETCH
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,6 @@ def create_app(settings: Settings) -> FaceappCelery:
             # The messages are JSON: base64 inside base64 would be three quarters more bytes.
             "sqs_base64_encoding": False,
             "body_encoding": "utf-8",
-            "client-config": CLIENT_CONFIG,
         },
         broker_connection_retry_on_startup=True,
         # Threads of the web tier wait here for one of the pool's connections, for as long as the longest back-off.
@@ -101,9 +100,7 @@ def create_app(settings: Settings) -> FaceappCelery:
         task_store_errors_even_if_ignored=True,
         task_time_limit=settings.task_time_limit_s,
         task_soft_time_limit=settings.task_soft_limit_s,
-        # One message waits for each process at work: more would be handed back by a draining instance, and each time
-        # counts as a try towards the dead letters.
-        worker_prefetch_multiplier=2,
+        worker_prefetch_multiplier=PREFETCH,
         worker_concurrency=settings.worker_processes,
         worker_hijack_root_logger=False,
         # The scaler knows from them which workers are there, idle or busy, and how long a photo takes.

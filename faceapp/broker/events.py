@@ -15,19 +15,16 @@ from kombu import Producer
 from kombu.asynchronous import get_event_loop
 
 from faceapp.broker.polls import polls
+from faceapp.pace import EVENTS_WITHIN_S, HEARTBEAT_S
 
 logger = logging.getLogger(__name__)
 
-EVENTS_WITHIN_S = 1.0
-"""A worker's task events go out together, after this long."""
 EVENTS_TOGETHER = 100
 """Or when so many wait: about 50 KB, where SNS takes 256 and bills each 64 as a message."""
 QUIET_S = 20.0
 """After an error a worker tries no more for so long: its loop, which acknowledges tasks, waits for each try."""
 KEPT = 20
 """Publications that are kept meanwhile, the last ones."""
-HEARTBEAT_S = 60.0
-"""Between two heartbeats of a worker; Celery's own 2 s would be 43,000 messages a day and worker."""
 
 # Events go to everybody who listens. A topic exchange would need bindings that the processes share; SQS has none, and
 # Celery makes exceptions for Redis and Pub/Sub only (celery/celery#4279).

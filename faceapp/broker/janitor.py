@@ -14,9 +14,10 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from faceapp.broker.clients import sns_client, sqs_client
+from faceapp.broker.clients import queue_urls, sns_client, sqs_client
 from faceapp.broker.fanout import FANOUT_EXCHANGES, arn, topic_name
-from faceapp.broker.temporary import ABANDONED_S, GONE, TAG, clock_s, code_of
+from faceapp.broker.temporary import ABANDONED_S, GONE, TAG, code_of
+from faceapp.clocks import answered_s
 from faceapp.config import Settings
 
 logger = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ def sweep(settings: Settings, *, abandoned_s: float = ABANDONED_S) -> list[str]:
     """
     sqs, sns = sqs_client(), sns_client()
     deleted = []
-    for url in _queues(sqs, f"{settings.prefix}-"):
+    for url in queue_urls(sqs, f"{settings.prefix}-"):
         with _tolerance(url):
             if _is_abandoned(sqs, url, abandoned_s):
                 sqs.delete_queue(QueueUrl=url)
@@ -86,13 +87,6 @@ def _tolerance(what: str) -> Iterator[None]:
         logger.info("the janitor leaves %s as it is: %s", what, error)
 
 
-def _queues(sqs: Any, prefix: str) -> Iterator[str]:
-    # Without a page's size SQS ends after 1,000 and does not say that there are more.
-    pages = sqs.get_paginator("list_queues").paginate(QueueNamePrefix=prefix, PaginationConfig={"PageSize": 1000})
-    for page in pages:
-        yield from page.get("QueueUrls", ())
-
-
 def _is_abandoned(sqs: Any, url: str, abandoned_s: float) -> bool:
     """Whether it is a temporary queue that was not used for so long."""
     try:
@@ -103,7 +97,7 @@ def _is_abandoned(sqs: Any, url: str, abandoned_s: float) -> bool:
         raise
     used_s = answer.get("Tags", {}).get(TAG, "")
     # By SQS's clock, as the tag is: this machine's may be hours ahead, and every queue would look abandoned.
-    return used_s.isdigit() and clock_s(answer) - int(used_s) > abandoned_s
+    return used_s.isdigit() and answered_s(answer) - int(used_s) > abandoned_s
 
 
 def _exists(sqs: Any, name: str) -> bool:

@@ -48,6 +48,8 @@ class AMQP(celery.app.amqp.AMQP):
 
 LONGEST_TASK_S = 3600.0
 """The most that FACEAPP_TASK_TIME_LIMIT_S takes: a message carries its sender's, who may be set otherwise."""
+LONGEST_ERASE_S = LONGEST_TASK_S + 60
+"""A photo is erased once more when every task that may have it has ended."""
 RECOGNIZE, ENROL = "faceapp.recognize", "faceapp.enrol"
 FORGET, ERASE = "faceapp.forget", "faceapp.erase"
 REQUEST_ID = re.compile(r"[0-9a-f]{32}")
@@ -129,8 +131,11 @@ def _check_call(task: str, arguments: Any, named: Any, options: Any) -> None:
     _need(options is None or (isinstance(options, dict) and not any(options.values())), "it is to call other tasks")
     if task in (RECOGNIZE, ENROL, FORGET, ERASE):
         _need(arguments and _is_id(arguments[0]) and not named, "its argument is not one request id")
-    if task in (RECOGNIZE, ENROL, ERASE):
+    if task in (RECOGNIZE, ENROL) or (task == ERASE and len(arguments) != 2):
         _need(len(arguments) == 1, "its argument is not one request id")
+    if task == ERASE and len(arguments) == 2:
+        fits = type(arguments[1]) is int and 0 < arguments[1] <= LONGEST_ERASE_S
+        _need(fits, "its arguments are no request id and seconds")
     if task == FORGET and len(arguments) > 1:
         fits = len(arguments) == 3 and type(arguments[1]) is int and arguments[1] in (1, 2)
         _need(fits and (arguments[2] == "" or _is_id(arguments[2])), "its arguments are no order and place")

@@ -14,13 +14,13 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 from celery import signals
 
 from faceapp.broker.clients import quick_sns_client, quick_sqs_client
+from faceapp.clocks import answered_s
 
 logger = logging.getLogger(__name__)
 
@@ -42,12 +42,6 @@ SECOND = "-2"
 def code_of(error: ClientError) -> str:
     """The AWS error code."""
     return str(error.response.get("Error", {}).get("Code", ""))
-
-
-def clock_s(answer: Mapping[str, Any]) -> float:
-    """When SQS answered, by its own clock (Unix time): messages carry its times, and ours may be minutes away."""
-    date = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
-    return parsedate_to_datetime(date).timestamp() if date else time.time()
 
 
 @dataclass
@@ -91,8 +85,8 @@ class TemporaryQueues:
             attributes = {key: value.replace(f':{name}"', f':{name}{SECOND}"') for key, value in attributes.items()}
             answer = sqs.create_queue(QueueName=name + SECOND, Attributes=attributes, tags=tags)
         url = str(answer["QueueUrl"])
-        self._add(url, clock_s(answer), stays=stays)
-        if abs(clock_s(answer) - time.time()) > CLOCKS_AGREE_S:
+        self._add(url, answered_s(answer), stays=stays)
+        if abs(answered_s(answer) - time.time()) > CLOCKS_AGREE_S:
             self._note(url)
         return url
 
@@ -109,7 +103,7 @@ class TemporaryQueues:
                 raise
             # A role that may not look at tags has no queues of its own: the stack's template made this one.
             return
-        self._add(url, clock_s(answer), stays=stays)
+        self._add(url, answered_s(answer), stays=stays)
         self._note(url)
 
     def _add(self, url: str, began_s: float, *, stays: bool = False) -> None:
@@ -141,8 +135,8 @@ class TemporaryQueues:
             queue.noted_s = time.monotonic()
         try:
             answer = _tag(url, time.time())
-            if abs(clock_s(answer) - time.time()) > CLOCKS_AGREE_S:
-                _tag(url, clock_s(answer))
+            if abs(answered_s(answer) - time.time()) > CLOCKS_AGREE_S:
+                _tag(url, answered_s(answer))
         except ClientError as error:
             if code_of(error) in GONE:
                 self._queues.pop(url, None)

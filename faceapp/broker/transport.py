@@ -19,7 +19,8 @@ from kombu.transport import SQS, TRANSPORT_ALIASES, virtual
 from kombu.transport.SQS.exceptions import DoesNotExistQueueException
 from vine import promise
 
-from faceapp.broker.clients import CLIENT_CONFIG, QUICK_CONFIG, quick_sqs_client, whole_answers
+from faceapp import aws
+from faceapp.broker.clients import QUICK, quick_sqs_client
 from faceapp.broker.control import REPLY_EXCHANGE
 from faceapp.broker.fanout import FANOUT_EXCHANGES, Fanout, arn, listener_attributes, topic_name
 from faceapp.broker.polls import polls
@@ -55,17 +56,20 @@ def _clock_s(date: str | None) -> float:
 
 
 class HTTPConnection(AsyncHTTPSConnection):
-    """kombu's, whose requests come to an end."""
+    """kombu's, whose requests come to an end, and trust the authorities that boto3 does."""
 
     def getrequest(self) -> Any:
         # kombu tells curl nothing of its time limit (celery/kombu#2488): a poll whose connection went dead would be the
         # queue's last.
         request = super().getrequest()
-        request.on_prepare = promise(self._limit)
+        request.on_prepare = promise(self._prepare)
+        # As bytes: pycurl takes text for ASCII, so that no poll would work where the folder of the installation has any
+        # other letter in its name. And the authorities that boto3 would trust, since the two must not differ.
+        request.ca_certs = os.fsencode(os.environ.get("AWS_CA_BUNDLE") or request.ca_certs)
         return request
 
-    def _limit(self, curl: Any) -> None:
-        curl.setopt(pycurl.CONNECTTIMEOUT, CLIENT_CONFIG["connect_timeout"])
+    def _prepare(self, curl: Any) -> None:
+        curl.setopt(pycurl.CONNECTTIMEOUT, aws.DEFAULTS["connect_timeout"])
         curl.setopt(pycurl.TIMEOUT, math.ceil(self.timeout))
 
 
@@ -74,7 +78,7 @@ class AsyncConnection(AsyncSQSConnection):
 
     def get_http_connection(self) -> AsyncHTTPSConnection:
         # kombu allows every request 20 s, just when the longest long poll answers.
-        return HTTPConnection(timeout=CLIENT_CONFIG["read_timeout"], http_client=self._httpclient)
+        return HTTPConnection(timeout=aws.DEFAULTS["read_timeout"], http_client=self._httpclient)
 
     def _on_list_ready(self, parent: Any, markers: Any, operation: str, response: Any) -> Any:
         # kombu raises on 4xx, which throttling and a token that has just run out are, into the event loop: that logs
@@ -107,22 +111,35 @@ class Channel(SQS.Channel):
         self._received_s = float("-inf")
 
     @property
+    def region(self) -> str:
+        # kombu goes to its default region where boto3 finds none, and boto3 does not read AWS_REGION.
+        return aws.region()
+
+    @property
     def fanout(self) -> Fanout:
         if not self._fanout:
             self._fanout = Fanout(self)
         return self._fanout
 
-    def _new_boto_client(self, service: Any, region: Any, *credentials: Any, config: Any = None, **named: Any) -> Any:
+    def _new_boto_client(
+        self,
+        service: Any,
+        region: Any,
+        access_key_id: Any,
+        secret_access_key: Any,
+        session_token: Any = None,
+        config: Any = None,
+    ) -> Any:
         # boto3 clients are safe to share between threads and cost 30 ms and megabytes each; kombu makes one a channel.
         if config is not None:  # made for one use, with credentials that will have run out at the next
-            return super()._new_boto_client(service, region, *credentials, config=config, **named)
+            credentials = (access_key_id, secret_access_key, session_token)
+            return aws.client(service, endpoint=self.endpoint_url, credentials=credentials, extra=config)
         key = (os.getpid(), service, region, self.endpoint_url)
         # Events: the loop that acknowledges tasks must not wait long for them.
-        config = QUICK_CONFIG if service == "sns" else None
+        limits = QUICK if service == "sns" else {}
         with self._clients_lock:
             if key not in self._clients:
-                made = super()._new_boto_client(service, region, *credentials, config=config, **named)
-                self._clients[key] = whole_answers(made)
+                self._clients[key] = aws.client(service, endpoint=self.endpoint_url, **limits)
             return self._clients[key]
 
     def _update_queue_cache(self, queue_name_prefix: str) -> None:

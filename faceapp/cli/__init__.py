@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import fields
 
 import click
@@ -16,17 +17,21 @@ from faceapp.cli.people import people, recognize
 from faceapp.cli.services import flower, scaler, up, web, worker
 from faceapp.cli.simulate import simulate
 from faceapp.cli.status import status
-from faceapp.config import Settings, settings
+from faceapp.config import Settings, settings, strange
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(__version__)
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """An elastic face recognition service.
 
     'faceapp up' runs all of it on this machine; the other commands run or ask one part. 'faceapp settings' lists the
     FACEAPP_* variables that set it up.
     """
+    if context.invoked_subcommand not in LOGGED:
+        for clause in strange(os.environ).values():
+            click.echo(f"Warning: {clause}: it is passed over.", err=True)
 
 
 @main.command("settings")
@@ -41,5 +46,7 @@ def list_settings() -> None:
 
 
 services = (up, web, worker, flower, scaler)
+LOGGED = {each.name for each in (web, worker, flower, scaler)}
+"""Commands that say in their log what others say here."""
 for command in (*services, people, recognize, simulate, status, dead_letters, keys, deploy, bench):
     main.add_command(command)

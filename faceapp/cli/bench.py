@@ -8,7 +8,6 @@ from typing import Any
 import click
 
 from faceapp.cli.common import FOLDER, URL
-from faceapp.config import settings
 
 
 @click.group()
@@ -28,7 +27,7 @@ def bench() -> None:
 @click.option("--limit", type=click.FloatRange(0.1), default=1800, show_default=True, help="Seconds for a run.")
 @click.option("--failures", type=click.IntRange(1), default=100, show_default=True, help="So many, and it stops.")
 @click.option("--retry", is_flag=True, help="Come again when told so (503), after Retry-After.")
-@click.option("--key", help="The API key to send.  [default: FACEAPP_API_KEY]")
+@click.option("--key", help="The API key to send.  [default: FACEAPP_API_KEY, or that of 'faceapp up' at URL]")
 @click.option("--plot", type=FOLDER, metavar="FILE.png", help="Draw the last run into this file.")
 @click.option("--json", "json_file", type=FOLDER, metavar="FILE", help="Write the numbers into this file.")
 def load(url: str, images: Path, concurrency: int, photos: int | None, key: str | None, **options: Any) -> None:
@@ -46,8 +45,9 @@ def load(url: str, images: Path, concurrency: int, photos: int | None, key: str 
     Ctrl-C shows what came until then. The exit status is 1 unless every photo got its own, right answer.
     """
     from faceapp.bench.command import Command, run
+    from faceapp.credential import key_for
 
-    key = settings().api_key if key is None else key
+    key = key_for(url) if key is None else key
     if not run(
         Command(url=url, images=images, concurrency=concurrency, photos=photos or concurrency, key=key, **options)
     ):

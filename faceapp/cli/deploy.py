@@ -33,18 +33,23 @@ OPTIONS_OF_PARAMETERS = {
 def on_target(command: Callable[..., None]) -> Callable[..., None]:
     """The options of every deploy command; it gets the AWS that is meant as `target`."""
 
-    @click.option("--prefix", metavar="NAME", help="The stack's name.  [default: FACEAPP_PREFIX, or faceapp]")
+    @click.option(
+        "--prefix", metavar="NAME", help="What every name begins with.  [default: FACEAPP_PREFIX, or faceapp]"
+    )
+    @click.option("--stack", metavar="NAME", help="The stack's name.  [default: FACEAPP_STACK, or the prefix]")
     @click.option("--region", metavar="REGION", help="AWS's region.  [default: as boto3 finds it]")
     @click.option("--endpoint-url", "endpoint", metavar="URL", help="Where AWS answers, such as an embedded one.")
     @wraps(command)
-    def connected(*, prefix: str | None, region: str | None, endpoint: str | None, **options: Any) -> None:
+    def connected(
+        *, prefix: str | None, stack: str | None, region: str | None, endpoint: str | None, **options: Any
+    ) -> None:
         from botocore.exceptions import BotoCoreError, ClientError
 
         from faceapp.deploy.target import connect
         from faceapp.errors import DeployError
 
         try:
-            command(target=connect(prefix=prefix, endpoint=endpoint, region=region), **options)
+            command(target=connect(prefix=prefix, stack=stack, endpoint=endpoint, region=region), **options)
         except (BotoCoreError, ClientError) as error:
             raise DeployError(f"AWS refuses: {error}") from error
 
@@ -85,7 +90,7 @@ def parameters(command: Callable[..., None]) -> Callable[..., None]:
             asked = {**asked, **{name: asked[name] or found for name in ("WorkerImage", "WebImage")}}
         asked |= choices.named(more)
         stack = changes.find_stack(target)
-        changes.check_ours(stack, target.prefix)
+        changes.check_ours(stack, target)
         command(target=target, wanted=choices.wanted(asked, settings, changes.parameters_of(stack)), **options)
 
     return chosen
@@ -149,7 +154,7 @@ def apply(target: Any, wanted: dict[str, str], yes: bool) -> None:
     except KeyboardInterrupt:
         click.echo("CloudFormation goes on with it: 'faceapp deploy status' shows how far it is.", err=True)
         raise
-    click.echo(f"The stack {target.prefix} is as planned.")
+    click.echo(f"The stack {target.stack} is as planned.")
     if url := outputs(target).get("Url"):
         click.echo(f"When the web-instance has booted: {url}  ('faceapp deploy open')")
 

@@ -18,7 +18,7 @@ def people(context: click.Context, url: str) -> None:
     """Enrol, list and forget people."""
     from faceapp.client import Client
 
-    context.obj = Client(url, key=settings().api_key)
+    context.obj = Client(url)
 
 
 @people.command("list")
@@ -133,6 +133,6 @@ def recognize(photos: tuple[Path, ...], url: str, local: bool, gallery: Path | N
         return
     from faceapp.client import Client
 
-    client = Client(url, key=settings().api_key)
+    client = Client(url)
     for photo in photos:
         click.echo(client.recognise(photo))

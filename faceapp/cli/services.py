@@ -33,6 +33,7 @@ def web() -> None:
     from faceapp import logs, tracing
     from faceapp.http.server import serve
 
+    _check()
     logs.configure(settings(), service="faceapp-web")
     tracing.enabled()
     serve(settings())
@@ -42,7 +43,7 @@ def web() -> None:
 @click.argument("celery_options", nargs=-1, type=click.UNPROCESSED)
 def worker(celery_options: tuple[str, ...]) -> None:
     """Run a worker; CELERY_OPTIONS are those of 'celery -A faceapp.tasks worker'."""
-    settings()
+    _check()
     os.execv(sys.executable, [sys.executable, "-m", "celery", "-A", "faceapp.tasks", "worker", *celery_options])
 
 
@@ -50,7 +51,7 @@ def worker(celery_options: tuple[str, ...]) -> None:
 @click.argument("flower_options", nargs=-1, type=click.UNPROCESSED)
 def flower(flower_options: tuple[str, ...]) -> None:
     """Run Flower; FLOWER_OPTIONS are those of 'celery -A faceapp.tasks flower'."""
-    settings()
+    _check()
     os.execv(sys.executable, [sys.executable, "-m", "celery", "-A", "faceapp.tasks", "flower", *flower_options])
 
 
@@ -61,6 +62,15 @@ def scaler(dry_run: bool) -> None:
     from faceapp import logs, tracing
     from faceapp.scaler import run
 
+    _check()
     logs.configure(settings(), service="faceapp-scaler")
     tracing.load("faceapp-scaler")
     run(settings(), dry_run=dry_run)
+
+
+def _check() -> None:
+    """Raises ConfigError now, with its sentence, for what each part of the service would come to later."""
+    from faceapp import aws
+
+    settings()
+    aws.region()

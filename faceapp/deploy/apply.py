@@ -50,7 +50,7 @@ def execute(target: Target, plan: Plan, *, tell: Callable[[Event], None]) -> Non
     try:
         client.execute_change_set(ChangeSetName=plan.change_set)
     except ClientError as error:
-        raise DeployError(f"The stack {target.prefix} could not be applied: {error}") from error
+        raise DeployError(f"The stack {target.stack} could not be applied: {error}") from error
     follow(target, plan.stack_id, seen=seen, tell=tell)
     if not target.embedded:
         protect(target, wanted=True)
@@ -69,13 +69,13 @@ def follow(target: Target, stack_id: str, *, seen: set[str], tell: Callable[[Eve
         for event in _new(client, stack_id, seen):
             tell(event)
             causes += [event] if event.cause else []
-            told |= {event.status} if event.name == target.prefix else set()
+            told |= {event.status} if event.name == target.stack else set()
         # A final state of which no event tells is that of before: CloudFormation takes a moment to begin.
         if state in told and state.endswith(("_COMPLETE", "_FAILED")):
             break
         if time.monotonic() > deadline_s:
             raise DeployError(
-                f"The stack {target.prefix} is still {state} after {TIMEOUT_S // 60} minutes: CloudFormation goes on, "
+                f"The stack {target.stack} is still {state} after {TIMEOUT_S // 60} minutes: CloudFormation goes on, "
                 "'faceapp deploy status' shows it."
             )
         time.sleep(POLL_S)
@@ -83,14 +83,14 @@ def follow(target: Target, stack_id: str, *, seen: set[str], tell: Callable[[Eve
         reason = (
             f"{causes[0].name}: {causes[0].reason}" if causes else stack.get("StackStatusReason", "no reason given")
         )
-        raise DeployError(f"The stack {target.prefix} is {state}. First reason: {reason}{_aftermath(state)}")
+        raise DeployError(f"The stack {target.stack} is {state}. First reason: {reason}{_aftermath(state)}")
 
 
 def protect(target: Target, *, wanted: bool) -> None:
     """Switch the stack's protection from being deleted. Raises DeployError."""
     try:
         target.client("cloudformation").update_termination_protection(
-            EnableTerminationProtection=wanted, StackName=target.prefix
+            EnableTerminationProtection=wanted, StackName=target.stack
         )
     except ClientError as error:
         raise DeployError(f"The stack's protection cannot be switched: {error}") from error
@@ -105,7 +105,7 @@ def outputs(target: Target) -> dict[str, str]:
 def last_events(target: Target, count: int) -> list[tuple[Any, Event]]:
     """The last ones, newest last, with their times."""
     with suppress(ClientError):
-        page = target.client("cloudformation").describe_stack_events(StackName=target.prefix)["StackEvents"]
+        page = target.client("cloudformation").describe_stack_events(StackName=target.stack)["StackEvents"]
         return [(each["Timestamp"], _event(each)) for each in reversed(page[:count])]
     return []
 

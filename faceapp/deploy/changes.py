@@ -86,13 +86,11 @@ class Plan:
 def find_stack(target: Target) -> dict[str, Any] | None:
     """The stack of that name, as CloudFormation describes it; None when there is none. Raises DeployError."""
     try:
-        stacks: list[dict[str, Any]] = target.client("cloudformation").describe_stacks(StackName=target.prefix)[
-            "Stacks"
-        ]
+        stacks: list[dict[str, Any]] = target.client("cloudformation").describe_stacks(StackName=target.stack)["Stacks"]
     except ClientError as error:
         if "does not exist" in str(error):
             return None
-        raise DeployError(f"CloudFormation does not say what the stack {target.prefix} is: {error}") from error
+        raise DeployError(f"CloudFormation does not say what the stack {target.stack} is: {error}") from error
     return stacks[0]
 
 
@@ -102,16 +100,16 @@ def parameters_of(stack: Mapping[str, Any] | None) -> dict[str, str]:
     return {each["ParameterKey"]: each.get("ParameterValue", "") for each in given}
 
 
-def check_ours(stack: Mapping[str, Any] | None, prefix: str) -> None:
+def check_ours(stack: Mapping[str, Any] | None, target: Target) -> None:
     """Raises DeployError when the stack was not made by these commands or `faceapp up`."""
     # A plan of ours that was interrupted has left it, and such a stack has neither tags nor resources.
     if not stack or stack["StackStatus"] == "REVIEW_IN_PROGRESS":
         return
     tags = {each["Key"]: each["Value"] for each in stack.get("Tags", ())}
-    if tags.get(STACK) != prefix:
+    if tags.get(STACK) != target.prefix:
         raise DeployError(
-            f"There is a stack {prefix}, and it is not one of faceapp's (it has no tag {STACK}={prefix}): choose "
-            "another name with --prefix."
+            f"There is a stack {target.stack}, and it is not one of faceapp's (it has no tag {STACK}={target.prefix}): "
+            "choose another name with --prefix or --stack."
         )
 
 
@@ -137,7 +135,7 @@ def make(target: Target, wanted: Mapping[str, str]) -> Plan:
     """
     client = target.client("cloudformation")
     stack = find_stack(target)
-    check_ours(stack, target.prefix)
+    check_ours(stack, target)
     check_state(stack)
     if stack and stack["StackStatus"] == "REVIEW_IN_PROGRESS":
         check_own_plans(target)
@@ -156,7 +154,7 @@ def make(target: Target, wanted: Mapping[str, str]) -> Plan:
         arguments["ImportExistingResources"] = True
     try:
         answer = client.create_change_set(
-            StackName=target.prefix,
+            StackName=target.stack,
             ChangeSetName=f"{CHANGE_SET}{time.time_ns()}",
             ChangeSetType=kind,
             TemplateBody=body(),
@@ -205,13 +203,13 @@ def discard(target: Target, plan: Plan) -> None:
 
 def check_own_plans(target: Target) -> None:
     """Raises DeployError when somebody else reviews a change set for a stack of this name."""
-    client, prefix = target.client("cloudformation"), target.prefix
-    for page in client.get_paginator("list_change_sets").paginate(StackName=prefix):
+    client, stack = target.client("cloudformation"), target.stack
+    for page in client.get_paginator("list_change_sets").paginate(StackName=stack):
         for each in page["Summaries"]:
-            if each["StackName"] == prefix and not each["ChangeSetName"].startswith(CHANGE_SET):
+            if each["StackName"] == stack and not each["ChangeSetName"].startswith(CHANGE_SET):
                 raise DeployError(
-                    f"Somebody plans a stack {prefix} that is not faceapp's (change set {each['ChangeSetName']}): "
-                    "choose another name with --prefix."
+                    f"Somebody plans a stack {stack} that is not faceapp's (change set {each['ChangeSetName']}): "
+                    "choose another name with --prefix or --stack."
                 )
 
 

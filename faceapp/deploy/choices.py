@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from faceapp.config import Settings
+from faceapp.config import Settings, strange
 from faceapp.deploy import template
 from faceapp.errors import ConfigError
 from faceapp.stack import VISIBILITY_MARGIN_S
@@ -27,6 +27,7 @@ PARAMETERS_OF_SETTINGS = {
 SETTINGS_OF_PARAMETERS = {parameter: setting for setting, parameter in PARAMETERS_OF_SETTINGS.items()}
 NOT_SET_HERE = {
     "FACEAPP_PREFIX": "the prefix is given by --prefix",
+    "FACEAPP_STACK": "the stack's name is given by --stack",
     "FACEAPP_WEB_HOST": "it follows from --port",
     "FACEAPP_WEB_PORT": "it follows from --port",
     "FACEAPP_AWS_PORT": "it is for 'faceapp up' only",
@@ -72,6 +73,9 @@ def _pairs(settings: Iterable[str]) -> Iterable[tuple[str, str]]:
         name, equals, value = each.partition("=")
         if not equals:
             raise ConfigError(f"--set {each} is no setting: it takes FACEAPP_NAME=value")
+        # What is typed here is meant; what an instance finds in its environment may be anybody's.
+        if unknown := strange({name: value}).get(name):
+            raise ConfigError(f"{unknown}: 'faceapp settings' lists them")
         if not VALUE.fullmatch(value):
             raise ConfigError(f"{name}={value!r} cannot be sent: no spaces, quotes, backslashes or dollar signs")
         yield name, value

@@ -62,7 +62,7 @@ class Inventory:
 def take_stock(target: Target) -> Inventory:
     """Look at everything. Raises DeployError, also for a stack that is not ours or that another one needs."""
     stack = find_stack(target)
-    check_ours(stack, target.prefix)
+    check_ours(stack, target)
     try:
         if stack and stack["StackStatus"] == "REVIEW_IN_PROGRESS":
             check_own_plans(target)
@@ -161,13 +161,13 @@ def _delete_stack(
     if not target.embedded:
         apply.protect(target, wanted=False)
     seen = apply.seen_events(client, found.stack_id)
-    say(f"deleting the stack {target.prefix}")
+    say(f"deleting the stack {target.stack}")
     client.delete_stack(StackName=found.stack_id)
     apply.follow(target, found.stack_id, seen=seen, tell=tell)
 
 
 def _resources(target: Target) -> list[dict[str, Any]]:
-    pages = target.client("cloudformation").get_paginator("list_stack_resources").paginate(StackName=target.prefix)
+    pages = target.client("cloudformation").get_paginator("list_stack_resources").paginate(StackName=target.stack)
     return [
         each
         for page in pages

@@ -12,6 +12,7 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from faceapp.broker.clients import queue_urls
 from faceapp.broker.temporary import TAG as TEMPORARY
 from faceapp.deploy.target import Target
 from faceapp.errors import DeployError
@@ -173,7 +174,7 @@ def _roles(target: Target) -> Iterator[Thing]:
 
 def _network(target: Target) -> Iterator[Thing]:
     ec2 = target.client("ec2")
-    filters = [{"Name": "tag:aws:cloudformation:stack-name", "Values": [target.prefix]}]
+    filters = [{"Name": "tag:aws:cloudformation:stack-name", "Values": [target.stack]}]
     for each in ec2.describe_security_groups(Filters=filters)["SecurityGroups"]:
         yield Thing(kind="security group", id=each["GroupId"], words=each["GroupName"])
     for each in ec2.describe_addresses(Filters=_tagged(target))["Addresses"]:
@@ -207,16 +208,18 @@ def _tagged(target: Target) -> list[dict[str, Any]]:
 
 
 def _queues(target: Target) -> Iterator[tuple[str, str]]:
-    pages = target.client("sqs").get_paginator("list_queues").paginate(QueueNamePrefix=f"{target.prefix}-")
-    for page in pages:
-        yield from ((url.rpartition("/")[2], url) for url in page.get("QueueUrls", ()))
+    for url in queue_urls(target.client("sqs"), f"{target.prefix}-"):
+        yield url.rpartition("/")[2], url
 
 
 def _longer_prefixes(target: Target) -> tuple[str, ...]:
-    """The beginnings of other stacks' names, where they begin like this one's."""
+    """The beginnings of other stacks' queues' names, where they begin like this one's."""
     found = []
     for page in target.client("cloudformation").get_paginator("describe_stacks").paginate():
         for each in page["Stacks"]:
-            if each["StackName"].startswith(f"{target.prefix}-"):
-                found.append(f"{each['StackName']}-")
+            parameters = {one["ParameterKey"]: one["ParameterValue"] for one in each.get("Parameters", ())}
+            # A stack that is not one of faceapp's may name its queues after itself, too.
+            prefix = parameters.get("Prefix") or each["StackName"]
+            if prefix.startswith(f"{target.prefix}-"):
+                found.append(f"{prefix}-")
     return tuple(found)

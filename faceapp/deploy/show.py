@@ -122,7 +122,7 @@ def _dollars(amount: float) -> str:
 def inventory(found: Inventory, target: Target, *, with_gallery: bool, with_images: bool) -> RenderableType:
     """What destroy would delete, and what it would keep."""
     state = (
-        f"the stack {target.prefix} ({found.state}, {counted(found.resources, 'resource')})" if found.stack_id else ""
+        f"the stack {target.stack} ({found.state}, {counted(found.resources, 'resource')})" if found.stack_id else ""
     )
     lines = [Text(f"{target.prefix} on {target}"), Text("This would be deleted for good:", style="bold")]
     goes = [state] if state else []

@@ -37,9 +37,9 @@ class Status:
 def ask(target: Target) -> Status:
     """Raises DeployError when there is no such stack, or it is not ours."""
     stack = find_stack(target)
-    check_ours(stack, target.prefix)
+    check_ours(stack, target)
     if stack is None:
-        raise DeployError(f"There is no stack {target.prefix} on {target}: 'faceapp deploy apply' makes it.")
+        raise DeployError(f"There is no stack {target.stack} on {target}: 'faceapp deploy apply' makes it.")
     defaults = template.parameters()
     chosen = {name: value for name, value in parameters_of(stack).items() if defaults.get(name) != value}
     return Status(

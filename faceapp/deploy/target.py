@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
 
-import boto3
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from faceapp import aws, credential
 from faceapp.config import Settings
 from faceapp.errors import ConfigError, DeployError
 
-EMBEDDED_REGION = "us-east-1"
-CONFIG: Any = Config(connect_timeout=10, read_timeout=60, retries={"mode": "standard", "total_max_attempts": 5})
+LIMITS: dict[str, Any] = {
+    "connect_timeout": 10,
+    "read_timeout": 60,
+    "retries": {"mode": "standard", "total_max_attempts": 5},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """An AWS account in a region, and the prefix, which is the stack's name."""
+    """An AWS account in a region, and the stack that is meant there."""
 
     settings: Settings
     region: str
@@ -32,12 +33,18 @@ class Target:
 
     @property
     def prefix(self) -> str:
+        """What the names of all that the stack has begin with, and the value of its tags."""
         return self.settings.prefix
+
+    @property
+    def stack(self) -> str:
+        """The name that CloudFormation has for it."""
+        return self.settings.stack_name
 
     @property
     def embedded(self) -> bool:
         """Whether this is an AWS on this machine, where nothing is billed and nothing can be lost."""
-        return is_loopback(self.endpoint)
+        return aws.is_loopback(self.endpoint)
 
     def __str__(self) -> str:
         where = f" at {self.endpoint}" if self.endpoint else ""
@@ -50,31 +57,33 @@ class Target:
     def client(self, service: str) -> Any:
         """A boto3 client; the same one each time."""
         if service not in self._clients:
-            session: Any = boto3.Session()
-            self._clients[service] = session.client(service, config=CONFIG)
+            self._clients[service] = aws.client(service, **LIMITS)
         return self._clients[service]
 
 
-def connect(*, prefix: str | None = None, endpoint: str | None = None, region: str | None = None) -> Target:
+def connect(
+    *, prefix: str | None = None, stack: str | None = None, endpoint: str | None = None, region: str | None = None
+) -> Target:
     """Point this process's AWS variables at the AWS that is meant, and ask it who we are there.
 
-    What is not given is what boto3 and FACEAPP_PREFIX find. An endpoint on this machine gets credentials that are good
-    for nothing, so that no mistake here can reach an account. Raises ConfigError and DeployError.
+    What is not given is what boto3, FACEAPP_PREFIX and FACEAPP_STACK find. An endpoint on this machine gets the
+    credential of the start that answers there, so that no mistake here can reach an account. Raises ConfigError and
+    DeployError.
     """
     endpoint = endpoint or os.environ.get("AWS_ENDPOINT_URL", "")
     if endpoint and urlsplit(endpoint).scheme not in ("http", "https"):
         raise ConfigError(f"--endpoint-url {endpoint} is no URL: it takes one like http://127.0.0.1:4566")
-    if is_loopback(endpoint):
-        _forget_the_account()
+    if aws.is_loopback(endpoint):
+        _forget_the_account(endpoint)
     if endpoint:
         os.environ["AWS_ENDPOINT_URL"] = endpoint
-    if region := region or _region(endpoint):
-        os.environ["AWS_REGION"] = os.environ["AWS_DEFAULT_REGION"] = region
+    region = region or aws.region()
+    os.environ["AWS_REGION"] = os.environ["AWS_DEFAULT_REGION"] = region
     if prefix:
         os.environ["FACEAPP_PREFIX"] = prefix
+    if stack:
+        os.environ["FACEAPP_STACK"] = stack
     settings = Settings.from_environ(os.environ)
-    if not region:
-        raise ConfigError("Say in which region: --region, AWS_REGION, or a region in the profile.")
     target = Target(settings=settings, region=region, account="", endpoint=endpoint)
     try:
         return replace(target, account=str(target.client("sts").get_caller_identity()["Account"]))
@@ -82,30 +91,11 @@ def connect(*, prefix: str | None = None, endpoint: str | None = None, region: s
         raise DeployError(f"AWS does not let us in (region {region}): {error}") from error
 
 
-def is_loopback(endpoint: str) -> bool:
-    """Whether the URL's host is this machine."""
-    host = urlsplit(endpoint).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _region(endpoint: str) -> str:
-    """AWS_REGION (which boto3 does not read), then what boto3 finds."""
-    found = os.environ.get("AWS_REGION")
-    try:
-        return found or boto3.Session().region_name or (EMBEDDED_REGION if is_loopback(endpoint) else "")
-    except BotoCoreError as error:
-        raise ConfigError(f"The AWS profile cannot be used: {error}") from error
-
-
-def _forget_the_account() -> None:
+def _forget_the_account(endpoint: str) -> None:
     for name in [each for each in os.environ if each.startswith("AWS_") and "REGION" not in each]:
         del os.environ[name]
     os.environ.update(
-        AWS_ACCESS_KEY_ID="local",
-        AWS_SECRET_ACCESS_KEY="local",  # nosec B106 # the embedded AWS takes any
+        credential.aws_keys(credential.local_key_for(endpoint)),
         AWS_CONFIG_FILE=os.devnull,
         AWS_SHARED_CREDENTIALS_FILE=os.devnull,
         AWS_EC2_METADATA_DISABLED="true",

@@ -25,6 +25,8 @@ def take_over(settings: Settings) -> None:
         return
     options = command.options
     options.address, options.port = settings.flower_host, settings.flower_port
+    if settings.flower_basic_auth:
+        options.basic_auth = [settings.flower_basic_auth]
     options.inspect_timeout = INSPECT_TIMEOUT_MS
     options.purge_offline_workers = PURGE_OFFLINE_S
     # Flower would tell every worker, every five seconds, to send events. Ours do anyway, and telling is billed.

@@ -21,11 +21,13 @@ from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPServerRequest
 from tornado.ioloop import IOLoop
 from tornado.netutil import bind_unix_socket
+from tornado.web import RequestHandler
 
 from faceapp import logs, queues
-from faceapp.broker.events import HEARTBEAT_S
 from faceapp.errors import ConfigError
 from faceapp.flower import guard, pages, results
+from faceapp.key_text import new_text
+from faceapp.pace import HEARTBEAT_S
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +117,11 @@ class Flower(flower.app.Flower):
             handlers = [flower.app.rewrite_handler(each, options.url_prefix) for each in handlers]
         self.add_handlers(".*", handlers)
         self.results = results.Held()
+        self.guard: guard.Guard | None = None
+        self._own_key = ""
         if not guard.is_protected(options):
+            self._own_key = "" if capp.settings.local_key else new_text()
+            self.guard = guard.Guard(capp.settings.local_key or self._own_key, options)
             os.environ.setdefault("FLOWER_UNAUTHENTICATED_API", "true")
             self.add_transform(guard.OwnPagesOnly)
 
@@ -139,7 +145,16 @@ class Flower(flower.app.Flower):
         # Two Flowers on one machine each get every event.
         place = port or zlib.crc32(os.path.abspath(self.options.unix_socket).encode())
         self.events.place = f"{socket.gethostname().partition('.')[0]}-{place}"
+        if self._own_key:
+            self._say_key(port)
         return port
+
+    def _say_key(self, port: int | None) -> None:
+        """Where the key is, for whoever started this by hand. It goes to a terminal only, never into a log."""
+        if port and sys.stderr.isatty():
+            click.echo(f"Flower: http://{self.options.address}:{port}/?key={self._own_key}", err=True)
+        else:
+            logger.warning("Flower's pages need a key: set FACEAPP_LOCAL_KEY, or FACEAPP_FLOWER_BASIC_AUTH")
 
     def _listen(self) -> int | None:
         if self.options.unix_socket and not guard.is_protected(self.options):
@@ -150,11 +165,15 @@ class Flower(flower.app.Flower):
         return port
 
     def find_handler(self, request: HTTPServerRequest, **named: Any) -> Any:
-        """The handler for `request`; one that refuses when it comes from elsewhere and nobody asks for a password."""
-        sentence = "" if guard.is_protected(self.options) else guard.refusal(request)
-        if sentence:
-            return self.get_handler_delegate(request, guard.Refuse, {"sentence": sentence})
+        """The handler for `request`; the guard's where that does not let it pass."""
+        if self.guard and (found := self.guard.instead(request)):
+            return self.get_handler_delegate(request, *found)
         return super().find_handler(request, **named)
+
+    def log_request(self, handler: RequestHandler) -> None:
+        """As ever, but for an address with the key in it."""
+        if not isinstance(handler, guard.Enter):
+            super().log_request(handler)
 
     @property
     def workers(self) -> Any:
@@ -176,6 +195,8 @@ def make(*, options: Any, capp: Any, **settings: Any) -> Flower:
     logs.configure(replace(own, log_level="DEBUG") if options.debug else own, service="faceapp-flower")
     # With no worker there is nobody to answer, which is no trouble here.
     logging.getLogger("flower.inspector").addFilter(lambda record: record.msg != UNANSWERED)
+    if any(each.startswith(("--basic-auth", "--basic_auth")) for each in sys.argv):
+        logger.warning("every user of this machine can read a password in 'ps': set FACEAPP_FLOWER_BASIC_AUTH instead")
     try:
         return Flower(options=options, capp=capp, **settings)
     except ConfigError as error:

@@ -1,20 +1,32 @@
-"""Who may use a Flower that asks for no password: programs and browsers of this machine, no page from elsewhere.
+"""Who may use a Flower that asks for no password: who is on this machine and has its start's credential.
 
-Flower's buttons stop workers. On the loopback they work without a password, so a page that the user happens to have
-open must not be able to press them: neither by sending requests to this port, nor by giving its own name our address.
+Flower's buttons stop workers and its pages show names. A page that the user happens to have open must not be able to
+press them, nor whoever comes through a proxy or a tunnel on this machine.
 """
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import ipaddress
 import socket
 from typing import Any
+from urllib.parse import urlencode
 
 from tornado.httputil import HTTPHeaders, HTTPServerRequest
 from tornado.web import OutputTransform, RequestHandler
 
+from faceapp.door import Reason, reason_against
 from faceapp.errors import ConfigError
-from faceapp.origins import is_cross_site, names_loopback
+from faceapp.key_text import FORM
+
+OPEN = ("/metrics", "/healthcheck")
+"""What needs no key, from this machine."""
+NOT_FROM_HERE = "This Flower asks for no password, so it answers this machine only."
+KEY_MISSING = (
+    "This Flower needs its key: open the address with ?key=... that 'faceapp up' (or Flower, started by hand) printed. "
+    "Programs send it as 'Authorization: Bearer <key>'."
+)
 
 
 def is_protected(options: Any) -> bool:
@@ -28,8 +40,8 @@ def check_address(options: Any) -> None:
         return
     where = options.address or "every address of this machine"
     raise ConfigError(
-        f"Flower on {where} would let anybody stop the workers: set --basic-auth=USER:PASSWORD or --auth, "
-        "or let it listen on 127.0.0.1."
+        f"Flower on {where} would let anybody stop the workers: set FACEAPP_FLOWER_BASIC_AUTH=USER:PASSWORD or "
+        "--auth, or let it listen on 127.0.0.1."
     )
 
 
@@ -42,16 +54,44 @@ def is_loopback(address: str) -> bool:
     return all(ipaddress.ip_address(str(each[4][0]).partition("%")[0]).is_loopback for each in found)
 
 
-def refusal(request: HTTPServerRequest) -> str:
-    """Why a request comes from elsewhere, as a sentence; nothing when it does not."""
-    if not names_loopback(request.host):
-        return "This Flower asks for no password, so it answers to 127.0.0.1 and localhost only."
-    if _is_link(request):
-        return ""
-    headers = request.headers
-    if is_cross_site(host=request.host, origin=headers.get("Origin"), fetch_site=headers.get("Sec-Fetch-Site")):
-        return "This Flower asks for no password, so other pages may not use it."
-    return ""
+class Guard:
+    """The door of a Flower that asks for no password: this machine's (faceapp.door), for who knows its `key`.
+
+    A browser brings the key once, in the link that `faceapp up` prints, and gets a cookie for it, good for this Flower
+    alone. A program sends `Authorization: Bearer <key>`. Numbers (OPEN) need no key.
+    """
+
+    def __init__(self, key: str, options: Any) -> None:
+        self._key, self._prefix = key, f"/{options.url_prefix.strip('/')}" if options.url_prefix else ""
+        self._has_peer = not options.unix_socket
+        # Browsers send a cookie to every port of a host.
+        self._cookie = f"faceapp-flower-{options.port}"
+        self._pass = hmac.digest(key.encode(), b"faceapp Flower's cookie", hashlib.sha256).hex()
+
+    def instead(self, request: HTTPServerRequest) -> tuple[type[RequestHandler], dict[str, Any]] | None:
+        """The handler and its arguments, for a request that may not pass or brings the key; None to let it pass."""
+        # The file of a Unix socket is its owner's.
+        peer = request.remote_ip if self._has_peer else "127.0.0.1"
+        reason = reason_against(peer=peer, version=request.version, headers=request.headers.get_all())
+        if reason and not (reason is Reason.PAGE and _is_link(request)):
+            return Refuse, {"status": 403, "sentence": f"{NOT_FROM_HERE} {reason.value}"}
+        given = request.query_arguments.get("key", [b""])[0].decode(errors="replace")
+        if request.method == "GET" and FORM.fullmatch(given) and _same(given, self._key):
+            return Enter, {"cookie": self._cookie, "value": self._pass}
+        if request.path.removeprefix(self._prefix) in OPEN or self._knows(request):
+            return None
+        return Refuse, {"status": 401, "sentence": KEY_MISSING}
+
+    def _knows(self, request: HTTPServerRequest) -> bool:
+        scheme, _, text = request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() == "bearer":
+            return _same(text.strip(), self._key)
+        cookie = request.cookies.get(self._cookie)
+        return cookie is not None and _same(cookie.value, self._pass)
+
+
+def _same(text: str, secret: str) -> bool:
+    return hmac.compare_digest(text.encode(errors="replace"), secret.encode())
 
 
 def _is_link(request: HTTPServerRequest) -> bool:
@@ -61,17 +101,36 @@ def _is_link(request: HTTPServerRequest) -> bool:
     return request.method == "GET" and navigates and "Origin" not in headers
 
 
-class Refuse(RequestHandler):
-    """Answers a request from elsewhere."""
+class Enter(RequestHandler):
+    """Takes the key out of the address: a cookie, and the same address without."""
 
-    def initialize(self, sentence: str) -> None:
-        self._sentence = sentence
+    def initialize(self, cookie: str, value: str) -> None:
+        self._cookie, self._value = cookie, value
+
+    def get(self, *_: Any) -> None:
+        self.set_cookie(self._cookie, self._value, httponly=True, samesite="Strict", path="/")
+        self.set_header("Cache-Control", "no-store")
+        self.set_header("Referrer-Policy", "no-referrer")
+        # Not what the request's path was: `//other.example` would lead elsewhere.
+        rest = [(name, value) for name, values in self.request.query_arguments.items() for value in values]
+        query = urlencode([each for each in rest if each[0] != "key"])
+        path = f"/{self.request.path.lstrip('/')}"
+        self.redirect(f"{path}?{query}" if query else path, status=303)
+
+
+class Refuse(RequestHandler):
+    """Answers a request that may not pass."""
+
+    def initialize(self, status: int, sentence: str) -> None:
+        self._status, self._sentence = status, sentence
 
     def check_xsrf_cookie(self) -> None:
         """Nothing happens here."""
 
     def prepare(self) -> None:
-        self.set_status(403)
+        self.set_status(self._status)
+        if self._status == 401:
+            self.set_header("WWW-Authenticate", 'Bearer realm="flower"')
         self.set_header("Content-Type", "text/plain; charset=UTF-8")
         self.finish(f"{self._sentence}\n")
 

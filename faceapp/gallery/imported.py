@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from faceapp.errors import GalleryMismatch
 from faceapp.gallery.formats import Vector, pack_vector
+from faceapp.gallery import names
 from faceapp.gallery.index import Gallery
 from faceapp.gallery.journal import note_enrolment
-from faceapp.gallery.people import KEY, PHOTO_ID_DIGITS, VECTORS, check_name, path_of
+from faceapp.gallery.people import KEY, PHOTO_ID_DIGITS, VECTORS, path_of
 from faceapp.storage import Storage
 
 
@@ -22,7 +23,7 @@ def import_vectors(storage: Storage, people: Iterable[tuple[str, NDArray[np.floa
     Raises InvalidName before anything is stored, GalleryMismatch while the gallery holds vectors of another model or
     dimension, which would never be compared with these, and StorageUnavailable.
     """
-    entries = [(check_name(name), descriptor) for name, descriptor in people]
+    entries = [(names.clean(name), descriptor) for name, descriptor in people]
     if not entries:
         return 0
     _check_model(storage, model, dimension=len(entries[0][1]))

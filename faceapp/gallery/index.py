@@ -15,6 +15,7 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from faceapp import images
 from faceapp.errors import GalleryMismatch, StorageUnavailable
 from faceapp.gallery.formats import Snapshot, Vector, pack_snapshot, pack_vector, unpack_snapshot, unpack_vector
 from faceapp.gallery.journal import VERSION, note_enrolment, read_journal
@@ -95,7 +96,7 @@ class Gallery:
                 f"Another model than {self._model} described {len(foreign)} of the gallery's photos: enrol those again."
             )
         for _ in range(ENROL_ATTEMPTS):
-            self._storage.put_gallery(PHOTOS + path, photo)
+            self._storage.put_gallery(PHOTOS + path, photo, content_type=images.media_type(photo))
             self._storage.put_gallery(VECTORS + path, vector)
             if self._storage.gallery_etag(PHOTOS + path) is not None:
                 note_enrolment(self._storage, name)
@@ -103,7 +104,7 @@ class Gallery:
                 return photo_id
             # Somebody forgot the person between the two: take back the vector, which has no photo any more.
             self._storage.delete_gallery([VECTORS + path])
-        raise StorageUnavailable(f"{name!r} is being forgotten at this moment: try again.")
+        raise StorageUnavailable("This person is being forgotten at this moment: try again.")
 
     def search(
         self, descriptor: ArrayLike, *, low_resolution: bool = False, threshold: float, candidates: int = 5
@@ -202,10 +203,12 @@ class Gallery:
             return self._table, True
         try:
             snapshot = unpack_snapshot(found.data)
-            if snapshot.model != self._model or snapshot.rows.shape[2] != self._dimension:
-                raise ValueError(f"the model {snapshot.model} made it")
-        except ValueError as error:
-            logger.warning("the gallery's snapshot cannot be used: %s", error)
+        except ValueError:
+            # No more than that: what a damaged one holds may be names.
+            logger.warning("the gallery's snapshot is damaged: it is written anew")
+            return self._table, True
+        if snapshot.model != self._model or snapshot.rows.shape[2] != self._dimension:
+            logger.warning("the gallery's snapshot is another model's: it is written anew")
             return self._table, True
         table = Table(snapshot.keys, snapshot.etags, snapshot.rows)
         # Somebody was forgotten while it was written, by a worker that was killed before it could take it back.
@@ -227,8 +230,10 @@ class Gallery:
                     continue  # forgotten since it was listed
                 try:
                     vector = unpack_vector(found.data)
-                except ValueError as error:
-                    logger.warning("%s is skipped: %s", key, error)
+                except ValueError:
+                    # Its key has the person's name, and what it holds instead may have others'.
+                    photo_id = key.rpartition("/")[2]
+                    logger.warning("the photo %s is skipped: its vector is damaged", photo_id)
                     skipped[key] = (found.etag, False)
                     continue
                 if vector.model == self._model and vector.rows.shape[1] == self._dimension:

@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 from urllib.parse import quote, unquote
 
+from faceapp import images
 from faceapp.errors import InvalidName, NotFound, PersonNotFound
 from faceapp.gallery.journal import note_change
 from faceapp.schema import NO_FACE, UNKNOWN
@@ -28,6 +29,14 @@ class Person:
 
     name: str
     photos: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnrolledPhoto:
+    """A photo's bytes with their media type."""
+
+    data: bytes
+    content_type: str
 
 
 class People:
@@ -55,13 +64,17 @@ class People:
             raise PersonNotFound(f"Nobody with the name {name!r} is enrolled.")
         return photo_ids
 
-    def photo(self, name: str, photo_id: str) -> bytes:
+    def photo(self, name: str, photo_id: str) -> EnrolledPhoto:
         """The photo as it was enrolled. Raises NotFound."""
         name = check_name(name)
         found = self._storage.get_gallery(PHOTOS + path_of(name, check_photo_id(photo_id)))
         if found is None:
             raise NotFound(f"{name!r} has no photo {photo_id}.")
-        return found.data
+        content_type = found.content_type
+        # Photos that older versions enrolled were stored without it.
+        if not content_type.startswith("image/"):
+            content_type = images.media_type(found.data)
+        return EnrolledPhoto(data=found.data, content_type=content_type)
 
     def forget(self, name: str) -> None:
         """Remove the person's vectors and photos from every object. Raises PersonNotFound."""

@@ -12,7 +12,7 @@ import flask
 
 from faceapp.errors import FaceappError, RecognitionExpired, RecognitionNotFound, RecognitionTimeout, by_code
 from faceapp.gallery import check_name
-from faceapp.http import dispatch, uploads
+from faceapp.http import dispatch, slashes, uploads
 from faceapp.http.dispatch import Ticket
 from faceapp.http.problems import Problem
 from faceapp.http.uploads import Refusal, Upload
@@ -21,8 +21,9 @@ from faceapp.schema import Failure, PhotoFailure, Recognition
 PENDING = "pending"
 RETRY_AFTER_S = 2
 PHOTO_FIELD = "photo"
+PREFER_CHARACTERS = 1000
 
-blueprint = flask.Blueprint("api", __name__, url_prefix="/v1")
+blueprint = slashes.Blueprint("api", __name__, url_prefix="/v1")
 
 
 @blueprint.post("/recognitions")
@@ -130,10 +131,8 @@ def forget(name: str) -> tuple[str, int]:
 @blueprint.get("/people/<name>/photos/<photo_id>")
 def photo(name: str, photo_id: str) -> flask.Response:
     """A photo as it was enrolled."""
-    service = dispatch.current()
-    data = service.people.photo(name, photo_id)
-    limits = {"max_pixels": service.settings.photo_max_pixels, "max_side_px": service.settings.photo_max_side_px}
-    answer = flask.Response(data, mimetype=uploads.content_type(data, **limits))
+    found = dispatch.current().people.photo(name, photo_id)
+    answer = flask.Response(found.data, mimetype=found.content_type)
     # The id is the content's hash; but the photo may be forgotten, so a cache has to ask.
     answer.set_etag(photo_id)
     answer.cache_control.no_cache = True
@@ -150,8 +149,11 @@ def forget_photo(name: str, photo_id: str) -> tuple[str, int]:
 
 
 def preferred_wait_s(headers: Sequence[str], *, most_s: float) -> float:
-    """Seconds that `Prefer: wait=N` (RFC 7240) asks for, at most `most_s`; 0 without, or with `respond-async`."""
-    preferences = [preference.strip().lower() for header in headers for preference in header.split(",")]
+    """Seconds that `Prefer: wait=N` (RFC 7240) asks for, at most `most_s`; 0 without, or with `respond-async`.
+
+    Only the first PREFER_CHARACTERS are read.
+    """
+    preferences = [each.strip().lower() for each in ",".join(headers)[:PREFER_CHARACTERS].split(",")]
     if "respond-async" in preferences:
         return 0.0
     for preference in preferences:

@@ -1,12 +1,12 @@
 """Who may do what: API keys, their roles and their rates, and requests that another site's page is behind.
 
-Looked at before anything of a request's body. A request needs no key if it comes from this machine itself: from a peer
-on the loopback, to one of the loopback's own names, without a proxy's header (nginx on the web-instance adds one to
-every request, so all of those need a key). `FACEAPP_WEB_AUTH` can also let `POST /` be everybody's (`classic`), or ask
-everybody for a key (`always`).
+Looked at before anything of a request's body. Everything under /v1 needs a key, also on this machine: a proxy or a
+tunnel that adds no header cannot be told from a program here. `faceapp up` makes an admin's key at each start and hands
+it to the page and the commands (FACEAPP_LOCAL_KEY). `POST /` needs none from this machine (faceapp.door says what that
+is); `FACEAPP_WEB_AUTH` can open it to programs anywhere (`classic`), or to nobody (`always`).
 
 Browsers send no header of ours by themselves and this service sets no cookies, so no other page can use somebody's key.
-What needs none is refused when a browser says that another site's page asks (see faceapp.origins).
+What needs none is refused when a browser says that another site's page asks.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ import flask
 
 from faceapp import logs
 from faceapp.config import Settings
+from faceapp.door import Reason, is_other_page, reason_against
 from faceapp.errors import CrossSite, KeyInvalid, RateLimited, RoleMissing, Unauthorized
 from faceapp.http.problems import Problem
-from faceapp.keys import ADMIN, ENROL, RECOGNISE, Key, Keyring
-from faceapp.origins import address_of, came_by_proxy, is_cross_site, names_loopback
+from faceapp.keys import ADMIN, ENROL, RECOGNISE, Key, Keyring, owned
+from faceapp.keys import ROLES as KEY_ROLES
 from faceapp.storage import Storage
 
 CLASSIC = "POST /"
@@ -95,11 +96,15 @@ class Auth:
         Raises Unauthorized, KeyInvalid, RoleMissing, CrossSite or RateLimited (as Problem, with the headers that belong
         to it), and StorageUnavailable or KeysUnreadable when a key is given and nobody can tell whose it is.
         """
+        flask.g.role = RECOGNISE
         operation = operation_of(request)
         if operation is None or operation in PUBLIC:
             return
         scheme, _, text = request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() == "bearer":
+        if scheme.lower() == "bearer" and (own := owned(text.strip(), self.settings.local_key)):
+            # The machine's own, which no rate holds up.
+            logs.bind(key=own.id)
+        elif scheme.lower() == "bearer":
             self._check_key(self._known(text.strip()), ROLES.get(operation, ADMIN))
         elif not self._needs_none(request, operation):
             raise Problem(Unauthorized(), members={}, headers={"WWW-Authenticate": CHALLENGE})
@@ -112,6 +117,7 @@ class Auth:
 
     def _check_key(self, key: Key, role: str) -> None:
         logs.bind(key=key.id)
+        flask.g.role = key.role
         if not key.may(role):
             raise Problem(
                 RoleMissing(f"This API key has the role {key.role!r}; this needs {role!r}."),
@@ -122,16 +128,22 @@ class Auth:
             raise Problem(RateLimited(), members={}, headers={"Retry-After": str(math.ceil(wait_s))})
 
     def _needs_none(self, request: flask.Request, operation: str) -> bool:
-        """Whether the request may pass without a key. Raises CrossSite for one that could, but for whose page it is."""
-        headers, host = request.headers, request.headers.get("Host")
-        origin, fetch_site = headers.get("Origin"), headers.get("Sec-Fetch-Site")
-        if self.settings.web_auth != "always" and is_here(request):
-            if is_cross_site(host=host or "", origin=origin, fetch_site=fetch_site):
-                raise CrossSite
-            return True
-        # The course's clients are no browsers, which alone could be made to send this by others.
-        browser = origin is not None or fetch_site not in (None, "none")
-        return self.settings.web_auth == "classic" and operation == CLASSIC and not browser
+        """Whether the request may pass without a key. Raises CrossSite for one that another site's page is behind."""
+        if self.settings.web_auth == "always":
+            return False
+        reason = reason_of(request)
+        if reason is Reason.PAGE:
+            raise CrossSite
+        if operation != CLASSIC:
+            return False
+        return reason is None or (
+            self.settings.web_auth == "classic" and not is_other_page(request.headers, host="", pages=False)
+        )
+
+
+def may(role: str) -> bool:
+    """Whether who asks has a key of this role, or of one that may more. Who needs no key has RECOGNISE."""
+    return KEY_ROLES.index(flask.g.role) >= KEY_ROLES.index(role)
 
 
 def register(app: flask.Flask, storage: Storage) -> None:
@@ -140,13 +152,10 @@ def register(app: flask.Flask, storage: Storage) -> None:
     app.before_request(lambda: auth.check(flask.request))
 
 
-def is_here(request: flask.Request) -> bool:
-    """Whether a request comes from a program or a browser of this machine, and to this machine."""
-    peer, host = address_of(request.remote_addr), request.headers.get("Host")
-    if peer is None or not peer.is_loopback or came_by_proxy(name for name, _ in request.headers):
-        return False
-    # Every browser sends one; what sends none is as old as HTTP/1.0, and no page can be behind it.
-    return host is None or names_loopback(host)
+def reason_of(request: flask.Request, **options: bool) -> Reason | None:
+    """Why a request is not from here, None when nothing says so; `options` as in faceapp.door.reason_against."""
+    version = request.environ.get("SERVER_PROTOCOL", "")
+    return reason_against(peer=request.remote_addr, version=version, headers=request.headers, **options)
 
 
 def operation_of(request: flask.Request) -> str | None:

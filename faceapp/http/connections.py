@@ -1,9 +1,8 @@
 """Clients' connections under gunicorn: a slow one costs a bounded time, and one that is refused hears why.
 
-gunicorn's sockets block for as long as a client likes. Here each worker class hands its requests a `Client` instead: a
-socket whose heads, bodies and answers have a time each, whatever thread or greenlet waits for them, and which is closed
-in the right order when an answer goes out before the request is read: closed at once, unread bytes make the kernel
-reset the connection, and the answer is lost on its way.
+gunicorn's sockets block for as long as a client likes. Here the worker hands its requests a `Client` instead: a socket
+whose heads, bodies and answers have a time each, and which is closed in the right order when an answer goes out before
+the request is read: closed at once, unread bytes make the kernel reset the connection, and the client loses the answer.
 """
 
 from __future__ import annotations
@@ -17,14 +16,22 @@ from contextlib import contextmanager
 from typing import Any
 
 import flask
+import gevent
 from gunicorn.http.body import ChunkedReader
+from gunicorn.http.errors import LimitRequestHeaders
 from gunicorn.workers.ggevent import GeventWorker
-from gunicorn.workers.gthread import ThreadWorker
 
 from faceapp.config import Settings
 
 HEAD_S = 15.0
 """A request's head takes no longer, from when it could begin; nor longer than an upload may."""
+HEAD_BYTES = 64 * 1024
+"""A request's head with all of its fields; a field has at most 8 KiB, which gunicorn sees to."""
+WINDOW_S = 15.0
+LEAST_BYTES = 4 * 1024
+"""A body of which fewer bytes come within WINDOW_S has stalled."""
+PIECE_BYTES = 32 * 1024
+"""What is read from a socket at once: gunicorn would read up to 1 MiB ahead, which nobody counts."""
 LINGER_S = 10.0
 """After an answer to a request that was not read: how long what still comes is dropped."""
 LINGER_PIECE_BYTES = 64 * 1024
@@ -41,10 +48,15 @@ class Client:
         self._request: Any = None
         self._deadline_s: float | None = None
         self._answered_by_s: float | None = None
+        self._window_ends_s = 0.0
+        self._window_bytes = 0
+        self._head_bytes = 0
         self._expects = False
         self._unread_bytes = 0
-        self.late = False
-        """The request's time was over before it was there."""
+        self.body_bytes = 0
+        """What came after the request's head; not what came with it."""
+        self.late = ""
+        """Why the request's time was over before it was there."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sock, name)
@@ -52,16 +64,22 @@ class Client:
     def begin(self, request: Any) -> None:
         """A request's head is there; `request` is gunicorn's."""
         self._request, self._unread_bytes, self._answered_by_s = request, 0, None
-        self._deadline_s = time.monotonic() + self._settings.web_upload_s
+        self._head_bytes = self.body_bytes = self._window_bytes = 0
+        now_s = time.monotonic()
+        self._deadline_s, self._window_ends_s = now_s + self._settings.web_upload_s, now_s + WINDOW_S
         # gunicorn would say "100 Continue" before we can say no; recv() does once somebody wants the body.
         self._expects, request._expected_100_continue = request._expected_100_continue, False
 
-    def may_send(self) -> None:
-        """Nobody has read from it until now: the request's time begins again."""
-        self._deadline_s = time.monotonic() + self._settings.web_upload_s
+    def paused(self, seconds: float) -> None:
+        """Nobody has read from it for so long: that is not the client's time."""
+        if self._deadline_s is not None:
+            self._deadline_s += seconds
+        self._window_ends_s += seconds
 
     def end(self) -> None:
         """The request was answered."""
+        # More requests may have come with it: others have their turn before those.
+        gevent.sleep(0)
         self._request = self._deadline_s = self._answered_by_s = None
         self._expects = False
         if self._unread_bytes > 0:
@@ -75,13 +93,46 @@ class Client:
                 self._sock.sendall(CONTINUE)
         if self._deadline_s is None:
             self._deadline_s = time.monotonic() + min(HEAD_S, self._settings.web_upload_s)
+        return self._recv_head(size) if self._request is None else self._recv_body(size)
+
+    def _recv_head(self, size: int) -> bytes:
+        assert self._deadline_s is not None
         try:
             with self._within(self._deadline_s - time.monotonic()):
                 data: bytes = self._sock.recv(size)
-                return data
         except TimeoutError:
-            self.late = True
+            self.late = "The request's head took too long."
             return b""
+        self._head_bytes += len(data)
+        if self._head_bytes > HEAD_BYTES:
+            raise LimitRequestHeaders(f"more than {HEAD_BYTES} bytes")
+        return data
+
+    def _recv_body(self, size: int) -> bytes:
+        # A client that is faster than we are would never let another greenlet run.
+        gevent.sleep(0)
+        assert self._deadline_s is not None
+        while self._keeps_up():
+            try:
+                with self._within(min(self._deadline_s, self._window_ends_s) - time.monotonic()):
+                    data: bytes = self._sock.recv(min(size, PIECE_BYTES))
+            except TimeoutError:
+                continue
+            self._window_bytes += len(data)
+            self.body_bytes += len(data)
+            return data
+        return b""
+
+    def _keeps_up(self) -> bool:
+        """Whether the client has time to send more; `late` says why not."""
+        now_s = time.monotonic()
+        if self._deadline_s is not None and now_s >= self._deadline_s:
+            self.late = f"The upload took longer than {self._settings.web_upload_s:g} s."
+        elif now_s >= self._window_ends_s:
+            if self._window_bytes < LEAST_BYTES:
+                self.late = f"The upload stalled: fewer than {LEAST_BYTES // 1024} KiB came within {WINDOW_S:g} s."
+            self._window_ends_s, self._window_bytes = now_s + WINDOW_S, 0
+        return not self.late
 
     def sendall(self, data: bytes) -> None:
         """Send all, or reset the connection when the client does not take its whole answer in time."""
@@ -162,34 +213,6 @@ class GreenletWorker(GeventWorker):  # type: ignore[misc] # gunicorn is untyped
             return super().handle_request(listener_name, req, sock, addr)
         finally:
             sock.end()
-
-
-class PoolWorker(ThreadWorker):  # type: ignore[misc] # gunicorn is untyped
-    """gunicorn's gthread worker for slow clients."""
-
-    def enqueue_req(self, conn: Any) -> None:
-        if not isinstance(conn.sock, Client):
-            conn.sock = Client(conn.sock, self.app.settings)
-        super().enqueue_req(conn)
-
-    def finish_request(self, conn: Any, fs: Any) -> None:
-        if fs.cancelled() or fs.exception() or not fs.result():
-            # gunicorn waits two seconds for the client to close, in the thread that all connections wait for.
-            self.nr_conns -= 1
-            conn.close()
-        else:
-            super().finish_request(conn, fs)
-
-    def handle_request(self, req: Any, conn: Any) -> Any:
-        conn.sock.begin(req)
-        try:
-            return super().handle_request(req, conn)
-        finally:
-            conn.sock.end()
-
-
-WORKERS = {"gevent": GreenletWorker, "gthread": PoolWorker}
-"""By FACEAPP_WEB_WORKER_CLASS."""
 
 
 def current() -> Client | None:

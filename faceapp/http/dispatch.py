@@ -12,7 +12,6 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
 import flask
@@ -201,19 +200,18 @@ class Dispatch:
 
     def erase(self, request_id: str) -> None:
         """Delete a photo and its result. Raises RecognitionNotFound when there is neither."""
-        has_result = self.storage.result_exists(request_id)
-        if not has_result and self.storage.photo_exists(request_id) is None:
+        if not self.storage.result_exists(request_id) and self.storage.photo_exists(request_id) is None:
             raise RecognitionNotFound
-        # A worker may have the photo: its result is deleted when it has ended. Asked for before the photo is gone, so
-        # that a call that fails can be made again.
-        if not has_result:
-            _send(tasks.erase, request_id, waits=False, delay_s=self.settings.task_time_limit_s)
+        # A worker may have the photo, also where there is a result: SQS delivers twice now and then. What it stores is
+        # deleted when it has ended. Asked for before the photo is gone, so that a call that fails can be made again.
+        _send(tasks.erase, request_id, waits=False, delay_s=self.forgetting.ended_s)
         self.forgetting.erase(request_id)
 
     def is_lost(self, photo: StoredPhotoHead) -> bool:
         """Whether a photo without a result is so old that none will come: it was not looked at in time."""
         tries_s = TRIES * self.settings.task_time_limit_s
-        return (_now() - photo.last_modified).total_seconds() > self.settings.queue_age_s + tries_s
+        waited_s = (photo.answered - photo.last_modified).total_seconds()
+        return waited_s > self.settings.queue_age_s + tries_s
 
     def enrol(self, name: str, uploads: list[Upload], *, request_id: str, wait_s: float) -> Enrolment | None:
         """Have a worker enrol the photos; None when that is not done within `wait_s` (it will still happen).
@@ -276,9 +274,10 @@ def _send(task: Any, request_id: str, *, waits: bool, delay_s: int = 0) -> Any:
             # A message has 1,024 bytes: what a worker would assume anyway stays out.
             headers = {"request_id": logs.request_id(), "traceparent": tracing.traceparent()}
             given = {name: value for name, value in headers.items() if value not in ("", request_id)}
-            delay = {"delay_seconds": min(delay_s, tasks.LONGEST_DELAY_S)} if delay_s else {}
+            delay_s, rest = tasks.in_hops(delay_s)
+            delay = {"delay_seconds": delay_s} if delay_s else {}
             options = {"task_id": request_id, "ignore_result": not waits, "headers": given, **delay}
-            return task.apply_async(args=[request_id], **options)
+            return task.apply_async(args=[request_id, *rest], **options)
     except (OperationalError, LimitExceeded, BotoCoreError, ClientError) as error:
         # Else the reader would ask SQS for its answer for an hour.
         task.app.backend.collector.forget(request_id)
@@ -319,10 +318,6 @@ def _failed(request_id: str, error: FaceappError) -> Recognition:
 def _not_enrolled(name: str, request_id: str, error: FaceappError) -> Enrolment:
     failure = PhotoFailure(file_name="", code=error.code, detail=error.detail)
     return Enrolment(id=request_id, name=name, failures=(failure,))
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
 
 
 def new_id() -> str:

@@ -1,9 +1,9 @@
 """`/metrics`: what the web tier did, for Prometheus.
 
 Only to whom `FACEAPP_WEB_METRICS` lets in, since how much a service is used is nobody else's business. The default is
-this machine itself, where a scraper or its agent runs beside the web tier. A proxy on this machine is a peer on the
-loopback, too, so a request that carries a proxy's header counts as a stranger's; `private` takes peers in private
-networks (a scraper in the same VPC, and also whatever a load balancer passes on without saying so), `any` asks nobody.
+this machine itself (faceapp.door says what that is), where a scraper or its agent runs beside the web tier. `private`
+takes peers in private networks (a scraper in the same VPC, and also whatever a load balancer passes on without saying
+so), `any` asks nobody.
 
 Each app has a registry of its own. With several web processes a scrape reaches any one of them and must tell of all:
 each then keeps its numbers in files in a folder that the server made (PROMETHEUS_MULTIPROC_DIR, see server.py), and the
@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -30,7 +30,7 @@ from werkzeug.exceptions import Forbidden
 from faceapp import __version__, tasks
 from faceapp.config import Settings
 from faceapp.errors import FaceappError
-from faceapp.origins import address_of, came_by_proxy
+from faceapp.http.auth import reason_of
 from faceapp.schema import UNKNOWN, Enrolment, Recognition, Timings
 
 ANSWER_BUCKETS_S = (0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300)
@@ -101,7 +101,7 @@ class Metrics:
         )
         self._uploading = Gauge(
             "faceapp_web_upload_bytes",
-            "Of requests' bodies that are coming in or not in S3 yet: at most FACEAPP_WEB_UPLOAD_BYTES a process.",
+            "Of requests' bodies, what came and is not in S3 yet: at most FACEAPP_WEB_UPLOAD_BYTES and one request.",
             registry=registry,
             multiprocess_mode="livesum",
         )
@@ -230,22 +230,18 @@ def current() -> Metrics:
 def exposition() -> flask.Response:
     """The numbers in Prometheus's text format; 403 for strangers."""
     settings: Settings = flask.current_app.config["FACEAPP"]
-    request = flask.request
-    if not may_read(settings.web_metrics, request.remote_addr, {name for name, _ in request.headers}):
+    if not may_read(settings.web_metrics, flask.request):
         raise Forbidden(f"/metrics is not for this address: FACEAPP_WEB_METRICS is {settings.web_metrics!r}.")
     answer = flask.Response(current().exposition(), content_type=CONTENT_TYPE_LATEST)
     answer.cache_control.no_store = True
     return answer
 
 
-def may_read(readers: str, peer: str | None, headers: Collection[str]) -> bool:
-    """Whether a request from `peer` (an IP address) may read the numbers; `readers` is the setting's value."""
+def may_read(readers: str, request: flask.Request) -> bool:
+    """Whether a request may read the numbers; `readers` is the setting's value."""
     if readers in ("off", "any"):
         return readers == "any"
-    address = address_of(peer)
-    if address is None or came_by_proxy(headers):
-        return False
-    return address.is_loopback or (readers == "private" and address.is_private)
+    return reason_of(request, pages=False, network=readers == "private") is None
 
 
 def _count(response: flask.Response) -> flask.Response:

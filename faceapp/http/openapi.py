@@ -35,8 +35,8 @@ KEY = {
     "type": "http",
     "scheme": "bearer",
     "bearerFormat": "fa_<8 hexadecimal digits>_<43 characters>",
-    "description": "An API key of `faceapp keys create`. Its role is recognise, enrol or admin, each of which may do "
-    "what those before it may.",
+    "description": "An API key of `faceapp keys create`, or the one in the address that `faceapp up` prints. Its role "
+    "is recognise, enrol or admin, each of which may do what those before it may.",
 }
 
 blueprint = flask.Blueprint("openapi", __name__, template_folder="templates")
@@ -81,8 +81,9 @@ def document() -> dict[str, Any]:
             "summary": "Photos in, names out.",
             "description": "Every error is a problem document (RFC 9457) with a stable `code`. A request may bring an "
             "`X-Request-ID` of 1 to 64 letters, digits, `.`, `_` and `-`, else it gets one: it comes back with the "
-            "answer and is in every log line about the request. Programs on the service's own machine need no API key "
-            "(unless FACEAPP_WEB_AUTH says so), others send theirs as `Authorization: Bearer <key>`.",
+            "answer and is in every log line about the request. Everything under /v1 needs an API key, as "
+            "`Authorization: Bearer <key>`; `POST /` needs none from the service's own machine (FACEAPP_WEB_AUTH can "
+            "change that).",
             "license": {"name": "MIT", "identifier": "MIT"},
         },
         "tags": [
@@ -101,8 +102,10 @@ def _guarded(paths: dict[str, Any]) -> dict[str, Any]:
     for path, item in paths.items():
         for method, operation in item.items():
             if role := auth.ROLES.get(f"{method.upper()} {path}"):
-                # Without one on the service's own machine.
-                operation["security"] = [{"key": [role]}, {}]
+                # The classic line needs none on the service's own machine.
+                operation["security"] = (
+                    [{"key": [role]}, {}] if f"{method.upper()} {path}" == auth.CLASSIC else [{"key": [role]}]
+                )
                 refusals = {status: _refusal(status) for status in ("401", "403", "429", "503")}
                 operation["responses"] = dict(sorted({**operation["responses"], **refusals}.items()))
     return paths

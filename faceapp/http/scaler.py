@@ -14,12 +14,13 @@ from typing import Any
 import flask
 
 from faceapp.config import Settings
+from faceapp.http import slashes
 
 TIMEOUT_S = 2.0
 FRESH_S = 1.0
 """Every open page asks every few seconds; the scaler is asked once in this time."""
 
-blueprint = flask.Blueprint("scaler", __name__)
+blueprint = slashes.Blueprint("scaler", __name__)
 
 
 class ScalerStatus:

@@ -7,12 +7,15 @@ import math
 import os
 import shutil
 import socket
+import sys
 import tempfile
+import time
 from collections.abc import Iterable
 from typing import Any
 
 import flask
 from gunicorn.app.base import BaseApplication
+from gunicorn.arbiter import Arbiter
 from gunicorn.glogging import Logger
 
 from faceapp import open_files
@@ -31,6 +34,12 @@ A connection above the limit is not accepted before another ends, so it is answe
 the limit of FACEAPP_WEB_WAITING is the one that is met.
 """
 LAST_ANSWERS_S = 5
+HANG_S = 30
+"""A process that runs and of which nothing is heard for longer hangs, and is replaced."""
+JUMP_S = 5.0
+"""The arbiter looks at its processes every second: when more than this has passed, it did not run itself."""
+SWITCH_S = 0.001
+"""How long a thread that reads a photo's header keeps the event loop waiting at a time; Python's default is 5 ms."""
 METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 """prometheus_client's variable: where the processes of one server keep their numbers, so that each can tell of all."""
 OTHER_FILES = 512
@@ -51,13 +60,13 @@ class Server(BaseApplication):  # type: ignore[misc] # gunicorn is untyped
         values = {
             "bind": f"fd://{self.listener}",
             "workers": settings.web_processes,
-            "worker_class": connections.WORKERS[settings.web_worker_class],
-            "threads": settings.web_connections,
+            "worker_class": connections.GreenletWorker,
             "worker_connections": self.most_connections,
             "keepalive": KEEPALIVE_S,
-            # Requests in flight may still wait for their answers when the server is told to stop.
-            # A client that takes a piece now and then would keep its thread for as long as it likes.
+            # A client that takes a piece now and then would keep its greenlet for as long as it likes.
             "sendfile": False,
+            # Requests in flight may still wait for their answers when the server is told to stop.
+            "timeout": HANG_S,
             "graceful_timeout": math.ceil(settings.web_wait_s) + LAST_ANSWERS_S,
             "loglevel": settings.log_level.lower(),
             "logger_class": Lines,
@@ -71,11 +80,44 @@ class Server(BaseApplication):  # type: ignore[misc] # gunicorn is untyped
         for name, value in values.items():
             self.cfg.set(name, value)
 
+    def run(self) -> None:
+        """Until SystemExit."""
+        PatientArbiter(self).run()
+
     def load(self) -> flask.Flask:
         # Imported in the worker, so that gevent has patched what it must before boto3 and Celery are there.
         from faceapp.web import create_app
 
         return create_app(self.settings)
+
+
+class PatientArbiter(Arbiter):  # type: ignore[misc] # gunicorn is untyped
+    """gunicorn's arbiter, which kills no process for the time in which that did not run.
+
+    gunicorn takes a heartbeat that is older than `timeout` for a process that hangs. One that was stopped (SIGSTOP, a
+    terminal's Ctrl-Z, a debugger, a frozen container) has an old one, too, and would be killed just when it goes on.
+    """
+
+    looked_s = float("inf")
+
+    def murder_workers(self) -> None:
+        now_s = time.monotonic()
+        slept, self.looked_s = now_s - self.looked_s > JUMP_S, now_s
+        for pid, worker in list(self.WORKERS.items()):
+            if slept or is_stopped(pid):
+                worker.tmp.notify()
+        super().murder_workers()
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a child process is stopped by a signal; False where the system does not tell."""
+    if not hasattr(os, "waitid"):
+        return False
+    try:
+        # WNOWAIT leaves it to be asked for again.
+        return os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return False
 
 
 class Lines(Logger):  # type: ignore[misc] # gunicorn is untyped
@@ -157,6 +199,7 @@ def take_slot(worker: Any) -> None:
     """gunicorn's post_worker_init, in the new process, before its first request."""
     from faceapp import responses, tracing
 
+    sys.setswitchinterval(SWITCH_S)
     responses.use_slot(worker.slot)
     tracing.load("faceapp-web")
 

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import PurePosixPath
-from typing import IO, Any
 
 import flask
-from werkzeug.datastructures import FileStorage
-from werkzeug.formparser import FormDataParser
 
-from faceapp import images
 from faceapp.config import Settings
-from faceapp.errors import BadRequest, EmptyBody, FaceappError, MissingFile, TooManyFiles, UploadTooLarge
-from faceapp.http import metrics
+from faceapp.errors import FaceappError, MissingFile, UploadTooLarge
+from faceapp.http import forms, inspection, metrics
 from faceapp.schema import Photo
 
-TEXT_FIELDS = 32
-"""Form parts that are no files; nothing here reads them, browsers and clients send a few."""
-TEXT_BYTES = 512 * 1024
+UPLOADS = {"classic.answer": "inputFile", "api.recognise": "photo", "api.enrol": "photo"}
+"""Endpoints that take photos, and the form field that each one's clients are told to use."""
 
 # Anything that a reader of a one-line answer could take for the end of the line.
 _LINE_BREAKING = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
@@ -51,47 +45,11 @@ class Refusal:
     error: FaceappError
 
 
-class _Sink(BytesIO):
-    """Keeps what is written to it up to a limit; past that it lets go of everything and only notes it."""
-
-    def __init__(self, limit_bytes: int) -> None:
-        super().__init__()
-        self.limit_bytes = limit_bytes
-        self.overflown = False
-
-    def write(self, data: Any, /) -> int:
-        if not self.overflown and self.tell() + len(data) > self.limit_bytes:
-            self.overflown = True
-            self.seek(0)
-            self.truncate()
-        return len(data) if self.overflown else super().write(data)
-
-
 class Request(flask.Request):
-    """Flask's request, with forms that are parsed in memory, strictly, and by the settings' limits."""
+    """Flask's request, whose form nobody reads by mistake with Werkzeug's parser: forms.py has bounds."""
 
-    @property
-    def _settings(self) -> Settings:
-        settings: Settings = flask.current_app.config["FACEAPP"]
-        return settings
-
-    def _get_file_stream(
-        self,
-        total_content_length: int | None,
-        content_type: str | None,
-        filename: str | None = None,
-        content_length: int | None = None,
-    ) -> IO[bytes]:
-        count = self.environ["faceapp.files"] = self.environ.get("faceapp.files", 0) + 1
-        if count > self._settings.web_max_files:
-            raise TooManyFiles(f"There are too many files in one request: {self._settings.web_max_files} are taken.")
-        return _Sink(self._settings.web_max_photo_bytes)
-
-    def make_form_data_parser(self) -> FormDataParser:
-        parser = super().make_form_data_parser()
-        # Werkzeug's default is to take a form that it cannot read for an empty one.
-        parser.silent = False
-        return parser
+    def _load_form_data(self) -> None:
+        raise NotImplementedError("forms are read by faceapp.http.uploads.read")
 
 
 def read(request: flask.Request, fields: tuple[str, ...] = ()) -> list[Upload | Refusal]:
@@ -101,12 +59,16 @@ def read(request: flask.Request, fields: tuple[str, ...] = ()) -> list[Upload | 
     request over the limits. What is wrong with a single file is its Refusal.
     """
     settings: Settings = flask.current_app.config["FACEAPP"]
-    files = [
-        (field, file) for field, file in _form_files(request).items(multi=True) if file.filename or _size_bytes(file)
-    ]
-    found = [file for field, file in files if not fields or field in fields]
+    form = forms.read(
+        request.stream.read,
+        boundary_of(request),
+        max_files=settings.web_max_files,
+        max_file_bytes=settings.web_max_photo_bytes,
+    )
+    files = [file for file in form.files if file.chosen]
+    found = [file for file in files if not fields or file.field in fields]
     if not found:
-        raise _missing(request, fields, [field for field, _ in files])
+        raise _missing(form, fields, files)
     checked = [_check(file, settings) for file in found]
     for each in checked:
         if isinstance(each, Refusal):
@@ -114,56 +76,34 @@ def read(request: flask.Request, fields: tuple[str, ...] = ()) -> list[Upload | 
     return checked
 
 
-def _form_files(request: flask.Request) -> Any:
-    if not request.content_length and "Transfer-Encoding" not in request.headers:
-        raise EmptyBody
-    if request.mimetype != "multipart/form-data":
-        if not request.stream.read(1):
-            raise EmptyBody
-        raise MissingFile(
-            f"The body is {request.mimetype or 'of no type'!r}, not a form: send the photo as multipart/form-data."
-        )
-    try:
-        return request.files
-    except ValueError as error:
-        raise BadRequest(f"The form cannot be read, was it cut off on the way? ({error})") from error
+def boundary_of(request: flask.Request) -> str:
+    """What `forms.boundary_of` says of a request whose endpoint is one of UPLOADS."""
+    return forms.boundary_of(request, field=UPLOADS[request.endpoint or ""])
 
 
-def _missing(request: flask.Request, fields: tuple[str, ...], others: list[str]) -> MissingFile:
+def _missing(form: forms.Form, fields: tuple[str, ...], files: list[forms.File]) -> MissingFile:
     wanted = " or ".join(repr(field) for field in fields)
-    if others:
-        return MissingFile(f"The form has a file in {others[0][:64]!r}: send it in the field {wanted}.")
-    if any(field in request.form for field in fields):
+    if files:
+        return MissingFile(f"The form has a file in {files[0].field[:64]!r}: send it in the field {wanted}.")
+    if any(field in form.text_fields for field in fields):
         return MissingFile(f"The field {wanted} came as text, without a file name, so it is no file.")
     return MissingFile(f"The form has no photo: send one in the field {wanted}." if fields else None)
 
 
-def _check(file: FileStorage, settings: Settings) -> Upload | Refusal:
-    name = clean_name(file.filename or "")
-    sink = file.stream
-    assert isinstance(sink, _Sink)
+def _check(file: forms.File, settings: Settings) -> Upload | Refusal:
+    name = clean_name(file.file_name)
     try:
-        if sink.overflown:
+        if file.sink.overflown:
             limit_mib = settings.web_max_photo_bytes / 2**20
             raise UploadTooLarge(f"The photo is larger than {limit_mib:.3g} MiB, which is the most this service takes.")
-        data = sink.getvalue()
-        # The bytes are one object until one of the two lets go of it; Flask keeps the form as long as the request.
-        sink.close()
-        photo = images.inspect(data, max_pixels=settings.photo_max_pixels, max_side_px=settings.photo_max_side_px)
+        data = file.sink.getvalue()
+        # The bytes are one object until one of the two lets go of it.
+        file.sink.close()
+        photo = inspection.inspect(data, max_pixels=settings.photo_max_pixels, max_side_px=settings.photo_max_side_px)
         return Upload(file_name=name, data=data, photo=photo)
     except FaceappError as error:
         # The traceback's frames hold the photo.
         return Refusal(file_name=name, error=error.with_traceback(None))
-
-
-def _size_bytes(file: FileStorage) -> int:
-    sink = file.stream
-    return sink.getbuffer().nbytes or int(sink.overflown) if isinstance(sink, _Sink) else 0
-
-
-def content_type(data: bytes, *, max_pixels: int, max_side_px: int) -> str:
-    """The media type of a photo, by its own header."""
-    return _media_type(images.inspect(data, max_pixels=max_pixels, max_side_px=max_side_px))
 
 
 def _media_type(photo: Photo) -> str:

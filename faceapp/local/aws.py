@@ -5,6 +5,9 @@ It runs under gevent, in one thread: moto's SQS takes no locks, so with threads 
 somebody waits, and a call has nowhere to wait but for a message. It is faster too, since nothing fights for the
 interpreter.
 
+It answers only who has its start's access key (aws_guard.py), which is derived from FACEAPP_LOCAL_KEY. Without one it
+makes a key and prints it.
+
 It keeps everything in memory. `faceapp.local.state` keeps the gallery for the next start.
 """
 
@@ -15,7 +18,13 @@ import logging
 import signal
 import socket
 import sys
+from collections.abc import Collection
 from typing import Any
+
+from faceapp.config import settings
+from faceapp.credential import aws_keys
+from faceapp.errors import ConfigError
+from faceapp.key_text import new_text
 
 LISTENING = "listening on "
 
@@ -26,12 +35,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--port", type=int, default=4566, help="0 takes a free one (default: %(default)s)")
     port = parser.parse_args(arguments).port
     try:
-        serve(port=port)
+        given = settings().local_key
+        key = given or new_text()
+        keys = aws_keys(key)
+        made = {"FACEAPP_LOCAL_KEY": key, **keys}
+        told = "" if given else "".join(f"\nexport {name}={value}" for name, value in made.items())
+        serve(port=port, key_ids=[keys["AWS_ACCESS_KEY_ID"]], told=told)
+    except ConfigError as error:
+        sys.exit(error.detail)
     except OSError as error:
         sys.exit(f"The embedded AWS cannot listen on port {port}: {error.strerror or error}")
 
 
-def serve(*, port: int) -> None:
+def serve(*, port: int, key_ids: Collection[str], told: str = "") -> None:
+    """Serve those who name one of `key_ids`; `told` is said besides, once it listens."""
     # Before anything makes a lock or a socket.
     from gevent import monkey
 
@@ -41,6 +58,7 @@ def serve(*, port: int) -> None:
     from gevent.pywsgi import WSGIHandler, WSGIServer
 
     from faceapp.local import fast_moto
+    from faceapp.local.aws_guard import Guard
     from faceapp.local.calls import CountCalls
     from faceapp.local.hangups import CONNECTION, NoticeHangups
 
@@ -57,7 +75,7 @@ def serve(*, port: int) -> None:
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     server = WSGIServer(
         listener,
-        NoticeHangups(CountCalls(fast_moto.make_app())),
+        NoticeHangups(Guard(CountCalls(fast_moto.make_app()), key_ids)),
         handler_class=Handler,
         log=None,
         error_log=logging.getLogger("faceapp.local.aws"),
@@ -65,7 +83,7 @@ def serve(*, port: int) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         gevent.signal_handler(number, server.stop, 0)
     server.start()
-    print(f"{LISTENING}http://127.0.0.1:{server.server_port}", flush=True)
+    print(f"{LISTENING}http://127.0.0.1:{server.server_port}{told}", flush=True)
     server.serve_forever()
 
 

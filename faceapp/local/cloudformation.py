@@ -6,6 +6,8 @@ Seen with moto 5.2.5; tests/test_stack.py fails without these:
 - a resource whose condition comes true by an update is not made, and one whose condition ends is not deleted;
 - an instance is never replaced, and what cannot be updated is forgotten, so that it outlives its stack;
 - each policy and alarm, which it passes over, is a line in the log at each call.
+
+And a template makes what the stack is made of and nothing else: of moto's other resources some start containers.
 """
 
 from __future__ import annotations
@@ -17,12 +19,16 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from moto.cloudformation import parsing
+from moto.cloudformation.exceptions import ValidationError
+
+from faceapp.local.aws_guard import RESOURCES
 
 REPLACED = "AWS::EC2::Instance"
 """What is made anew where AWS would do so, too (all our changes of an instance are of that kind)."""
 PLACEHOLDER = re.compile(r"\$\{(\w+)")
 
 _plain_diff = parsing.ResourceMap.build_resource_diff
+_plain_class = parsing.resource_class_from_type
 _plain_update = parsing.parse_and_update_resource
 
 
@@ -30,8 +36,17 @@ def mend() -> None:
     """Do so, for this process."""
     setattr(parsing.ResourceMap, "build_resource_diff", _diff)  # noqa: B010 - mypy forbids =
     setattr(parsing, "parse_and_update_resource", _update)  # noqa: B010
+    setattr(parsing, "resource_class_from_type", _class)  # noqa: B010
     logging.getLogger("moto").addFilter(lambda record: not str(record.msg).startswith("No Moto CloudFormation support"))
     warnings.filterwarnings("ignore", message="Tried to parse .* not supported by moto")
+
+
+def _class(kind: str) -> Any:
+    """moto's class for `AWS::S3::Bucket`; ValidationError for what the stack has no use for."""
+    owner, _, rest = kind.partition("::")
+    if owner != "AWS" or rest.partition("::")[0] not in RESOURCES:
+        raise ValidationError(kind, f"The embedded AWS makes no {kind}: it makes what faceapp's stack is made of.")
+    return _plain_class(kind)
 
 
 def _diff(

@@ -19,13 +19,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
-import boto3
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from faceapp import logs
+from faceapp import aws, logs
 from faceapp.config import Settings, settings
 from faceapp.local import zygote
 from faceapp.local.processes import GRACE_S, WELL_AFTER_S, Reaper, restart_pause_s
@@ -66,7 +63,7 @@ class Host:
         for log in log_folder.glob(f"{APP_TIER}*.log"):  # of the last time
             log.unlink()
         self._machines: dict[str, Machine] = {}
-        self._ec2: Any = boto3.client("ec2", config=Config(retries={"total_max_attempts": 1}, read_timeout=10))
+        self._ec2 = aws.client("ec2", retries=aws.ONCE, read_timeout=10)
         self._reaper = Reaper(grace_s=0)
         self._blind = False
         self._stopped = False

@@ -18,21 +18,27 @@ from datetime import datetime
 from functools import lru_cache
 
 from moto.core.utils import unix_time
+from moto.moto_server import werkzeug_app
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from moto.sqs import models
 from moto.sqs.exceptions import ReceiptHandleIsInvalid
 
 from faceapp.local import change_sets, cloudformation
+from faceapp.local.aws_guard import Services
 from faceapp.local.hangups import has_hung_up
 
 
 def make_app() -> DomainDispatcherApplication:
-    """moto's WSGI application, with the slow parts replaced and its CloudFormation mended in this process."""
+    """moto's WSGI application, with the slow parts replaced and its CloudFormation mended in this process.
+
+    It has the services that faceapp's stack uses, and lets no page of a browser's read them.
+    """
     _replace_slow_sqs()
     cloudformation.mend()
     change_sets.mend()
-    app = DomainDispatcherApplication(create_backend_app)
-    setattr(app, "get_backend_for_host", lru_cache(maxsize=256)(app.get_backend_for_host))  # noqa: B010 - mypy forbids =
+    setattr(werkzeug_app, "DISABLE_GLOBAL_CORS", True)  # noqa: B010 - mypy forbids =
+    app = DomainDispatcherApplication(Services(create_backend_app))
+    setattr(app, "get_backend_for_host", lru_cache(maxsize=256)(app.get_backend_for_host))  # noqa: B010
     return app
 
 

@@ -16,18 +16,19 @@ from typing import IO, Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from faceapp.credential import states_folder
 from faceapp.errors import LocalError
 
 MARKS = ("version", "keys/keys.json")
 """Objects that tell of changes: the gallery replaces the first after each, and the API keys are all in the second."""
-FLEETING = ("incoming/", "forgetting/")
-"""Photos that wait to be enrolled, and orders to forget somebody in results: their requests, and the results, will not
-be there any more."""
+FLEETING = ("incoming/", "forgetting/", "scaler/")
+"""Photos that wait to be enrolled, orders to forget somebody in results, and the scaler's lease: their requests, the
+results and that scaler will not be there any more."""
 
 
 def default_folder(prefix: str) -> Path:
-    """`$XDG_STATE_HOME` or ~/.local/state, then faceapp/<prefix>."""
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "faceapp" / prefix
+    """The folder of a prefix."""
+    return states_folder() / prefix
 
 
 def keep_private() -> None:
@@ -136,8 +137,10 @@ class GalleryState:
 
     def _objects(self) -> list[tuple[str, str]]:
         pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self._bucket)
-        found = [(each["Key"], each["ETag"]) for page in pages for each in page.get("Contents", ())]
-        return [(key, etag) for key, etag in found if not key.startswith(FLEETING)]
+        found = [each for page in pages for each in page.get("Contents", ())]
+        # The oldest first, as they are restored: of two people with one photo the gallery names whoever was first.
+        found.sort(key=lambda each: each["LastModified"])
+        return [(each["Key"], each["ETag"]) for each in found if not each["Key"].startswith(FLEETING)]
 
     @staticmethod
     def _write(path: Path, content: bytes) -> None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 import os
 import urllib.request
+from dataclasses import replace
 from typing import Literal
 
-import boto3
 from botocore.exceptions import BotoCoreError
 
-from faceapp.broker.clients import DEFAULT_REGION
+from faceapp import aws, credential
 from faceapp.config import Settings
 from faceapp.errors import ConfigError, LocalError
 from faceapp.local.calls import PATH
@@ -32,13 +32,14 @@ def choose(settings: Settings, wanted: Wanted) -> str:
     and does not answer.
     """
     own_endpoint = os.environ.get("AWS_ENDPOINT_URL")
+    settings = replace(settings, local_key=credential.local_key_for(endpoint(settings), settings))
     if wanted != "local" and own_endpoint:
         return f"the AWS at {own_endpoint} (AWS_ENDPOINT_URL)"
     embedded = wanted != "aws" and _embedded_answers(settings)
     if wanted == "local" and not embedded:
         raise LocalError(
-            f"No embedded AWS answers at {endpoint(settings)}: is 'faceapp up' running here (and is FACEAPP_AWS_PORT "
-            "the one it was started with)?"
+            f"No embedded AWS of yours answers at {endpoint(settings)}: is 'faceapp up' running here (and are "
+            "FACEAPP_AWS_PORT and the user those that it was started with)?"
         )
     account = "" if wanted == "local" else _account(look_further=not embedded)
     if embedded and account:
@@ -60,11 +61,15 @@ def choose(settings: Settings, wanted: Wanted) -> str:
 
 
 def _embedded_answers(settings: Settings) -> bool:
-    """Whether what listens on the port is ours: only the embedded AWS counts its calls."""
+    """Whether what listens on the port is ours: only the embedded AWS knows its start's credential and counts calls."""
+    access = credential.aws_keys(settings.local_key)["AWS_ACCESS_KEY_ID"]
+    request = urllib.request.Request(f"{endpoint(settings)}{PATH}", headers={"Authorization": f"Bearer {access}"})
+    if not settings.local_key:
+        return False
     try:
         # A proxy of the environment's would look for the loopback somewhere else.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(f"{endpoint(settings)}{PATH}", timeout=TIMEOUT_S) as answer:
+        with opener.open(request, timeout=TIMEOUT_S) as answer:
             return "calls" in json.load(answer)
     except (OSError, ValueError, TypeError):
         return False
@@ -76,7 +81,7 @@ def _account(*, look_further: bool) -> str:
     if not look_further:
         os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
     try:
-        session = boto3.Session()
+        session = aws.session()
         credentials = session.get_credentials()
     except BotoCoreError as error:
         raise ConfigError(f"The AWS credentials cannot be used: {error}") from error
@@ -88,4 +93,4 @@ def _account(*, look_further: bool) -> str:
     if credentials is None:
         return ""
     profile = f", profile {session.profile_name}" if credentials.method == "shared-credentials-file" else ""
-    return f"AWS, {session.region_name or DEFAULT_REGION} (credentials: {credentials.method}{profile})"
+    return f"AWS, {aws.region()} (credentials: {credentials.method}{profile})"

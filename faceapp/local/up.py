@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -17,16 +18,15 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import boto3
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from faceapp import samples, stack
+from faceapp import aws, credential, samples, stack
 from faceapp.client import Client
 from faceapp.config import Settings
-from faceapp.errors import FaceappError, LocalError, RoleMissing, Unauthorized
+from faceapp.errors import FaceappError, LocalError
 from faceapp.folders import Enrolled, enrol_people, find_people, sample_people
 from faceapp.http.scaler import ScalerStatus
+from faceapp.key_text import new_text
 from faceapp.local import compute, state
 from faceapp.local.aws import LISTENING
 from faceapp.local.processes import Service, Services
@@ -34,7 +34,7 @@ from faceapp.local.progress import Progress
 
 T = TypeVar("T")
 
-REGION = "us-east-1"
+REGION = aws.EMBEDDED_REGION
 START_TIMEOUT_S = 300
 """A part that is not ready by then never will be, on the slowest of machines."""
 ENROL_TIMEOUT_S = 300
@@ -68,7 +68,7 @@ def up(settings: Settings, options: Options) -> None:
 
     Raises LocalError, with nothing left running, when a part does not start or ends by itself.
     """
-    settings = at_local_pace(settings)
+    settings = replace(at_local_pace(settings), local_key=settings.local_key or new_text())
     found = find_people(options.people) if options.people else {}
     check_ports(settings)
     state.keep_private()
@@ -80,6 +80,7 @@ def up(settings: Settings, options: Options) -> None:
     progress = Progress()
     with (
         state.lock(folder),
+        credential.kept(folder, settings.local_key, ports_of(settings), only_aws(environ)),
         Services(folder / "logs", environ, follow=options.verbose, warn=progress.warn) as services,
     ):
         local = _Local(settings, options, services, progress)
@@ -98,11 +99,11 @@ class _Local:
         self.settings, self.options, self.services, self.progress = settings, options, services, progress
         self.gallery: state.GalleryState | None = None
         self._unsaved = False
-        self.client = Client(f"http://{reachable(settings.web_host)}:{settings.web_port}", key=settings.api_key)
+        self.client = Client(f"http://{reachable(settings.web_host)}:{settings.web_port}", key=settings.local_key)
 
     def _aws(self, service: str, *, attempts: int = 3) -> Any:
-        session: Any = boto3.session.Session()
-        return session.client(service, config=Config(retries={"total_max_attempts": attempts}, read_timeout=20))
+        retries = {"mode": "standard", "total_max_attempts": attempts}
+        return aws.client(service, retries=retries, read_timeout=20)
 
     def run(self, found: Mapping[str, list[Path]], folder: Path) -> None:
         self.progress.note(f"faceapp starts. Logs and the kept gallery: {folder.parent}")
@@ -188,11 +189,7 @@ class _Local:
         return gallery
 
     def _enrol(self, found: Mapping[str, list[Path]]) -> None:
-        try:
-            known = self.client.people()
-        except (Unauthorized, RoleMissing) as error:
-            self.progress.warn(f"Nobody is enrolled by this start ({error.detail}): FACEAPP_API_KEY has to enrol.")
-            return
+        known = self.client.people()
         if found:
             what = f"people from {self.options.people}"
         elif known:
@@ -246,16 +243,20 @@ class _Local:
     def _say_where(self) -> None:
         probe = samples.default_folder() / "obama3.jpg"
         photo = probe if probe.exists() else "photo.jpg"
+        folder, key = state.default_folder(self.settings.prefix), self.settings.local_key
+        flower = "" if self.settings.flower_basic_auth else f"?key={key}"
         most = self.settings.scaler_max_instances
         self.progress.note(
             f"""
 faceapp is ready.
-  page       {self.client.url}/
-  API        {self.client.url}/docs
-  AWS        {endpoint(self.settings)}
-  Flower     {flower_url(self.settings)}/
+  page       {self.client.url}/#key={key}
+  API        {self.client.url}/docs#key={key}
+  AWS        {endpoint(self.settings)} (boto3, aws: source {shlex.quote(str(folder / credential.AWS))})
+  Flower     {flower_url(self.settings)}/{flower}
   scaler     {scaler_url(self.settings)}/status ({self.settings.scaler_policy}: 0 to {most} workers)
-  try it     curl -F inputFile=@{photo} {self.client.url}
+  try it     curl -F inputFile=@{shlex.quote(str(photo))} {self.client.url}
+             curl -K {shlex.quote(str(folder / credential.CURL))} {self.client.url}/v1/people
+The addresses with a key open everything until Ctrl-C: keep them to yourself. Commands find the key by themselves.
 Ctrl-C stops everything."""
         )
 
@@ -294,13 +295,12 @@ def environment(settings: Settings) -> dict[str, str]:
     Nothing of the user's own AWS setup stays in it, so that no mistake here can reach a real account.
     """
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "FACEAPP_"))}
-    # The key is for this process, which asks the web tier; no service needs it.
-    passed_on = [each.name for each in fields(settings) if not each.metadata["rule"].secret]
+    # The user's key is for whatever the user asks elsewhere; no service needs it.
+    passed_on = [each.name for each in fields(settings) if each.name != "api_key"]
     environ.update({f"FACEAPP_{name.upper()}": str(getattr(settings, name)) for name in passed_on})
     environ.update(
+        credential.aws_keys(settings.local_key),
         AWS_ENDPOINT_URL=endpoint(settings),
-        AWS_ACCESS_KEY_ID="local",
-        AWS_SECRET_ACCESS_KEY="local",  # nosec B106 # the embedded AWS takes any
         AWS_REGION=REGION,
         AWS_DEFAULT_REGION=REGION,
         AWS_CONFIG_FILE=os.devnull,
@@ -311,6 +311,16 @@ def environment(settings: Settings) -> dict[str, str]:
     # A proxy would be asked for the loopback, too.
     environ["NO_PROXY"] = environ["no_proxy"] = ",".join(filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1"]))
     return environ
+
+
+def ports_of(settings: Settings) -> dict[str, int]:
+    """Where the parts that take the start's credential answer."""
+    return {"web": settings.web_port, "AWS": settings.aws_port, "Flower": settings.flower_port}
+
+
+def only_aws(environ: Mapping[str, str]) -> dict[str, str]:
+    """What boto3 needs of the services' environment."""
+    return {name: value for name, value in environ.items() if name.startswith("AWS_")}
 
 
 def endpoint(settings: Settings) -> str:

@@ -11,11 +11,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import boto3
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from faceapp.broker.clients import DEFAULT_REGION
+from faceapp import aws
 from faceapp.config import Settings
 
 logger = logging.getLogger(__name__)
@@ -63,6 +61,4 @@ class Alarms:
 
 def _new_client() -> Any:
     # The loop waits for it: one short attempt, and another a minute later.
-    config: Any = Config(connect_timeout=2, read_timeout=3, retries={"total_max_attempts": 1})
-    session: Any = boto3.Session()
-    return session.client("cloudwatch", region_name=session.region_name or DEFAULT_REGION, config=config)
+    return aws.client("cloudwatch", connect_timeout=2, read_timeout=3, retries=aws.ONCE)

@@ -16,10 +16,9 @@ from collections.abc import Callable, Iterable, Sequence
 from email.utils import parsedate_to_datetime
 from typing import Any, Protocol
 
-import boto3
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from faceapp import aws
 from faceapp.config import Settings
 from faceapp.errors import ConfigError, FleetError
 from faceapp.scaling.backoff import Backoff, Trouble, trouble
@@ -172,7 +171,8 @@ class EC2Fleet:
             count,
             max_instances=self._settings.scaler_max_instances,
             per_minute=self._settings.scaler_starts_per_minute,
-            pool_is_dry=self._backoffs["start_instances"].left_s > 0,
+            # A stopped one has to be marked before it starts; a new one is born with its marks.
+            pool_is_dry=any(self._backoffs[each].left_s for each in ("start_instances", "create_tags")),
             latest=self._latest,
         )
         started: list[str] = []
@@ -219,7 +219,11 @@ class EC2Fleet:
             return []
         created = [from_description(each, now_s=self.now_s) for each in answer["Instances"]]
         for each, name in zip(created, names, strict=False):
-            self._name(each, name)
+            try:
+                self._name(each, name)
+            except FleetError as error:
+                # They start all the same, and `tidy` names them.
+                logger.error("%s has no name yet: %s", each.id, error.detail)
         return [each.id for each in created]
 
     def _name(self, machine: Machine, name: str) -> None:
@@ -236,31 +240,72 @@ class EC2Fleet:
         if not found:
             return []
         mark = {FAILED: f"{int(self.now_s)} {dead_boots}"} if dead_boots else {DRAINING: str(int(self.now_s))}
-        self._tag([each.id for each in found], mark)
         # EC2 refuses to stop one that is pending, and all others in the same call with it: `tidy` does it later.
-        return [*self._stop([each for each in found if each.state == "running"])]
+        stopped: Sequence[str] = ()
+        try:
+            self._tag([each.id for each in found], mark)
+        finally:
+            # One that works without being marked is better stopped than paid for.
+            stopped = self._stop([each for each in found if each.state == "running"])
+        return [*stopped]
 
     def _stop(self, machines: Sequence[Machine]) -> Sequence[str]:
         stopped: list[str] = []
         # A spot instance of a one-time request cannot be stopped, only ended.
         for operation, spot in (("stop_instances", False), ("terminate_instances", True)):
             ids = [each.id for each in machines if each.spot == spot]
-            if ids:
-                self._act(operation, InstanceIds=ids)
-                stopped += ids
+            stopped += self._end(operation, ids)
         for each in stopped:
             self._expected.pop(each, None)
         return stopped
+
+    def _end(self, operation: str, ids: Sequence[str]) -> list[str]:
+        """Stop or terminate all in one call. One that EC2 does not let go keeps no other one: it is named, and backed
+        off from alone."""
+        ids = [each for each in ids if not self._backoffs[f"{operation} {each}"].left_s]
+        if not ids:
+            return []
+        try:
+            self._act(operation, InstanceIds=ids)
+            return list(ids)
+        except FleetError as error:
+            kind = trouble(error.__cause__) if isinstance(error.__cause__, ClientError) else Trouble.BUSY
+            if kind is Trouble.BUSY:
+                raise
+            self._backoffs[operation].succeeded()
+            if len(ids) == 1:
+                self._backoffs[f"{operation} {ids[0]}"].failed(kind)
+                raise
+        ended, errors = [], []
+        for each in ids:
+            try:
+                ended += self._end(operation, [each])
+            except FleetError as error:
+                errors.append(f"{each}: {error.detail}")
+        if errors:
+            logger.error("%s is refused for %s", operation, "; ".join(errors))
+        return ended
 
     def mark_ready(self, ids: Iterable[str], *, measured: bool) -> None:
         if wanted := list(ids):
             self._tag(wanted, {READY: f"{int(self.now_s)}{'' if measured else ' late'}"})
 
     def tidy(self) -> None:
+        try:
+            self._name_nameless()
+        finally:
+            try:
+                self._stop_announced()
+            finally:
+                self._end_outdated()
+
+    def _name_nameless(self) -> None:
         nameless = [each for each in self._machines if each.nameless]
         for each, number in zip(nameless, free_numbers(self._machines, len(nameless)), strict=True):
             logger.warning("%s had no name yet: it becomes %s", each.id, name_of(number))
             self._name(each, name_of(number))
+
+    def _stop_announced(self) -> None:
         late_s = int(self.now_s) - STOP_SHOWS_S
         announced = [
             each
@@ -270,7 +315,6 @@ class EC2Fleet:
         if announced:
             logger.info("%s were to stop and still run: stopping them", ", ".join(each.name for each in announced))
             self._stop(announced)
-        self._end_outdated()
 
     def _end_outdated(self) -> None:
         """A stopped instance boots what it was made of, so those of an older version are made anew when needed."""
@@ -284,12 +328,12 @@ class EC2Fleet:
             names = ", ".join(each.name for each in old)
             logger.info("%s were made from an older version of %s: terminating them", names, self._template)
             try:
-                self._act("terminate_instances", InstanceIds=[each.id for each in old])
+                ended = self._end("terminate_instances", [each.id for each in old])
             except FleetError as error:
                 # They are not started either, so nothing else has to wait for it.
                 logger.error("they stay: %s", error.detail)
                 return
-            self._machines = [each for each in self._machines if each not in old]
+            self._machines = [each for each in self._machines if each.id not in ended]
 
     def _look_at_template(self) -> None:
         # Before the call: a refusal is not asked about again and again.
@@ -369,8 +413,7 @@ class EC2Fleet:
 
 def _new_client() -> Any:
     # One attempt: the fence holds for no longer (see lease.ACT_S), and the scaler backs off by itself.
-    retries: Any = {"mode": "standard", "total_max_attempts": 1}
-    return boto3.session.Session().client("ec2", config=Config(connect_timeout=2, read_timeout=10, retries=retries))
+    return aws.client("ec2", connect_timeout=2, read_timeout=10, retries=aws.ONCE)
 
 
 def _placements(settings: Settings) -> list[tuple[bool, dict[str, str]]]:

@@ -1,12 +1,15 @@
 """Who may act: of several scalers one, the others stand by.
 
-The lease is an object in the out-bucket that its holder writes anew all the time, each write on the condition that
+The lease is an object in the gallery bucket that its holder writes anew all the time, each write on the condition that
 nobody else wrote in between. Nobody compares clocks: a scaler that stands by watches the object's ETag, and when it has
 not changed for the lease's length, by its own monotonic clock, it takes the lease with the next fencing token. The
 holder writes once more right before it acts; a write that fails means that somebody else holds the lease now.
 
 EC2 checks no fencing tokens, so that write leaves room for one call's time limits before the lease could end. What is
 left is a process that is halted for most of a lease between its write and its call.
+
+Earlier versions kept the lease in the out-bucket, where only results may be. A scaler that finds one there respects it
+for as long as it changes, and removes it then.
 """
 
 from __future__ import annotations
@@ -55,10 +58,13 @@ class Lease:
         self.token = 0
         """The fencing token: one more with each holder."""
         self.holder = ""
-        self._bucket = settings.out_bucket
+        self._bucket = settings.gallery_bucket
         self._client = client or Storage(settings).client
         self._length_s, self._clock = length_s, clock
+        self._former: _Former | None = _Former(self._client, settings.out_bucket, length_s, clock)
         self._etag: str | None = None
+        self._was_deleted = False
+        """Whether the last write failed for want of the object, and not because of another's write."""
         self._seen_s = clock()
         self._renewed_s = float("-inf")
 
@@ -72,7 +78,10 @@ class Lease:
         if self.holder == self.owner:
             if self._clock() - self._renewed_s >= RENEW_S:
                 self._renew()
+        elif self._former and not self._former.is_gone():
+            self.holder = self._former.holder
         else:
+            self._succeed()
             self._watch()
         return self.held
 
@@ -89,12 +98,21 @@ class Lease:
 
     def _renew(self) -> bool:
         if not self._write(holder=self.owner):
-            logger.warning("another scaler has taken the lease: this one stands by")
+            if self._was_deleted:
+                logger.warning("the lease object %s/%s was deleted: it is taken again", self._bucket, KEY)
+            else:
+                logger.warning("another scaler has taken the lease: this one stands by")
             self._watch()
         return self.held
 
+    def _succeed(self) -> None:
+        """Once: go on from where the former object's last holder was."""
+        if self._former:
+            self.token, self.memory, self.holder = self._former.token, self._former.memory, ""
+            self._former = None
+
     def _watch(self) -> None:
-        etag, document = self._read()
+        etag, document = _read(self._client, self._bucket)
         if etag != self._etag:
             self._etag, self._seen_s = etag, self._clock()
             self.holder = document.get("holder", "")
@@ -126,8 +144,8 @@ class Lease:
                 **condition,
             )
         except ClientError as error:
-            if error.response["Error"]["Code"] in CHANGED | MISSING:
-                self.holder, self._etag = "", None
+            if (code := error.response["Error"]["Code"]) in CHANGED | MISSING:
+                self.holder, self._etag, self._was_deleted = "", None, code in MISSING
                 return False
             raise StorageUnavailable(f"The scaler's lease cannot be written: {error}") from error
         except BotoCoreError as error:
@@ -136,24 +154,57 @@ class Lease:
         self._etag, self.holder, self._seen_s, self._renewed_s = answer["ETag"], holder, began_s, began_s
         return True
 
-    def _read(self) -> tuple[str | None, Mapping[str, Any]]:
+
+class _Former:
+    """The object that was the lease in earlier versions. Only a scaler of such a version writes it."""
+
+    def __init__(self, client: Any, bucket: str, length_s: float, clock: Callable[[], float]) -> None:
+        self.holder, self.token = "", 0
+        self.memory: dict[str, Any] = {}
+        self._client, self._bucket, self._length_s, self._clock = client, bucket, length_s, clock
+        self._etag: str | None = None
+        self._seen_s = clock()
+
+    def is_gone(self) -> bool:
+        """Whether nobody holds it. Removes an object that was released, or did not change for the lease's length.
+
+        Raises StorageUnavailable.
+        """
+        etag, document = _read(self._client, self._bucket)
+        if etag is None:
+            return True
+        if etag != self._etag:
+            self._etag, self._seen_s = etag, self._clock()
+            self.holder, self.token = document.get("holder", ""), document.get("token", 0)
+            self.memory = dict(document.get("memory", {}))
+        if self.holder and self._clock() - self._seen_s < self._length_s:
+            return False
         try:
-            answer = self._client.get_object(Bucket=self._bucket, Key=KEY)
-            body = answer["Body"].read()
-        except ClientError as error:
-            if error.response["Error"]["Code"] in MISSING - {"NoSuchBucket"}:
-                return None, {}
-            raise StorageUnavailable(f"The scaler's lease cannot be read: {error}") from error
-        except BotoCoreError as error:
-            raise StorageUnavailable(f"The scaler's lease cannot be read: {error}") from error
-        try:
-            document = json.loads(body)
-        except ValueError:
-            document = None
-        if not _is_lease(document):
-            logger.warning("%s/%s is no lease: it counts as somebody's until it has run out", self._bucket, KEY)
-            document = {"holder": "unknown"}
-        return answer["ETag"], document
+            self._client.delete_object(Bucket=self._bucket, Key=KEY)
+        except (BotoCoreError, ClientError) as error:
+            raise StorageUnavailable(f"The scaler's former lease in {self._bucket} stays: {error}") from error
+        logger.info("removed the scaler's lease of an earlier version, %s/%s", self._bucket, KEY)
+        return True
+
+
+def _read(client: Any, bucket: str) -> tuple[str | None, Mapping[str, Any]]:
+    try:
+        answer = client.get_object(Bucket=bucket, Key=KEY)
+        body = answer["Body"].read()
+    except ClientError as error:
+        if error.response["Error"]["Code"] in MISSING - {"NoSuchBucket"}:
+            return None, {}
+        raise StorageUnavailable(f"The scaler's lease cannot be read: {error}") from error
+    except BotoCoreError as error:
+        raise StorageUnavailable(f"The scaler's lease cannot be read: {error}") from error
+    try:
+        document = json.loads(body)
+    except ValueError:
+        document = None
+    if not _is_lease(document):
+        logger.warning("%s/%s is no lease: it counts as somebody's until it has run out", bucket, KEY)
+        document = {"holder": "unknown"}
+    return answer["ETag"], document
 
 
 def _is_lease(document: Any) -> bool:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 STACK = "faceapp:stack"
@@ -39,6 +40,13 @@ def name_of(number: int) -> str:
     return f"app-tier-instance-{number}"
 
 
+@lru_cache(maxsize=4096)
+def number_of(name: str) -> int | None:
+    """n of app-tier-instance-<n>; None for any other name."""
+    found = NAME.fullmatch(name)
+    return int(found[1]) if found else None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Machine:
     """An instance that carries our stack's tag."""
@@ -57,8 +65,7 @@ class Machine:
     @property
     def number(self) -> int | None:
         """n of app-tier-instance-<n>; None for any other name."""
-        found = NAME.fullmatch(self.name)
-        return int(found[1]) if found else None
+        return number_of(self.name)
 
     @property
     def ours(self) -> bool:
@@ -167,6 +174,7 @@ def free_numbers(machines: Iterable[Machine], count: int) -> list[int]:
     return found
 
 
+@lru_cache(maxsize=4096)
 def _number(text: str) -> int:
     first = text.partition(" ")[0]
     return int(first) if first.isdecimal() else 0

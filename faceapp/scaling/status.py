@@ -1,26 +1,22 @@
-"""What the scaler sees, wants and did, for the page (`/status`), Prometheus (`/metrics`) and whoever looks."""
+"""What the scaler sees, wants and did: for the page and Prometheus, which status_server.py answers."""
 
 from __future__ import annotations
 
-import json
 import logging
-import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.metrics_core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from faceapp import __version__
 from faceapp.config import Settings
-from faceapp.errors import BrokerUnavailable, ConfigError
+from faceapp.errors import BrokerUnavailable
 from faceapp.scaling.metrics import Depth
 from faceapp.scaling.policies.base import Counts
 
@@ -243,56 +239,3 @@ class _DeadLetters(Collector):
                     logger.warning("the dead letters were not counted: %s", error.detail)
                     self._counts = None
             return self._counts
-
-
-class StatusServer:
-    """Serves a `Status` over HTTP in a thread, from `start` until `stop`."""
-
-    def __init__(self, settings: Settings, status: Status) -> None:
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                path = self.path.partition("?")[0]
-                if path == "/status":
-                    self._answer(200, "application/json", json.dumps(status.document()).encode())
-                elif path == "/metrics":
-                    self._answer(200, CONTENT_TYPE_LATEST, status.metrics())
-                elif path == "/healthz":
-                    self._answer(200, "text/plain", b"ok\n")
-                else:
-                    self._answer(404, "text/plain", b"There are /status, /metrics and /healthz.\n")
-
-            def _answer(self, code: int, content_type: str, body: bytes) -> None:
-                self.send_response(code)
-                self.send_header("Content-Type", content_type)
-                self.send_header("Content-Length", str(len(body)))
-                self.send_header("Cache-Control", "no-store")
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, format: str, *args: object) -> None:
-                """The page asks all the time: no line for that."""
-
-        class Server(ThreadingHTTPServer):
-            address_family = socket.AF_INET6 if ":" in settings.scaler_host else socket.AF_INET
-            daemon_threads = True
-
-        host, port = settings.scaler_host, settings.scaler_port
-        try:
-            self._server = Server((host, port), Handler)
-        except OSError as error:
-            raise ConfigError(
-                f"The scaler's status cannot be served on {host}:{port} ({error.strerror or error}): choose another "
-                "with FACEAPP_SCALER_PORT."
-            ) from error
-        self._thread = threading.Thread(target=self._server.serve_forever, name="status", daemon=True)
-
-    @property
-    def port(self) -> int:
-        return int(self._server.server_address[1])
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()

@@ -1,28 +1,24 @@
-"""What the workers say of themselves: Celery's events, over the app's own transport.
+"""What the workers say of themselves: a picture out of Celery's events. Knows no Celery; `listener` brings the events.
 
-`Workers` makes a picture out of events and knows no Celery. `Listener` brings them. Events get lost, late and twice, so
-nothing here is counted on: a worker's heartbeat (every minute) puts its part of the picture right, and `path_alive`
-says whether events arrive at all, which the listener finds out by sending one to itself.
+Events get lost, come twice, late and in any order: SNS and SQS promise no more. So nothing is counted up and down.
+Within a worker its own timestamps give the order; a task that ended never runs again by an event from before; a worker
+runs no more tasks than it has processes and holds no more than it prefetches, so what came first is over; and each
+heartbeat says how many tasks run. `path_alive` says whether events arrive at all.
 """
 
 from __future__ import annotations
 
-import logging
-import socket
+import math
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from faceapp import broker
-from faceapp.broker.events import HEARTBEAT_S
-from faceapp.config import Settings
+from faceapp.pace import HEARTBEAT_S, PREFETCH, seconds_in
+from faceapp.scaling.estimates import ServiceTime
 
-logger = logging.getLogger(__name__)
-
-SMOOTHING = 0.1
-"""The weight of one task in the average of service times: about the last twenty count."""
 PING = "scaler-ping"
 PING_S = 30.0
 PATH_S = 3 * PING_S
@@ -31,37 +27,123 @@ SILENT_S = 3 * HEARTBEAT_S
 ENDS = {"task-succeeded", "task-failed", "task-rejected", "task-retried", "task-revoked"}
 SLACK_S = 2.0
 """EC2 tells times in whole seconds."""
-RETRY_S = 5.0
+TO_START_S = 1.0
+"""A message that a worker with nothing to do received was started within this."""
+ENDED = 20_000
+"""Ends that are remembered, so that an event from before comes to nothing: some minutes at the highest rates."""
+MOST_PROCESSES = 1024
+LONGEST_S = 86_400.0
+"""No photo takes longer; a number beyond is no duration."""
 
 
-@dataclass
+@dataclass(slots=True)
+class _Event:
+    """One event of Celery's shape."""
+
+    kind: str
+    host: str
+    pid: int | None
+    at_s: float
+    """When it was sent, by the worker's clock; when it came, if it does not say."""
+    dated: bool
+    task: str
+    active: int | None
+    """Tasks that run, by a heartbeat."""
+    processes: int | None
+    photo_s: float | None
+    """What the model took for a photo of its own when it was loaded."""
+    worked_s: float | None
+    """What a recognition took, without waits."""
+
+    @classmethod
+    def of(cls, event: Mapping[str, Any], *, now_s: float) -> _Event | None:
+        kind, node, pid = event.get("type"), event.get("hostname"), event.get("pid")
+        if not isinstance(kind, str) or not isinstance(node, str):
+            return None
+        at_s = _number(event.get("timestamp"), high=math.inf)
+        return cls(
+            kind=kind,
+            host=node.rpartition("@")[2],
+            pid=pid if isinstance(pid, int) else None,
+            at_s=now_s if at_s is None else at_s,
+            dated=at_s is not None,
+            task=str(event.get("uuid", "")),
+            active=_whole(event.get("active")),
+            processes=_whole(event.get("processes")) or None,
+            photo_s=_number(event.get("photo_s")),
+            worked_s=_worked_s(event) if kind == "task-succeeded" else None,
+        )
+
+
+@dataclass(slots=True)
+class _Task:
+    at_s: float
+    """When it was received, or started, by the worker's clock."""
+    runs: bool
+
+
+@dataclass(slots=True)
 class _Worker:
-    pid: int | None = None
+    pid: int | None
+    since_s: float
+    idle_from_s: float
     heard_s: float = float("-inf")
     left_s: float | None = None
     left_at_s: float = 0.0
-    """By the worker's own clock."""
-    online_heard: bool = False
-    since_s: float = 0.0
-    idle_from_s: float = 0.0
-    held: set[str] = field(default_factory=set)
-    running: set[str] = field(default_factory=set)
+    """By the worker's own clock, as all that end in `at_s`."""
+    online_at_s: float | None = None
+    last_at_s: float = float("-inf")
+    tasks: dict[str, _Task] = field(default_factory=dict)
     processes: int = 1
+    told_processes: bool = False
+
+    def keep(self, wanted: Callable[[_Task], bool], *, now_s: float) -> None:
+        """Forget the tasks that are not wanted: they are over."""
+        kept = {id: task for id, task in self.tasks.items() if wanted(task)}
+        if self.tasks and not kept:
+            self.idle_from_s = now_s
+        self.tasks = kept
+
+    def keep_newest(self, most: int, *, running: bool, now_s: float) -> None:
+        """Of the tasks (that run), those that came last."""
+        if len(self.tasks) <= most:
+            return
+        chosen = sorted(task.at_s for task in self.tasks.values() if task.runs or not running)
+        for at_s in chosen[: max(0, len(chosen) - most)]:
+            over = next(id for id, task in self.tasks.items() if task.at_s == at_s and (task.runs or not running))
+            del self.tasks[over]
+        if chosen and not self.tasks:
+            self.idle_from_s = now_s
+
+
+@dataclass(frozen=True)
+class _Retired:
+    """A worker of the run before."""
+
+    pid: int
+    new_from_s: float
+    """From when on, by its clock, the new run's worker may speak under the same number."""
 
 
 class Workers:
     """The workers by host name, from their events. Safe to share between threads."""
 
     def __init__(self, *, service_s: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self.service_s = service_s
-        """Seconds that one instance needs for one message, averaged over the last ones."""
+        """`service_s` counts until something was measured."""
+        self.service = ServiceTime(service_s)
         self.done = 0
         """Tasks that ended, well or not, since this object was made."""
         self._clock = clock
         self._lock = threading.Lock()
         self._workers: dict[str, _Worker] = {}
-        self._retired: dict[str, int] = {}
+        self._retired: dict[str, _Retired] = {}
+        self._ended: OrderedDict[tuple[str, str], float] = OrderedDict()
         self._event_s = self._alive_from_s = float("-inf")
+
+    @property
+    def service_s(self) -> float:
+        """Seconds that one instance needs for one photo."""
+        return self.service.seconds
 
     @property
     def path_alive(self) -> bool:
@@ -83,7 +165,7 @@ class Workers:
         """Whether the host's worker was heard coming up."""
         with self._lock:
             worker = self._workers.get(host)
-            return worker is not None and worker.online_heard
+            return worker is not None and worker.online_at_s is not None
 
     def left_s(self, host: str) -> float | None:
         """Seconds since the host's worker said goodbye; None if it did not, or is back."""
@@ -97,128 +179,169 @@ class Workers:
             worker = self._workers.get(host)
             if worker is None or worker.left_s is not None:
                 return None
-            return 0.0 if worker.held else self._clock() - worker.idle_from_s
+            return 0.0 if worker.tasks else self._clock() - worker.idle_from_s
 
     def expect_new(self, host: str, *, age_s: float) -> None:
         """The host was started `age_s` ago: a worker from before may still finish, but says nothing about it."""
         with self._lock:
-            worker = self._workers.get(host)
-            if worker and worker.since_s < self._clock() - age_s - SLACK_S:
+            worker, started_s = self._workers.get(host), self._clock() - age_s
+            if worker and worker.since_s < started_s - SLACK_S:
                 del self._workers[host]
                 if worker.pid is not None:
-                    self._retired[host] = worker.pid
+                    ahead_s = worker.last_at_s - worker.heard_s
+                    self._retired[host] = _Retired(worker.pid, started_s + ahead_s + SLACK_S)
 
     def on_event(self, event: Mapping[str, Any]) -> None:
         """Take in one event; one that does not have Celery's shape is passed over."""
-        kind, node, pid = event.get("type"), event.get("hostname"), event.get("pid")
-        if not isinstance(kind, str) or not isinstance(node, str):
-            return
         with self._lock:
             now_s = self._clock()
+            seen = _Event.of(event, now_s=now_s)
+            if seen is None:
+                return
             if now_s - self._event_s >= PATH_S:
                 self._alive_from_s = now_s
             self._event_s = now_s
-            if not kind.startswith(("worker-", "task-")) or kind == "task-sent":
+            if not seen.kind.startswith(("worker-", "task-")) or seen.kind == "task-sent":
                 return
-            host = node.rpartition("@")[2]
-            if kind == "worker-online":
-                self._retired.pop(host, None)
-            elif self._retired.get(host) == pid:
-                if kind in ENDS:
-                    self.done += 1
-                return
-            self._apply(host, kind, event)
+            fresh = seen.kind not in ENDS or self._end(seen)
+            worker = self._speaker(seen, now_s)
+            if worker:
+                self._apply(worker, seen, now_s)
+            if fresh and seen.worked_s is not None:
+                # An instance works on as many at once as it has processes.
+                self.service.add(seen.worked_s / (worker.processes if worker else 1))
 
-    def _apply(self, host: str, kind: str, event: Mapping[str, Any]) -> None:
-        now_s = self._clock()
-        worker = self._workers.get(host)
-        if worker is None or kind == "worker-online":
-            worker = self._workers[host] = _Worker(
-                since_s=now_s, idle_from_s=now_s, online_heard=kind == "worker-online"
-            )
-        worker.pid, worker.heard_s = event.get("pid"), now_s
-        if kind == "worker-offline":
-            worker.left_s, worker.left_at_s = now_s, _sent_s(event)
-        elif worker.left_s is not None and kind == "worker-heartbeat" and _sent_s(event) > worker.left_at_s:
+    def _end(self, event: _Event) -> bool:
+        """Note a task's end; False when it was known."""
+        key = (event.host, event.task)
+        known_s = self._ended.get(key)
+        if known_s is not None and (not event.dated or event.at_s <= known_s):
+            return False
+        self._ended[key] = event.at_s
+        self._ended.move_to_end(key)
+        if len(self._ended) > ENDED:
+            self._ended.popitem(last=False)
+        self.done += 1
+        return True
+
+    def _speaker(self, event: _Event, now_s: float) -> _Worker | None:
+        """The worker that the event is of; None when that is one of a run before."""
+        worker = self._workers.get(event.host)
+        if event.kind == "worker-online":
+            if worker and _is_older(event, worker):
+                return None
+            self._retired.pop(event.host, None)
+            if worker and worker.online_at_s is None and worker.pid == event.pid and worker.left_s is None:
+                # Its own first events overtook it.
+                worker.keep(lambda task: task.at_s >= event.at_s, now_s=now_s)
+                worker.online_at_s = event.at_s
+                return worker
+            return self._make(event, now_s, online_at_s=event.at_s)
+        if self._is_retired(event):
+            return None
+        if worker is None:
+            return self._make(event, now_s)
+        if event.pid is not None and worker.pid is not None and event.pid != worker.pid:
+            # Another run's: the one before this, or a newer one whose coming up was not heard.
+            if event.kind == "worker-offline" or event.at_s <= worker.last_at_s:
+                return None
+            return self._make(event, now_s)
+        if worker.online_at_s is not None and event.at_s < worker.online_at_s:
+            return None
+        return worker
+
+    def _make(self, event: _Event, now_s: float, *, online_at_s: float | None = None) -> _Worker:
+        worker = _Worker(pid=event.pid, since_s=now_s, idle_from_s=now_s, online_at_s=online_at_s)
+        self._workers[event.host] = worker
+        return worker
+
+    def _is_retired(self, event: _Event) -> bool:
+        retired = self._retired.get(event.host)
+        if retired is None or retired.pid != event.pid:
+            return False
+        # One that is on its way out receives nothing, but its heart may beat.
+        settle_s = {"task-received": 0.0, "worker-heartbeat": HEARTBEAT_S}.get(event.kind, math.inf)
+        if not event.dated or event.at_s < retired.new_from_s + settle_s:
+            return True
+        del self._retired[event.host]
+        return False
+
+    def _apply(self, worker: _Worker, event: _Event, now_s: float) -> None:
+        worker.heard_s, worker.last_at_s = now_s, max(worker.last_at_s, event.at_s)
+        if event.processes:
+            worker.processes, worker.told_processes = min(event.processes, MOST_PROCESSES), True
+        if event.photo_s:
+            self.service.hint(event.photo_s / worker.processes)
+        if event.kind == "worker-offline":
+            worker.left_s, worker.left_at_s = now_s, event.at_s
+        elif event.kind == "worker-heartbeat":
+            self._beat(worker, event, now_s)
+        elif event.kind in ("task-received", "task-started"):
+            self._hold(worker, event, now_s)
+        elif event.kind in ENDS:
+            worker.tasks.pop(event.task, None)
+            if not worker.tasks:
+                worker.idle_from_s = now_s
+
+    def _beat(self, worker: _Worker, event: _Event, now_s: float) -> None:
+        if worker.left_s is not None and event.at_s > worker.left_at_s:
             # A new worker's, whose coming up was not heard. One that leaves still tells of the tasks that it finishes.
             worker.left_s = None
-        task = str(event.get("uuid", ""))
-        if kind == "worker-heartbeat" and event.get("active") == 0 and worker.held:
-            worker.held.clear()
-            worker.running.clear()
-            worker.idle_from_s = now_s
-        elif kind == "worker-heartbeat" and event.get("active"):
-            worker.idle_from_s = now_s
-        elif kind in ("task-received", "task-started"):
-            worker.held.add(task)
-            if kind == "task-started":
-                worker.running.add(task)
-                worker.processes = max(worker.processes, len(worker.running))
-        elif kind in ENDS:
-            self.done += 1
-            worker.held.discard(task)
-            worker.running.discard(task)
-            worker.idle_from_s = now_s
-            runtime_s = event.get("runtime")
-            if isinstance(runtime_s, (int, float)) and runtime_s >= 0:
-                # An instance works on as many at once as it has processes.
-                self.service_s += SMOOTHING * (runtime_s / worker.processes - self.service_s)
+        if event.active is None:
+            return
+        if event.active == 0:
+            worker.keep(
+                lambda task: task.at_s > event.at_s - (0.0 if task.runs else TO_START_S),
+                now_s=now_s,
+            )
+            return
+        worker.idle_from_s = now_s
+        if not worker.told_processes:
+            worker.processes = min(max(worker.processes, event.active), MOST_PROCESSES)
+        before = [task for task in worker.tasks.values() if task.runs and task.at_s <= event.at_s]
+        over = sorted(task.at_s for task in before)[: max(0, len(before) - event.active)]
+        if over:
+            worker.keep(lambda task: not task.runs or task.at_s > over[-1], now_s=now_s)
+
+    def _hold(self, worker: _Worker, event: _Event, now_s: float) -> None:
+        ended_s = self._ended.get((event.host, event.task))
+        if ended_s is not None and (not event.dated or event.at_s <= ended_s):
+            return
+        known = worker.tasks.get(event.task)
+        if event.kind == "task-started":
+            worker.tasks[event.task] = _Task(event.at_s, runs=True)
+        elif known is None:
+            worker.tasks[event.task] = _Task(event.at_s, runs=False)
+        worker.keep_newest(worker.processes, running=True, now_s=now_s)
+        worker.keep_newest(PREFETCH * worker.processes, running=False, now_s=now_s)
 
 
-def _sent_s(event: Mapping[str, Any]) -> float:
-    """When the worker sent it, by its own clock."""
-    sent_s = event.get("timestamp")
-    return float(sent_s) if isinstance(sent_s, (int, float)) else 0.0
+def _is_older(event: _Event, worker: _Worker) -> bool:
+    """Whether somebody came up before what is known of the host's worker already: it came twice, or too late."""
+    if not event.dated:
+        return False
+    if worker.online_at_s is not None:
+        return event.at_s <= worker.online_at_s
+    return event.pid != worker.pid and event.at_s <= worker.last_at_s
 
 
-class Listener:
-    """Feeds `workers` with the app's events, in a thread of its own, until `stop`.
+def _worked_s(event: Mapping[str, Any]) -> float | None:
+    """The seconds of a recognition. What a worker tells of any other task has none; an event without an answer says
+    how long it ran."""
+    line = event.get("result")
+    return _number(event.get("runtime")) if line is None else _number(seconds_in(str(line)))
 
-    Errors are logged and the connection is made anew; the scaler goes on without events meanwhile.
-    """
 
-    def __init__(self, settings: Settings, workers: Workers) -> None:
-        self._app = broker.create_app(settings)
-        # One place, one scaler: another that waits to lead elsewhere has a queue of its own.
-        self._node = f"scaler-{socket.gethostname()}-{settings.scaler_port}"
-        self._workers = workers
-        self._stop = threading.Event()
-        # A daemon: it may be in the middle of a long poll, and nothing waits for it.
-        self._thread = threading.Thread(target=self._run, name="events", daemon=True)
+def _number(value: object, *, high: float = LONGEST_S) -> float | None:
+    """A duration or a time; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        seconds = float(value)
+    except OverflowError:
+        return None
+    return seconds if math.isfinite(seconds) and 0 <= seconds <= high else None
 
-    def start(self) -> None:
-        self._thread.start()
 
-    def stop(self) -> None:
-        """Ask the thread to end; it does so after its long poll."""
-        self._stop.set()
-
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            try:
-                self._listen()
-            except Exception as error:
-                # Whatever it was (kombu, botocore, the network): without events the scaler is only more careful.
-                logger.warning("no events from the workers: %s (next attempt in %.0f s)", error, RETRY_S)
-                self._stop.wait(RETRY_S)
-
-    def _listen(self) -> None:
-        with self._app.connection_for_read() as connection:
-            receiver = self._app.events.Receiver(connection, handlers={"*": self._workers.on_event}, node_id=self._node)
-            with receiver.consumer_context(wakeup=False) as (listening, channel, _):
-                # Each worker answers with a heartbeat, which says whether it has work.
-                receiver.wakeup_workers(channel=channel)
-                self._pump(listening)
-
-    def _pump(self, connection: Any) -> None:
-        ping_s = float("-inf")
-        with self._app.connection_for_write() as writing:
-            dispatcher = self._app.events.Dispatcher(writing, hostname=self._node, buffer_while_offline=False)
-            while not self._stop.is_set():
-                if time.monotonic() - ping_s >= PING_S:
-                    dispatcher.send(PING)
-                    ping_s = time.monotonic()
-                try:
-                    connection.drain_events(timeout=1)
-                except TimeoutError:
-                    continue
+def _whole(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None

@@ -52,7 +52,8 @@ class Exchange:
     service: str
     operation: str
     path: str
-    access_key: str
+    session: str
+    """The token of temporary credentials."""
     is_json: bool
     """Whether AWS's JSON protocol is spoken; else it is XML."""
     body: bytes
@@ -239,7 +240,7 @@ class _Handler(BaseHTTPRequestHandler):
             service=service,
             operation=operation,
             path=path,
-            access_key=self.headers.get("Authorization", "").partition("Credential=")[2].partition("/")[0],
+            session=self.headers.get("X-Amz-Security-Token", ""),
             is_json="X-Amz-Target" in self.headers,
             body=body,
             forward=lambda: self._forward(body),
@@ -354,7 +355,7 @@ def expired(is_expired: Callable[[str], bool]) -> Fault:
     """Requests that are signed with an access key that has expired are refused, all others pass."""
 
     def fault(exchange: Exchange) -> Answer:
-        if not is_expired(exchange.access_key):
+        if not is_expired(exchange.session):
             return exchange.forward()
         status = 400 if exchange.service == "s3" else 403
         return refused(exchange, status, "ExpiredToken", "The security token included in the request is expired")

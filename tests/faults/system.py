@@ -37,7 +37,7 @@ from faceapp.local.up import IMAGE
 from faceapp.samples import sample_photos
 from faceapp.schema import Recognition
 from faceapp.storage import Storage
-from tests.aws import plain_client
+from tests.aws import BEARER, plain_client
 from tests.faults.faulty import HOLDS, LET_GO
 from tests.services import environ, wait_until
 
@@ -204,7 +204,7 @@ class System:
 
     def _request(self, method: str, path: str, *, timeout: float, **more: Any) -> urllib3.BaseHTTPResponse:
         # A connection that stayed open would be waited for by a web tier that is told to leave.
-        headers = {"Connection": "close"}
+        headers = {"Connection": "close", **BEARER}
         return urllib3.request(method, f"{self.url}{path}", headers=headers, retries=False, timeout=timeout, **more)
 
     def keys(self, bucket: str) -> list[str]:
@@ -373,7 +373,7 @@ class Burst:
 
     def _post(self, photo: Photo, kind: Kind) -> None:
         field, path = ("inputFile", "/") if kind == "classic" else ("photo", "/v1/recognitions")
-        headers = {"Prefer": f"wait={self._wait_s}"} if kind == "wait" else {}
+        headers = BEARER | ({"Prefer": f"wait={self._wait_s}"} if kind == "wait" else {})
         fields = {field: (photo.name, photo.data, "image/jpeg")}
         try:
             with urllib3.PoolManager(retries=False, timeout=self._wait_s + 30) as pool:

@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 from faceapp.local.processes import Service
+from tests.aws import ACCESS
 from tests.faults import proxy as faults
 from tests.faults.conftest import Record, Running
 from tests.faults.outage import Stream, account, alive
@@ -50,12 +51,13 @@ class Role:
             if self.gap == "refused":
                 return None
             if self.gap != "stale" and not any(time.time() < each - 1 for each in self._expires_s.values()):
-                self._expires_s[f"ASIA{len(self._expires_s):016d}"] = time.time() + LIFETIME_S
-            key, expires_s = list(self._expires_s.items())[-1]
+                self._expires_s[f"session-{len(self._expires_s)}"] = time.time() + LIFETIME_S
+            session, expires_s = list(self._expires_s.items())[-1]
             if self.gap == "stale":
                 expires_s = time.time() + LIFETIME_S
         expires = datetime.fromtimestamp(expires_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        return {"AccessKeyId": key, "SecretAccessKey": "secret", "Token": "session", "Expiration": expires}
+        keys = {"AccessKeyId": ACCESS["AWS_ACCESS_KEY_ID"], "SecretAccessKey": ACCESS["AWS_SECRET_ACCESS_KEY"]}
+        return {**keys, "Token": session, "Expiration": expires}
 
     def begin(self, gap: str) -> None:
         """From now on there is none that is valid."""
@@ -63,9 +65,9 @@ class Role:
             self.gap = gap
             self._expires_s = dict.fromkeys(self._expires_s, time.time() - 1)
 
-    def is_expired(self, access_key: str) -> bool:
+    def is_expired(self, session: str) -> bool:
         with self._lock:
-            return time.time() > self._expires_s.get(access_key, 0.0)
+            return time.time() > self._expires_s.get(session, 0.0)
 
     @property
     def issued(self) -> int:

@@ -3,15 +3,14 @@
 // It is kept in this tab's session storage and sent in a header, by this page's own requests. There are no cookies: a
 // browser adds nothing by itself to what other sites' pages make it send here, so those requests have no key (no CSRF).
 
-const STORED = "faceapp-key";
+import { currentKey, keep as store, takeKey } from "./stored.js";
+
+export { currentKey };
 
 const form = document.getElementById("key-form");
 const field = document.getElementById("key");
 const why = document.getElementById("key-why");
 const forget = document.getElementById("key-forget");
-
-/** The key; empty while there is none. */
-export const currentKey = () => sessionStorage.getItem(STORED) ?? "";
 
 /** The headers that a request with this key has. */
 export const withKey = (key) => (key ? { Authorization: `Bearer ${key}` } : {});
@@ -29,6 +28,14 @@ export function keyRefused(key, sentence) {
 
 /** `onGiven` is called with each new key. */
 export function setUpKey(onGiven) {
+  takeKey();
+  // Given in the address of a page that is open already: as if it had been typed.
+  addEventListener("hashchange", () => {
+    if (!takeKey()) return;
+    form.hidden = true;
+    forget.hidden = false;
+    onGiven();
+  });
   forget.hidden = !currentKey();
   form.addEventListener("submit", (event) => {
     event.preventDefault();
@@ -45,7 +52,6 @@ export function setUpKey(onGiven) {
 }
 
 function keep(key) {
-  if (key) sessionStorage.setItem(STORED, key);
-  else sessionStorage.removeItem(STORED);
+  store(key);
   forget.hidden = !key;
 }

@@ -11,8 +11,8 @@ from typing import Literal, Protocol
 
 BIN_S = 5.0
 """Seconds of one bin of `Observation.arrivals`."""
-BINS = 12
-"""Bins of `Observation.arrivals`: one minute."""
+BINS = 24
+"""Bins of `Observation.arrivals`: two minutes, so that they tell how old what waits is."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,10 @@ JUMP_S = 60.0
 """More than this between two observations is a clock that jumped, or a scaler that slept: the policy looks once more
 before it acts."""
 
-
 NEW_HIGH = 1.1
 """A count this much above the ones before is news; less may be their noise."""
+BLINK_S = 0.5
+"""Work that ended this much later than what was known to be the last is new work."""
 
 
 class SteadyClock:
@@ -82,3 +83,37 @@ class Rises:
             self._last.clear()
         self._last.append(count)
         return min(self._last)
+
+
+class Gaps:
+    """How long nothing was to be done, the last times that there was something before and after."""
+
+    def __init__(self, remembered: int) -> None:
+        self._gaps: deque[float] = deque(maxlen=remembered)
+        self._from_s: float | None = None
+
+    def update(self, now_s: float, quiet_s: float | None, *, waits: bool) -> None:
+        """`quiet_s` ago the last work ended (None: nobody knows, or nobody works); `waits`: there is some now."""
+        ended_s = None if quiet_s is None else now_s - quiet_s
+        if self._from_s is not None and (waits or (ended_s is not None and ended_s > self._from_s + BLINK_S)):
+            began_s = now_s if ended_s is None or waits else ended_s
+            self._gaps.append(began_s - self._from_s)
+            self._from_s = None
+        if not waits and ended_s is not None and self._from_s is None:
+            self._from_s = ended_s
+
+    def __len__(self) -> int:
+        return len(self._gaps)
+
+    def keep_s(self, *, paid_s: float, restart_s: float, slack_s: float) -> float:
+        """For how long an idle instance is best kept: until a restart, which is worth `restart_s`, is the lesser evil,
+        had the coming gap been one of those that were (ski rental with a known distribution). The first `paid_s` of
+        each gap cost nothing; what is kept for a gap is kept twice as long and `slack_s`."""
+
+        def cost(keep_s: float) -> float:
+            return sum(
+                max(0.0, min(gap_s, keep_s) - paid_s) + (restart_s if gap_s > keep_s else 0.0) for gap_s in self._gaps
+            )
+
+        candidates = (0.0, *(2 * gap_s + slack_s for gap_s in sorted(self._gaps)))
+        return min(candidates, key=cost)

@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from faceapp.config import Settings
 from faceapp.errors import ConfigError
 from faceapp.scaling import policies
 from faceapp.scaling.policies.base import Policy
@@ -50,15 +49,7 @@ class BoundTask:
 
 def _ours(policy: str, mode: str = "balanced") -> Callable[[World], Policy]:
     def make(world: World) -> Policy:
-        return policies.create(
-            Settings(
-                scaler_policy=policy,
-                scaler_mode=mode,
-                scaler_max_instances=world.max_instances,
-                scaler_slo_s=world.slo_s,
-                scaler_tick_s=world.tick_s,
-            )
-        )
+        return policies.create(world.settings(policy=policy, mode=mode))
 
     return make
 

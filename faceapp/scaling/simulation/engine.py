@@ -1,6 +1,8 @@
-"""The simulation: messages, a queue, instances and a policy, one event after the other.
+"""The simulation: messages, a queue, workers, instances and the scaler, one event after the other.
 
-Only what AWS is approximate about is approximate here (`gauges`): a message is sent, becomes visible, is received by a
+The scaler is the one that runs live, `faceapp.scaling.core`, with all that it knows: it is fed with counts, with the
+events that Celery's workers send, and with instances as EC2 lists them, and its orders are carried out. What is made up
+here is AWS and the workers, approximate where they are (`gauges`): a message is sent, becomes visible, is received by a
 worker with room, is worked on, and is done; an instance is started, boots, works, drains, stops and is billed.
 """
 
@@ -9,21 +11,27 @@ from __future__ import annotations
 import heapq
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from faceapp.scaling.policies.base import Instance, Observation, Policy
-from faceapp.scaling.simulation.gauges import Estimates, QueueGauge
+from faceapp.pace import EVENTS_WITHIN_S, HEARTBEAT_S, with_seconds
+from faceapp.scaling.core import Core, Orders
+from faceapp.scaling.machine import DRAINING, FAILED, READY, STARTED, Machine, name_of
+from faceapp.scaling.plan import plan
+from faceapp.scaling.policies.base import Counts, Policy
+from faceapp.scaling.simulation.gauges import Event, EventPath, QueueGauge
 from faceapp.scaling.simulation.workloads import Workload
 from faceapp.scaling.simulation.world import Result, Trace, World
+from faceapp.scaling.workers import PING, PING_S, Workers
 
-PRIOR_BOOT_S = 45.0
-PRIOR_SERVICE_S = 1.0
-HEARTBEAT_S = 60.0
+EPOCH_S = 1_800_000_000.0
+"""EC2's clock at the simulation's begin: its marks are whole seconds of it."""
 SPOT_NOTICE_SHARE = 0.9
+SPOT_NOTICE_S = 120.0
 SLOW_BOOT = 3.0
-BOOT_QUANTILES = (0.5, 0.9)
+LINE = "done: unknown (1 face)"
+"""What a worker answers, but for the seconds."""
 
 
 @dataclass(eq=False, slots=True)
@@ -37,16 +45,20 @@ class Message:
 
 @dataclass(eq=False, slots=True)
 class Server:
-    """One instance, from its start to its stop; the next start makes a new one with the same id."""
+    """One run of an instance, from its start to its stop; the next start makes a new one of the same name."""
 
     id: str
+    name: str
+    number: int
+    """Of the run, which is its worker's process id as well."""
     started_s: float
-    phase: Literal["booting", "ready", "draining", "gone"] = "booting"
-    heard: bool = False
-    held: deque[tuple[Message, float]] = field(default_factory=deque)
-    """Messages with the time each was received; the first is the one in work."""
-    seen_busy: bool = False
-    seen_idle_s: float = 0.0
+    tags: dict[str, str]
+    phase: Literal["booting", "ready", "leaving", "gone"] = "booting"
+    stopping: bool = False
+    """Whether EC2 was told to stop it; its worker finishes first."""
+    held: deque[tuple[Message, str, float]] = field(default_factory=deque)
+    """Messages with the task's id and the time each was received; the first is the one in work."""
+    outbox: list[Event] = field(default_factory=list)
 
 
 class Simulation:
@@ -66,20 +78,29 @@ class Simulation:
         self._queue_rng = random.Random(f"queue/{seed}")  # nosec B311 # repeatable
         self._fault_rng = random.Random(f"faults/{seed}")  # nosec B311 # repeatable
         self._gauge = QueueGauge(world, random.Random(f"gauge/{seed}"))  # nosec B311 # repeatable
-        self._estimates = Estimates(service_s=PRIOR_SERVICE_S, boot_s=PRIOR_BOOT_S)
+        self._path = EventPath(world, random.Random(f"events/{seed}"))  # nosec B311 # repeatable
         self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._pushed = 0
         self._now_s = 0.0
+        # What runs live, with the simulated clock.
+        self._settings = world.settings()
+        self.workers = Workers(service_s=self._settings.scaler_service_s, clock=self._clock)
+        self.core = Core(self._settings, policy=policy, workers=self.workers, clock=self._clock)
+        if world.remembers:
+            self.workers.service.recall(world.service_s)
         self._visible: deque[Message] = deque()
         self._in_flight = 0
         self._servers: dict[str, Server] = {}
-        self._stopped = [f"app-{n}" for n in range(world.max_instances, 0, -1)]
-        self._next_arrival = 0
+        self._stopped = {f"app-{n}": _stopped(n) for n in range(1, world.max_instances + 1)}
+        self._next_arrival = self._received = 0
         self._latencies_s: list[float] = []
         self._done_s: list[float] = []
         self._trace: list[Trace] = []
         self._dead_letters = self._launches = self._kills = self._losses = self._duplicates = 0
         self._billed_s = 0.0
+
+    def _clock(self) -> float:
+        return self._now_s
 
     def run(self) -> Result:
         """Run until everything is answered and stopped, or the world's tail is over."""
@@ -88,6 +109,7 @@ class Simulation:
         if arrivals:
             self._at(arrivals[0], self._arrive)
         self._at(0.0, self._second)
+        self._at(0.0, self._ping)
         self._at(0.0, self._tick)
         while self._events and self._events[0][0] <= end_s and not self._is_over():
             self._now_s, _, act, arguments = heapq.heappop(self._events)
@@ -139,8 +161,7 @@ class Simulation:
             self._receive(self._queue_rng.choice(waiting), 1)
 
     def _has_room(self, server: Server) -> bool:
-        free = self._world.prefetch - len(server.held)
-        return server.phase == "ready" and 2 * free >= self._world.prefetch
+        return server.phase == "ready" and len(server.held) < self._world.prefetch
 
     def _receive(self, server: Server, most: int) -> None:
         was_idle = not server.held
@@ -148,7 +169,10 @@ class Simulation:
             message = self._visible.popleft()
             message.receives += 1
             self._in_flight += 1
-            server.held.append((message, self._now_s))
+            self._received += 1
+            task = f"task-{self._received}"
+            server.held.append((message, task, self._now_s))
+            self._say(server, "task-received", uuid=task)
             if self._world.faults.duplicates and self._fault_rng.random() < self._world.faults.duplicates:
                 self._visible.append(message)
         if was_idle and server.held:
@@ -169,15 +193,14 @@ class Simulation:
     # What a worker does.
 
     def _work(self, server: Server) -> None:
-        message, _ = server.held[0]
+        message, task, _ = server.held[0]
         self._at(self._now_s + message.service_s, self._finish, server, message)
-        if self._hears(server):
-            server.seen_busy = True
+        self._say(server, "task-started", uuid=task)
 
     def _finish(self, server: Server, message: Message) -> None:
         if server.phase == "gone":
             return  # It was killed before.
-        server.held.popleft()
+        _, task, _ = server.held.popleft()
         self._in_flight -= 1
         if message.done or message.dead:
             self._duplicates += 1
@@ -185,45 +208,66 @@ class Simulation:
             message.done = True
             self._latencies_s.append(self._now_s - message.sent_s)
             self._done_s.append(self._now_s)
-        heard = self._hears(server)
-        if heard:
-            self._estimates.finished(message.service_s)
-        if server.phase == "draining":
-            self._stop(server)
+        answer = with_seconds(LINE, message.service_s)
+        self._say(server, "task-succeeded", uuid=task, result=answer, runtime=message.service_s)
+        if server.phase == "leaving":
+            self._left(server)
             return
         if server.held:
             self._work(server)
         if self._has_room(server):
             self._receive(server, self._world.prefetch)
-        if not server.held and heard:
-            server.seen_busy, server.seen_idle_s = False, self._now_s
 
-    def _hears(self, server: Server) -> bool:
-        """Whether the worker's event arrives. When it does not, a heartbeat tells later what it is doing."""
-        if self._world.faults.lost_events and self._fault_rng.random() < self._world.faults.lost_events:
-            self._at(self._now_s + self._fault_rng.uniform(0, HEARTBEAT_S), self._heartbeat, server)
-            return False
-        return True
+    def _leave(self, server: Server) -> None:
+        """SIGTERM: say goodbye, give back what waits, finish what is in work."""
+        server.phase = "leaving"
+        self._say(server, "worker-offline")
+        while len(server.held) > 1:
+            self._come_back(server.held.pop()[0])
+        if not server.held:
+            self._left(server)
 
-    def _heartbeat(self, server: Server) -> None:
-        if server.phase == "gone":
-            return
-        server.heard = True
-        if server.held:
-            server.seen_busy = True
-        elif server.seen_busy:
-            server.seen_busy, server.seen_idle_s = False, self._now_s
+    def _left(self, server: Server) -> None:
+        self._flush(server)
+        if server.stopping:
+            self._stop(server)
+
+    def _beat(self, server: Server) -> None:
+        if server.phase == "ready":
+            self._say(server, "worker-heartbeat", active=min(1, len(server.held)), processes=1)
+            self._at(self._now_s + HEARTBEAT_S, self._beat, server)
+
+    def _say(self, server: Server, kind: str, **more: Any) -> None:
+        """An event, which goes out with the others of the next second."""
+        event = {"type": kind, "hostname": f"celery@{server.name}", "pid": server.number}
+        if not server.outbox:
+            self._at(self._now_s + EVENTS_WITHIN_S, self._flush, server)
+        server.outbox.append({**event, "timestamp": EPOCH_S + self._now_s, **more})
+
+    def _flush(self, server: Server) -> None:
+        for late_s, events in self._path.carry(server.outbox):
+            self._at(self._now_s + late_s, self._hear, events)
+        server.outbox = []
 
     # What EC2 does.
 
     def _start(self, count: int) -> None:
+        planned = plan(
+            self._machines(),
+            count,
+            max_instances=self._settings.scaler_max_instances,
+            per_minute=self._settings.scaler_starts_per_minute,
+        )
         faults, rng = self._world.faults, self._fault_rng
-        if count and faults.throttling and rng.random() < faults.throttling:
-            count = 0 if rng.random() < 0.5 else count // 2
-        for _ in range(min(count, len(self._stopped))):
-            server = Server(self._stopped.pop(), self._now_s)
-            self._servers[server.id] = server
+        chosen = planned.stopped
+        if chosen and faults.throttling and rng.random() < faults.throttling:
+            chosen = chosen[: 0 if rng.random() < 0.5 else len(chosen) // 2]
+        for machine in chosen:
             self._launches += 1
+            server = Server(machine.id, machine.name, self._launches, self._now_s, {**machine.tags})
+            server.tags[STARTED] = str(max(self._ec2_s, machine.last_mark_s + 1))
+            del self._stopped[server.id]
+            self._servers[server.id] = server
             boot_s = self._fleet_rng.uniform(self._world.boot_min_s, self._world.boot_max_s)
             if faults.slow_boots and rng.random() < faults.slow_boots:
                 boot_s *= SLOW_BOOT
@@ -231,41 +275,51 @@ class Simulation:
                 self._at(self._now_s + boot_s, self._ready, server)
 
     def _ready(self, server: Server) -> None:
-        if server.phase != "booting":
+        if server.phase != "booting" or server.stopping:
             return
         server.phase = "ready"
-        server.seen_idle_s = self._now_s
-        server.heard = self._hears(server)
-        self._estimates.booted(self._now_s - server.started_s)
+        self._say(server, "worker-online", processes=1, photo_s=self._world.service_s)
+        self._at(self._now_s + HEARTBEAT_S, self._beat, server)
         if self._world.faults.spot_losses:
             life_s = self._fault_rng.expovariate(self._world.faults.spot_losses / 3600)
             self._at(self._now_s + life_s, self._lose, server)
         self._receive(server, self._world.prefetch)
 
     def _lose(self, server: Server) -> None:
-        if server.phase == "gone":
+        if server.phase != "ready":
             return
         if self._fault_rng.random() < SPOT_NOTICE_SHARE:
-            self._drain([server])
+            self._leave(server)
+            self._at(self._now_s + SPOT_NOTICE_S, self._take, server)
         else:
+            self._take(server)
+
+    def _take(self, server: Server) -> None:
+        if server.phase != "gone":
             self._losses += bool(server.held)
             self._kill(server)
 
-    def _drain(self, servers: list[Server]) -> None:
-        """Finish what is in work, give back the rest, stop: all of them in one call, so that none gets the others'."""
-        busy = [server for server in servers if server.phase == "ready" and server.held]
+    def _drain(self, ids: Sequence[str], **mark: str) -> None:
+        """StopInstances, for all in one call, so that none gets the others' messages."""
+        servers = [self._servers[id] for id in sorted(ids) if id in self._servers]
+        ready = [server for server in servers if server.phase == "ready"]
         for server in servers:
-            if server in busy:
-                server.phase = "draining"
-            elif server.phase != "draining":
+            server.tags.update(mark)
+            server.stopping = True
+            if self._force:
+                self._kills += bool(server.held)
+                self._kill(server)
+            elif server.phase == "booting" or (server.phase == "leaving" and not server.held):
                 self._stop(server)
-        for server in busy:
-            while len(server.held) > 1:
-                self._come_back(server.held.pop()[0])
+            elif server in ready:
+                server.phase = "leaving"
+        if not self._force:
+            for server in ready:
+                self._leave(server)
 
     def _kill(self, server: Server) -> None:
         """Stop at once; what it held comes back when its visibility timeout is over."""
-        for message, received_s in server.held:
+        for message, _, received_s in server.held:
             self._at(received_s + self._world.visibility_s, self._come_back, message)
         server.held.clear()
         self._stop(server)
@@ -274,11 +328,31 @@ class Simulation:
         self._bill(server)
         server.phase = "gone"
         stopping_s = self._fleet_rng.uniform(self._world.stop_min_s, self._world.stop_max_s)
-        self._at(self._now_s + stopping_s, self._stopped.append, server.id)
+        self._stopped[server.id] = self._machine(server, state="stopping")
+        self._at(self._now_s + stopping_s, self._stop_shows, server)
+
+    def _stop_shows(self, server: Server) -> None:
+        self._stopped[server.id] = self._machine(server, state="stopped")
 
     def _bill(self, server: Server) -> None:
         del self._servers[server.id]
         self._billed_s += max(self._world.min_billed_s, self._now_s - server.started_s)
+
+    @property
+    def _ec2_s(self) -> int:
+        return int(EPOCH_S + self._now_s)
+
+    def _machine(self, server: Server, *, state: str) -> Machine:
+        run_s = int(server.tags[STARTED])
+        age_s = max(0.0, EPOCH_S + self._now_s - run_s)
+        return Machine(id=server.id, name=server.name, state=state, run_s=run_s, age_s=age_s, tags=server.tags)
+
+    def _machines(self) -> list[Machine]:
+        running = [
+            self._machine(server, state="stopping" if server.stopping else "running")
+            for server in self._servers.values()
+        ]
+        return [*running, *self._stopped.values()]
 
     # What the scaler does.
 
@@ -298,39 +372,30 @@ class Simulation:
             )
         self._at(self._now_s + 1.0, self._second)
 
+    def _ping(self) -> None:
+        self._hear([{"type": PING, "hostname": "scaler"}])
+        self._at(self._now_s + PING_S, self._ping)
+
+    def _hear(self, events: Sequence[Event]) -> None:
+        for event in events:
+            self.workers.on_event(event)
+
     def _tick(self) -> None:
-        decision = self._policy.decide(self._observe())
-        leaving = [self._servers[id_] for id_ in {*decision.drain, *decision.replace} if id_ in self._servers]
-        leaving.sort(key=lambda server: server.id)
-        if self._force:
-            for server in leaving:
-                self._kills += bool(server.held)
-                self._kill(server)
-        else:
-            self._drain(leaving)
-        self._start(decision.start)
+        seen = self._gauge.read(self._now_s, len(self._visible), self._in_flight)
+        counts = None if seen is None else Counts(visible=seen[0], in_flight=seen[1])
+        _, orders = self.core.tick(counts, self._machines(), now_s=EPOCH_S + self._now_s)
+        self._carry_out(orders)
         self._at(self._now_s + self._world.tick_s, self._tick)
 
-    def _observe(self) -> Observation:
-        estimates, now_s = self._estimates, self._now_s
-        seen = self._gauge.read(now_s, len(self._visible), self._in_flight)
-        return Observation(
-            now_s=now_s,
-            counts=estimates.counts(now_s, seen),
-            service_s=estimates.service_s,
-            boot_p50_s=estimates.boot_s(BOOT_QUANTILES[0]),
-            boot_p90_s=estimates.boot_s(BOOT_QUANTILES[1]),
-            arrivals=estimates.arrivals(now_s),
-            instances=tuple(self._instance(server) for server in self._servers.values()),
-        )
+    def _carry_out(self, orders: Orders) -> None:
+        now = str(self._ec2_s)
+        for ids, mark in ((orders.came_up, now), (orders.heard, f"{now} late")):
+            for id in ids:
+                self._servers[id].tags[READY] = mark
+        self._drain(orders.dead, **{FAILED: f"{now} {orders.dead_boots}"})
+        self._drain(orders.drain, **{DRAINING: now})
+        self._start(orders.start)
 
-    def _instance(self, server: Server) -> Instance:
-        phase: Literal["booting", "ready", "draining"] = "booting"
-        if server.phase == "draining":
-            phase = "draining"
-        elif server.phase == "ready" and server.heard:
-            phase = "ready"
-        idle_s = None
-        if phase == "ready":
-            idle_s = 0.0 if server.seen_busy else self._now_s - server.seen_idle_s
-        return Instance(id=server.id, phase=phase, billed_s=self._now_s - server.started_s, idle_s=idle_s)
+
+def _stopped(number: int) -> Machine:
+    return Machine(id=f"app-{number}", name=name_of(number), state="stopped", run_s=0, age_s=EPOCH_S)

@@ -1,18 +1,20 @@
-"""What a scaler can know of the world: SQS's counts, and what it makes of the workers' events."""
+"""What a scaler can know of the world: SQS's counts, and the workers' events as they arrive."""
 
 from __future__ import annotations
 
 import math
 import random
 from collections import deque
+from collections.abc import Iterator
+from typing import Any
 
-from faceapp.quantiles import nearest_rank
-from faceapp.scaling.policies.base import BIN_S, BINS, Counts
 from faceapp.scaling.simulation.world import World
 
-SMOOTHING = 0.1
-BOOTS = 40
-AGREE = 3
+Event = dict[str, Any]
+"""One of Celery's, as a worker sends it."""
+
+PATH_S = (0.05, 0.5)
+DISORDER_S = 2.0
 LAG_S = 3.0
 OLD_SHARE = 0.02
 OLD_S = 60.0
@@ -55,7 +57,7 @@ class QueueGauge:
 
     def _as_of_s(self, now_s: float) -> float:
         rng = self._rng
-        then_s = now_s - rng.uniform(0, OLD_S if rng.random() < OLD_SHARE else LAG_S)
+        then_s = now_s - rng.uniform(0, OLD_S if rng.random() < OLD_SHARE + self._world.faults.old_counts else LAG_S)
         if not self._world.faults.lying_counts:
             return then_s
         while now_s > self._frozen_to_s:
@@ -70,57 +72,24 @@ class QueueGauge:
         return self._history[0][1:]
 
 
-class Estimates:
-    """Service time, boot time, depth and arrivals out of the workers' events and SQS's counts.
+class EventPath:
+    """SNS and SQS between the workers and the scaler: some tenths of a second, and with faults worse."""
 
-    By the rules of `faceapp.scaling.metrics` and `workers`, which ask AWS and so cannot be used here.
-    """
+    def __init__(self, world: World, rng: random.Random) -> None:
+        self._faults = world.faults
+        self._rng = rng
+        self._faulty = bool(self._faults.lost_events or self._faults.doubled_events or self._faults.disordered_events)
 
-    def __init__(self, *, service_s: float, boot_s: float) -> None:
-        self.service_s = service_s
-        self._boots: deque[float] = deque(maxlen=BOOTS)
-        self._default_boot_s = boot_s
-        self._done = 0
-        self._recent: deque[tuple[int, int]] = deque(maxlen=AGREE)
-        self._total: int | None = None
-        self._bins: deque[float] = deque(maxlen=BINS)
-        self._open = self._debt = 0.0
-        self._bin_ends_s = BIN_S
-
-    def booted(self, boot_s: float) -> None:
-        self._boots.append(boot_s)
-
-    def finished(self, service_s: float) -> None:
-        self._done += 1
-        self.service_s += SMOOTHING * (service_s - self.service_s)
-
-    def boot_s(self, share: float) -> float:
-        """That quantile of the last boots, by nearest rank."""
-        return nearest_rank(sorted(self._boots) or [self._default_boot_s], share)
-
-    def counts(self, now_s: float, seen: tuple[int, int] | None) -> Counts | None:
-        """What to act on: a count that fell is believed when finished tasks explain it or the next ones agree."""
-        if seen is None:
-            self._recent.clear()
-            return None
-        visible, in_flight = seen
-        self._recent.append((visible + in_flight, self._done))
-        most = max(outstanding - (self._done - done) for outstanding, done in self._recent)
-        counts = Counts(visible=visible + max(0, most - visible - in_flight), in_flight=in_flight)
-        total = counts.outstanding + self._done
-        self._roll(now_s)
-        self._open += total - (total if self._total is None else self._total)
-        self._total = total
-        return counts
-
-    def arrivals(self, now_s: float) -> tuple[float, ...]:
-        """Messages in each of the last bins that are over: what was done, and what the queue grew by."""
-        self._roll(now_s)
-        return tuple(self._bins)
-
-    def _roll(self, now_s: float) -> None:
-        while self._bin_ends_s <= now_s:
-            balance = self._open + self._debt
-            self._bins.append(max(0.0, balance))
-            self._debt, self._open = min(0.0, balance) / 2, 0.0
-            self._bin_ends_s += BIN_S
+    def carry(self, events: list[Event]) -> Iterator[tuple[float, list[Event]]]:
+        """What arrives of events that were sent together: after how many seconds, and which."""
+        base_s = self._rng.uniform(*PATH_S)
+        if not self._faulty:
+            yield base_s, events
+            return
+        for event in events:
+            if self._rng.random() < self._faults.lost_events:
+                continue
+            copies = 2 if self._rng.random() < self._faults.doubled_events else 1
+            for _ in range(copies):
+                late = self._rng.random() < self._faults.disordered_events
+                yield base_s + (self._rng.uniform(0.0, DISORDER_S) if late else 0.0), [event]

@@ -6,7 +6,9 @@ import math
 from dataclasses import dataclass, fields
 from functools import cached_property
 
+from faceapp.config import Settings
 from faceapp.errors import ConfigError
+from faceapp.pace import PREFETCH
 from faceapp.quantiles import nearest_rank
 
 
@@ -28,7 +30,13 @@ class Faults:
     duplicates: float = 0.0
     """Share of receives whose message another worker gets as well."""
     lost_events: float = 0.0
-    """Share of the workers' events that never arrive; a heartbeat within 30 s makes up for each."""
+    """Share of the workers' events that never arrive, heartbeats among them."""
+    doubled_events: float = 0.0
+    """Share of the workers' events that arrive twice."""
+    disordered_events: float = 0.0
+    """Share of the workers' events that arrive up to two seconds late, and so after others that were sent later."""
+    old_counts: float = 0.0
+    """Share of answers about the queue's depth that are up to a minute old, beside the few that always are."""
 
     @classmethod
     def named(cls, names: str) -> Faults:
@@ -53,7 +61,10 @@ USUAL = {
     "spot_losses": 1.0,
     "slow_boots": 0.1,
     "duplicates": 0.005,
-    "lost_events": 0.05,
+    "lost_events": 0.1,
+    "doubled_events": 0.1,
+    "disordered_events": 1.0,
+    "old_counts": 0.1,
 }
 assert set(USUAL) == {each.name for each in fields(Faults)}
 
@@ -67,6 +78,9 @@ class World:
     tick_s: float = 3.0
     service_s: float = 1.0
     """Mean seconds of a message; single ones are lognormal around it."""
+    remembers: bool = True
+    """Whether the stack has run before, so that the scaler knows how long a message takes; a new one assumes what its
+    setting says."""
     service_spread: float = 0.3
     """Standard deviation of a message's seconds over their mean."""
     boot_min_s: float = 20.0
@@ -81,13 +95,23 @@ class World:
     """As in deploy/stack.yaml: how long a message that a killed worker held stays away."""
     max_receives: int = 3
     """As in deploy/stack.yaml: a message that comes back after so many receives is a dead letter."""
-    prefetch: int = 4
-    """Messages that one worker holds at most, the one it works on included (worker_prefetch_multiplier)."""
+    prefetch: int = PREFETCH
+    """Messages that one worker holds at most, the one it works on included."""
     exact_counts: bool = False
     """Whether the queue's counts are true and fresh; SQS's are neither."""
     tail_s: float = 3600.0
     """A run ends when everything is answered and stopped, and so long after the last arrival at the latest."""
     faults: Faults = Faults()
+
+    def settings(self, *, policy: str = "work", mode: str = "balanced") -> Settings:
+        """A scaler's settings in this world; what it does not say is the product's default."""
+        return Settings(
+            scaler_policy=policy,
+            scaler_mode=mode,
+            scaler_max_instances=self.max_instances,
+            scaler_slo_s=self.slo_s,
+            scaler_tick_s=self.tick_s,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
-"""gunicorn's worker classes with 1,000 requests open at once: memory, CPU seconds a request, and how long answers take.
+"""A web process with 1,000 requests open at once: memory, CPU seconds a request, and how long answers take.
 
-`python -m benchmarks.web_classes` starts the embedded AWS, and for each class a web process. It opens classic requests
+`python -m benchmarks.web_open` starts the embedded AWS and a web process. It opens classic requests
 over as many connections, waits until the task of each is in the queue, and answers them all: the load of a system whose
 workers have been stopped and have to start first. `open` is from the first connection until the last task is queued,
 the answers' times are from the first answer sent to the line received; both include the emulator's work, which shares
@@ -30,11 +30,10 @@ import psutil
 from PIL import Image
 
 from benchmarks.table import print_table
-from faceapp import open_files, stack
+from faceapp import credential, open_files, stack
 from faceapp.config import Settings
 from faceapp.schema import Recognition
 
-CLASSES = ("gthread", "gevent")
 OPENED_AT_ONCE = 50
 GIVE_UP_S = 300
 SERVE = """
@@ -50,9 +49,8 @@ serve(replace(settings(), web_port=0))
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What one class needed for all of the requests."""
+    """What the process needed for all of the requests."""
 
-    worker_class: str
     idle_mib: float
     held_mib: float
     cpu_s: float
@@ -167,12 +165,11 @@ def running(command: list[str], says: str, **environment: str) -> Iterator[tuple
         process.wait(30)
 
 
-def measure(worker_class: str, count: int) -> Run:
+def measure(count: int) -> Run:
     settings = Settings(prefix=f"bench-{uuid.uuid4().hex[:8]}")
     stack.apply(settings)
     environment = {
         "FACEAPP_PREFIX": settings.prefix,
-        "FACEAPP_WEB_WORKER_CLASS": worker_class,
         "FACEAPP_WEB_WAITING": str(count),
         "FACEAPP_WEB_CONNECTIONS": str(count + 100),
     }
@@ -184,7 +181,6 @@ def measure(worker_class: str, count: int) -> Run:
         idle_mib, cpu_before_s = memory_mib(process), cpu_s(process)
         open_s, held_mib, answers_s = asyncio.run(hold(port, worker, process, count))
         return Run(
-            worker_class=worker_class,
             idle_mib=idle_mib,
             held_mib=held_mib,
             cpu_s=(cpu_s(process) - cpu_before_s) / count,
@@ -194,21 +190,20 @@ def measure(worker_class: str, count: int) -> Run:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="gunicorn's worker classes with many open requests")
+    parser = argparse.ArgumentParser(description="a web process with many open requests")
     parser.add_argument("--requests", type=int, default=1000)
     count = parser.parse_args().requests
     # A connection is a file here and another one there.
     open_files.allow(4 * count + 1000)
-    credentials = {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench"}
-    os.environ.update(credentials, AWS_REGION="us-east-1", AWS_DEFAULT_REGION="us-east-1")
+    os.environ.update(credential.fresh(), AWS_REGION="us-east-1", AWS_DEFAULT_REGION="us-east-1")
     with running([sys.executable, "-m", "faceapp.local.aws", "--port", "0"], "listening on ") as (url, _):
         os.environ["AWS_ENDPOINT_URL"] = url
-        runs = [measure(worker_class, count) for worker_class in CLASSES]
+        run = measure(count)
     print_table(
         [f"{count} requests open", "idle MiB", "MiB", "CPU ms a request", "open s", "answer p50 s", "p99 s"],
         [
             [
-                run.worker_class,
+                "",
                 f"{run.idle_mib:.0f}",
                 f"{run.held_mib:.0f}",
                 f"{1000 * run.cpu_s:.1f}",
@@ -216,7 +211,6 @@ def main() -> None:
                 f"{statistics.median(run.answers_s):.2f}",
                 f"{statistics.quantiles(run.answers_s, n=100)[98]:.2f}",
             ]
-            for run in runs
         ],
     )
 
