@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from faceapp.errors import GalleryMismatch
-from faceapp.gallery.formats import Vector, pack_vector
 from faceapp.gallery import names
+from faceapp.gallery.formats import Vector, pack_vector
 from faceapp.gallery.index import Gallery
 from faceapp.gallery.journal import note_enrolment
 from faceapp.gallery.people import KEY, PHOTO_ID_DIGITS, VECTORS, path_of
