@@ -16,7 +16,7 @@ INSTALL := -m pip install --quiet --disable-pip-version-check --no-deps --no-bui
 .DELETE_ON_ERROR:
 
 help: ## print this
-	@echo "make up         run everything on this machine (PEOPLE=DIR enrols DIR/<name>/<photo>.jpg)"
+	@echo "make up         run everything on this machine (PEOPLE=DIR enrols DIR/<name>/<photo>.jpg; COURSE=ID: docs/course.md)"
 	@echo "make check      format, lint, types, import directions, security, templates"
 	@echo "make test       all tests but the slow ones of faults (ARGS='-k name' for some, JOBS=4 at a time)"
 	@echo "make test-faults  every fault: parts killed, hung, cut off, under load (FAULT_TABLE=FILE writes the table)"
@@ -27,7 +27,7 @@ help: ## print this
 	@echo "make clean      remove .venv and every cache"
 
 up: $(RUNS)
-	@$(BIN)/faceapp up $(if $(PEOPLE),--people '$(PEOPLE)')
+	@$(BIN)/faceapp up $(if $(PEOPLE),--people '$(PEOPLE)') $(if $(COURSE),--course '$(COURSE)')
 
 check: $(DEVELOPS) $(CHECKS)
 	$(BIN)/ruff format --check

@@ -10,6 +10,7 @@ here.
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -188,6 +189,12 @@ class Settings:
         takes="auto, cpu or cuda:N",
     )
     threshold: float = _real(0.0, 0.0, 4.0, "the largest distance that is the same person; 0: the embedder's own")
+    nearest: str = _choice(
+        "no",
+        "no",
+        "always",
+        doc="always: a face is named after the nearest person, however far; nobody is unknown (for the course)",
+    )
 
     gallery_refresh_s: float = _real(2.0, 0.1, 3600, "how often a worker asks whether the gallery has changed")
     # Of 128 numbers, twice, with a key and an ETag. The default's table, and the next one while it changes, fit into
@@ -295,6 +302,10 @@ class Settings:
     def task_soft_limit_s(self) -> int:
         """A task that runs for so long is told to end, and five seconds later it is killed."""
         return max(1, self.task_time_limit_s - 5)
+
+    def largest_distance(self, own: float) -> float:
+        """The largest distance that is the same person, for an embedder whose own threshold is `own`."""
+        return math.inf if self.nearest == "always" else self.threshold or own
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Settings:

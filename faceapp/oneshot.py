@@ -28,13 +28,7 @@ def names(settings: Settings, photos: Sequence[Path], gallery: Path | None = Non
     `gallery` is a folder of `name/photo.jpg` (the sample people when it is None), or a course's `data.pt`, which holds
     facenet descriptors. Raises ImageError, WeightsError, GalleryMismatch, and BadRequest for a path that is not there.
     """
-    recogniser = Recogniser(
-        embedder=settings.embedder,
-        weights=settings.weights,
-        precision=settings.precision,
-        device=settings.device,
-        **settings.photo_limits,
-    )
+    recogniser = make_recogniser(settings)
     table = _table(recogniser, gallery)
     for photo in photos:
         faces = recogniser.describe(_read(photo)).faces
@@ -44,20 +38,40 @@ def names(settings: Settings, photos: Sequence[Path], gallery: Path | None = Non
         [match] = table.search(
             faces[0].descriptor[np.newaxis],
             low_resolution=faces[0].low_resolution,
-            threshold=settings.threshold or recogniser.threshold,
+            threshold=settings.largest_distance(recogniser.threshold),
             candidates=1,
         )
         yield match.name
 
 
+def make_recogniser(settings: Settings) -> Recogniser:
+    """The model that a worker with these settings has. Raises WeightsError and ConfigError."""
+    return Recogniser(
+        embedder=settings.embedder,
+        weights=settings.weights,
+        precision=settings.precision,
+        device=settings.device,
+        **settings.photo_limits,
+    )
+
+
+def course_people(recogniser: Recogniser, data: Path) -> list[tuple[str, Vectors]]:
+    """The people of a course's `data.pt`, and their vectors.
+
+    Raises WeightsError, and GalleryMismatch when the model makes other vectors.
+    """
+    people = load_course_gallery(data)
+    if people and people[0][1].shape != (recogniser.dimension,):
+        raise GalleryMismatch(
+            f"{data} holds vectors of {people[0][1].size} numbers, and the model makes {recogniser.dimension}: "
+            "set FACEAPP_EMBEDDER=facenet and FACEAPP_WEIGHTS, for this command and for the workers."
+        )
+    return people
+
+
 def _table(recogniser: Recogniser, gallery: Path | None) -> Table:
     if gallery and gallery.is_file():
-        people = [(name, vector, vector) for name, vector in load_course_gallery(gallery)]
-        if people and people[0][1].shape != (recogniser.dimension,):
-            raise GalleryMismatch(
-                f"{gallery} holds vectors of {people[0][1].size} numbers, and the model makes {recogniser.dimension}: "
-                "set FACEAPP_EMBEDDER=facenet and FACEAPP_WEIGHTS."
-            )
+        people = [(name, vector, vector) for name, vector in course_people(recogniser, gallery)]
     else:
         people = list(_enrolled(recogniser, find_people(gallery) if gallery else sample_people()))
     ordered = sorted(enumerate(people), key=lambda each: (each[1][0], each[0]))

@@ -64,7 +64,7 @@ class Worker:
         )
         self._time_limit_s = settings.task_soft_limit_s
         self._memory_bytes = settings.worker_memory_mib * MIB
-        self._threshold = settings.threshold or self._recogniser.threshold
+        self._threshold = settings.largest_distance(self._recogniser.threshold)
 
     def warm(self) -> None:
         """Load the gallery; when S3 does not answer, the first search tries again."""

@@ -45,7 +45,9 @@ def aws_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL that answers every AWS call of the session."""
     with Services(tmp_path_factory.mktemp("aws"), os.environ) as services:
         server = services.start("embedded AWS", [sys.executable, "-m", "faceapp.local.aws", "--port", "0"])
-        services.wait_for(lambda: LISTENING in server.log_tail(), timeout_s=60, what="The embedded AWS does not listen")
+        services.wait_for(
+            lambda: LISTENING in server.log_tail(), timeout_s=240, what="The embedded AWS does not listen"
+        )
         yield server.log_tail().partition(LISTENING)[2].split()[0]
 
 

@@ -179,7 +179,7 @@ class Judge:
         ready, _, _ = select.select([process.stdout], [], [], HUNG_S)
         line = process.stdout.readline() if ready else b""
         if not line:
-            why = f"its reader crashed with status {process.wait(10)}" if ready else "its reader hung"
+            why = f"its reader crashed with status {process.wait(240)}" if ready else "its reader hung"
             self.close()
             raise AssertionError(f"{self._kept(data)}: {why}")
         told = json.loads(line)

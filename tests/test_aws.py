@@ -99,7 +99,7 @@ def test_no_region_is_a_sentence_that_names_the_variable(
 @pytest.mark.parametrize("command", ["web", "worker", "scaler", "flower"])
 def test_a_service_without_a_region_does_not_start(nowhere: Path, command: str) -> None:
     """C4: the scaler ended in a traceback."""
-    done = subprocess.run([sys.executable, "-m", "faceapp", command], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-m", "faceapp", command], capture_output=True, text=True, timeout=240)
     assert done.returncode == 2
     assert done.stderr == f"Error: {aws.NO_REGION}\n"
 

@@ -131,7 +131,7 @@ def test_no_answer_in_time_is_lost() -> None:
 
     def answer(n: int, stem: str) -> Answer:
         if n == 0:
-            released.wait(60)
+            released.wait(240)
         return line(f"{stem}:ada", str(n))
 
     with server(answer) as url:
@@ -150,7 +150,7 @@ def test_its_time_ends_it() -> None:
     released = threading.Event()
 
     def answer(n: int, stem: str) -> None:
-        released.wait(60)
+        released.wait(240)
 
     with server(answer) as url:
         books = load(options(url, limit_s=0.5, concurrency=1), photos())

@@ -24,7 +24,7 @@ def faceapp(*arguments: str | Path, **environ: str) -> subprocess.CompletedProce
     """Run `faceapp` as a user does."""
     own = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "FACEAPP_"))}
     command = [sys.executable, "-m", "faceapp", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env={**own, **environ})
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, env={**own, **environ})
 
 
 def test_help_lists_the_commands() -> None:

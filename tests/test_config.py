@@ -82,7 +82,7 @@ def test_a_newer_versions_setting_is_passed_over_and_a_mistake_is_named() -> Non
 
 def faceapp(*command: str) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, **KUBERNETES, "FACEAPP_COMES_LATER": "x", "FACEAPP_LOG_FORMAT": "json"}
-    return subprocess.run([sys.executable, *command], env=env, capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, *command], env=env, capture_output=True, text=True, timeout=240)
 
 
 def test_a_command_says_what_it_passes_over() -> None:

@@ -74,7 +74,7 @@ def send(failing: Settings, aws: str, letters: DeadLetters, log: Path) -> Iterat
     def send(tasks: dict[str, str]) -> None:
         for request_id, task in tasks.items():
             app.send_task(task, args=[request_id], task_id=request_id, ignore_result=True)
-        wait_until(lambda: letters.count() == len(tasks), timeout_s=60, what="the dead letters")
+        wait_until(lambda: letters.count() == len(tasks), timeout_s=240, what="the dead letters")
 
     yield send
     app.close()
@@ -103,7 +103,7 @@ def command(failing: Settings, aws_endpoint: str) -> Command:
             [sys.executable, "-m", "faceapp", "dead-letters", *arguments],
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=240,
             stdin=subprocess.DEVNULL,
             env=environ(aws_endpoint, failing, **more),
         )

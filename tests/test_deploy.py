@@ -47,7 +47,7 @@ def deploy(aws_endpoint: str, prefix: str) -> Deploy:
             [*line, *options],
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=240,
             env={**own, **environ},
             stdin=subprocess.DEVNULL,
         )
@@ -373,7 +373,7 @@ def test_an_account_that_cannot_be_reached_is_one_sentence(more: dict[str, str],
     nothing = dict.fromkeys(("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"), os.devnull)
     environ = {**own, **nothing, "AWS_EC2_METADATA_DISABLED": "true", **more}
     line = [sys.executable, "-m", "faceapp", "deploy", "plan"]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=60, env=environ)
+    done = subprocess.run(line, capture_output=True, text=True, timeout=240, env=environ)
     assert done.returncode in (1, 2)
     assert sentence in done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -420,7 +420,7 @@ def test_whoever_answers_wrongly_changes_nothing(
             line, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environ
         )
         os.write(ours, f"{answer}\n".encode())
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=240)
         os.close(ours)
         os.close(theirs)
         return process.returncode, output

@@ -44,7 +44,9 @@ def embedded_aws(folder: Path) -> Iterator[str]:
     """One of its own, so that everything on it is this test's."""
     with Services(folder, own_environ()) as services:
         server = services.start("embedded AWS", [sys.executable, "-m", "faceapp.local.aws", "--port", "0"])
-        services.wait_for(lambda: LISTENING in server.log_tail(), timeout_s=60, what="The embedded AWS does not listen")
+        services.wait_for(
+            lambda: LISTENING in server.log_tail(), timeout_s=240, what="The embedded AWS does not listen"
+        )
         yield server.log_tail().partition(LISTENING)[2].split()[0]
 
 
@@ -136,17 +138,29 @@ def test_from_nothing_to_an_answer_and_back_to_nothing(samples: dict[str, Path],
         with Services(tmp_path / "logs", environ) as services:
             host = start(services, "compute host", "faceapp.local.compute", "--logs", str(tmp_path / "logs"))
             instance = [start(services, name, "faceapp", name) for name in ("web", "scaler", "flower")]
+            scaler = instance[1]
             client = Client(f"http://127.0.0.1:{ports['WEB']}")
-            services.wait_for(client.ready, timeout_s=120, what="The web tier is not ready")
-            services.wait_for(lambda: compute.READY in host.log_tail(), timeout_s=120, what="The host is not ready")
+            services.wait_for(client.ready, timeout_s=240, what="The web tier is not ready")
+            services.wait_for(lambda: compute.READY in host.log_tail(), timeout_s=240, what="The host is not ready")
             assert workers(endpoint) == []
             client.enrol("obama", [samples["obama.jpg"]])
-            assert client.recognise(samples["obama3.jpg"]) == "obama3:obama"
+
+            def is_caught_running() -> bool:
+                """T4: the scaler stops an instance seconds after its last photo; one that is halted stops none."""
+                assert client.recognise(samples["obama3.jpg"]) == "obama3:obama"
+                scaler.process.send_signal(signal.SIGSTOP)
+                if workers(endpoint):
+                    return True
+                scaler.process.send_signal(signal.SIGCONT)
+                return False
+
+            wait_until(is_caught_running, what="an instance that stays")
             [worker, *_] = workers(endpoint)
             assert worker["ImageId"] == IMAGE
             assert {TEMPLATE: "1"}.items() <= {each["Key"]: each["Value"] for each in worker["Tags"]}.items()
 
-            assert "app-tier-instance-1, running" in deploy(endpoint, "status")
+            name = next(each["Value"] for each in worker["Tags"] if each["Key"] == "Name")
+            assert f"{name}, running" in deploy(endpoint, "status")
             # As when destroy terminates the web-instance, before anything else: with no time to tidy up.
             for service in instance:
                 os.killpg(service.process.pid, signal.SIGKILL)

@@ -67,7 +67,7 @@ class Flower:
         named = {name.replace("_", "-"): value for name, value in {**self.headers, **headers}.items()}
         request = urllib.request.Request(self.url + path, data=data, headers=named, method=method)
         try:
-            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30) as answer:
+            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=240) as answer:
                 return Answer(answer.status, dict(answer.headers), answer.read().decode())
         except urllib.error.HTTPError as error:
             with error:
@@ -116,7 +116,7 @@ def flower(env: dict[str, str], log: Path, *options: str, app: str = "tests.echo
     finally:
         process.terminate()
         try:
-            process.wait(30)
+            process.wait(240)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -223,7 +223,7 @@ def test_the_products_app_has_it_too_and_a_socket_file_is_its_owners(env: dict[s
             assert client.makefile().read().endswith("OK")
     finally:
         process.terminate()
-        assert process.wait(30) == 0
+        assert process.wait(240) == 0
 
 
 @pytest.mark.parametrize(
@@ -288,7 +288,7 @@ def test_nothing_comes_through_a_proxy(watched: Flower, header: str) -> None:
 
 def test_the_link_gives_a_cookie_and_leaves_no_key_behind(watched: Flower) -> None:
     port = watched.url.rpartition(":")[2]
-    connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=240)
     connection.request("GET", f"//evil.example/tasks?limit=5&key={KEY}")
     answer = connection.getresponse()
     answer.read()
@@ -350,7 +350,7 @@ def test_a_task_can_be_waited_for_and_sent_by_name(watched: Flower) -> None:
     watched.wait_for_state(other.id, "SUCCESS")
     seen = watched.get(f"/api/task/result/{other.id}").json
     assert (seen["state"], seen["result"]) == ("SUCCESS", "9"), "what the events tell"
-    assert other.get(timeout=20) == 9, "and the answer has come to whom it was for"
+    assert other.get(timeout=240) == 9, "and the answer has come to whom it was for"
     assert watched.get("/api/task/result/nobody-knows").json["state"] == "PENDING"
 
 
@@ -477,7 +477,7 @@ def test_a_worker_comes_is_told_to_leave_and_vanishes(watched: Flower, env: dict
         assert name in watched.get("/api/workers").json, "nobody has opened its page yet"
         answer = watched.post(f"/api/worker/shutdown/{name}")
         assert (answer.status, answer.json["message"]) == (200, "Shutting down!")
-        assert process.wait(30) == 0
+        assert process.wait(240) == 0
         wait_until(lambda: name not in watched.workers(), what="its end on the page")
         wait_until(lambda: name not in watched.get("/api/workers").json, what="its end in the API")
         watched.get("/metrics")
@@ -589,7 +589,7 @@ def test_tasks_are_revoked_while_they_wait_and_while_they_run(
             assert watched.workers()[name]["active"] == 0
             assert log.read_text().count("hanging") == 1, "what waited never ran"
             assert watched.post(f"/api/worker/shutdown/{name}").status == 200
-            assert process.wait(30) == 0
+            assert process.wait(240) == 0
     finally:
         assert watched.post(f"/api/worker/queue/add-consumer/{WORKER}", queue).status == 200
     watched.wait_for_state(watched.send(ECHO, "again"), "SUCCESS")

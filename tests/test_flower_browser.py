@@ -142,7 +142,7 @@ def test_a_task_is_terminated_and_a_worker_shut_down_from_the_page(
             page.locator("#worker-group").click()
             page.locator("#worker-shutdown").click()
             expect(page.locator(".toast")).to_contain_text("Shutting down")
-            assert process.wait(30) == 0
+            assert process.wait(240) == 0
             page.goto(f"{watched.url}/?key={KEY}")
             expect(row).to_have_count(0)
             expect(page.locator("#workers-online")).to_have_text("1")

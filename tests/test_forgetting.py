@@ -359,11 +359,11 @@ class Service:
 
     def wait_done(self) -> None:
         storage = Storage(self.settings)
-        wait_until(lambda: not list(storage.list_gallery(ORDERS)), timeout_s=150, what="the end of all orders")
+        wait_until(lambda: not list(storage.list_gallery(ORDERS)), timeout_s=240, what="the end of all orders")
 
     def wait_for_results(self, ids: list[str]) -> dict[str, Recognition]:
         storage = Storage(self.settings)
-        wait_until(lambda: all(storage.result_exists(each) for each in ids), timeout_s=120, what="all results")
+        wait_until(lambda: all(storage.result_exists(each) for each in ids), timeout_s=240, what="all results")
         return {each: found for each in ids if (found := storage.get_result(each))}
 
 
@@ -453,7 +453,7 @@ def test_a_worker_that_is_killed_in_the_middle_loses_nothing(service: Service) -
 
     first: Popen[bytes]
     with service.worker() as first:
-        wait_until(lambda: len(storage.list_results().results) < 1000, timeout_s=60, what="some progress")
+        wait_until(lambda: len(storage.list_results().results) < 1000, timeout_s=240, what="some progress")
         os.killpg(first.pid, signal.SIGKILL)
         first.wait()
     assert {each.id for each in Forgetting(settings, storage).orders()} > {"0" * 32}
@@ -483,9 +483,9 @@ def test_one_photo_and_its_result_are_deleted(service: Service, samples: dict[st
         assert service.ask("DELETE", done) == 404
         # SQS had delivered its message twice, and the other worker is done now.
         storage.put_result(result("unknown", id=done))
-        wait_until(lambda: not storage.result_exists(done), timeout_s=60, what="the end of a second result")
-        wait_until(lambda: not storage.result_exists(running), timeout_s=60, what="the end of a late result")
-        wait_until(lambda: messages(service.settings) == 0, timeout_s=60, what="an empty queue")
+        wait_until(lambda: not storage.result_exists(done), timeout_s=240, what="the end of a second result")
+        wait_until(lambda: not storage.result_exists(running), timeout_s=240, what="the end of a late result")
+        wait_until(lambda: messages(service.settings) == 0, timeout_s=240, what="an empty queue")
     assert everything(service.settings) == {}
     assert service.ask("DELETE", uuid.uuid4().hex) == 404
     assert service.ask("DELETE", "x") == 404

@@ -40,9 +40,11 @@ def test_the_api_does_what_its_description_says(
     for name, data in {"face": face, "no face": plain(64, 48), "cut off": face[:5000], "no photo": b"text"}.items():
         (photos / name).write_bytes(data)
     with web_server(aws_endpoint, system, tmp_path / "web") as (url, _):
-        enrolled = requests.put(f"{url}/v1/people/{NAME}", files={"photo": ("a.jpg", face)}, headers=BEARER, timeout=60)
+        enrolled = requests.put(
+            f"{url}/v1/people/{NAME}", files={"photo": ("a.jpg", face)}, headers=BEARER, timeout=240
+        )
         assert enrolled.status_code in {200, 201}, enrolled.text
-        asked = requests.post(f"{url}/v1/recognitions", files={"photo": ("a.jpg", face)}, headers=BEARER, timeout=60)
+        asked = requests.post(f"{url}/v1/recognitions", files={"photo": ("a.jpg", face)}, headers=BEARER, timeout=240)
         done = subprocess.run(
             [
                 *(sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIG), "run"),

@@ -851,7 +851,7 @@ class Stuck(Storage):
     def gallery_etag(self, key: str) -> str | None:
         if os.getpid() == self.parent:
             self.there.set()
-            self.go_on.wait(60)
+            self.go_on.wait(240)
         return super().gallery_etag(key)
 
 
@@ -862,7 +862,7 @@ def test_a_child_forked_in_the_middle_of_a_refresh_is_not_stuck(storage: Storage
     gallery = gallery_of(stuck)
     thread = threading.Thread(target=gallery.refresh)
     thread.start()
-    assert stuck.there.wait(60)
+    assert stuck.there.wait(240)
 
     def child(pipe: Connection) -> None:
         pipe.send(names_found(gallery, 1))

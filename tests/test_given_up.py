@@ -73,7 +73,7 @@ def dead_letter(settings: Settings, request_id: str) -> Any:
     def found() -> list[Any]:
         return [each for each in letters.listing().letters if each.request_id == request_id]
 
-    wait_until(found, timeout_s=60, what="the dead letter")
+    wait_until(found, timeout_s=240, what="the dead letter")
     (letter,) = found()
     return letter
 
@@ -117,7 +117,7 @@ def test_a_photo_that_nobody_waits_for_has_a_failed_result_as_well(url: str, fai
     def result() -> Any:
         return json.loads(urllib3.request("GET", f"{url}{item['links']['self']}", headers=BEARER).data)
 
-    wait_until(lambda: result()["status"] == "failed", timeout_s=60, what="the failed result")
+    wait_until(lambda: result()["status"] == "failed", timeout_s=240, what="the failed result")
     assert result()["failure"]["code"] == "recognition_failed"
 
 
@@ -213,7 +213,7 @@ def test_a_photo_that_waited_too_long_is_not_looked_at(aws_endpoint: str, tmp_pa
         "--concurrency",
         "1",
     ):
-        told = Recognition.from_dict(answer.get(timeout=60))
+        told = Recognition.from_dict(answer.get(timeout=240))
         assert told.failure is not None
         assert (told.failure.code, told.file_name) == ("recognition_expired", "old.jpg")
         assert storage.get_result(request_id) == told

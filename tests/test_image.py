@@ -127,7 +127,7 @@ def test_the_script_says_what_it_lacks(tmp_path: Path) -> None:
 def packer(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     environ = {"PATH": os.environ["PATH"], "HOME": str(folder), "CHECKPOINT_DISABLE": "1"}
     command = [needs("packer"), *arguments]
-    return subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=240)
 
 
 def test_packer_finds_its_files_in_order() -> None:
@@ -207,6 +207,6 @@ def check_user_data(data: str, folder: Path) -> None:
         env={"PATH": os.environ["PATH"]},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -39,7 +39,7 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def run(imds: Service, *arguments: str) -> subprocess.CompletedProcess[str]:
     environ = {**os.environ, "AWS_EC2_METADATA_SERVICE_ENDPOINT": imds.url, "FACEAPP_LOG_FORMAT": "json"}
     command = [sys.executable, "-m", "faceapp.instance", *arguments]
-    return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=240)
 
 
 def test_an_instance_writes_down_what_it_is_and_starts_its_tier(imds: Service, commands: Path, tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ class Memory:
     def get_gallery(self, key: str) -> GalleryObject | None:
         assert key == OBJECT
         self.reads += 1
-        self.gate.wait(30)
+        self.gate.wait(240)
         if self.down:
             raise StorageUnavailable
         return (

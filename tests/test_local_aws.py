@@ -42,7 +42,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     assert line.startswith(LISTENING)
     yield line.removeprefix(LISTENING).strip()
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output
     assert output == ""
 
@@ -55,7 +55,7 @@ def counted(served: str) -> str:
 
 
 def ask(url: str, method: str = "GET") -> dict[str, Any]:
-    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=10)
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=240)
     connection.request(method, calls.PATH, headers=COUNTER)
     document: dict[str, Any] = json.loads(connection.getresponse().read())
     connection.close()
@@ -119,7 +119,7 @@ def test_an_objects_key_is_kept_as_it_is(served: str, key: str) -> None:
 
 
 def test_connections_are_kept_alive(served: str) -> None:
-    connection = http.client.HTTPConnection(urlsplit(served).netloc, timeout=10)
+    connection = http.client.HTTPConnection(urlsplit(served).netloc, timeout=240)
     connection.request("GET", calls.PATH, headers=COUNTER)
     connection.getresponse().read()
     first = connection.sock
@@ -167,7 +167,7 @@ def test_a_poll_whose_client_has_gone_takes_no_message(served: str) -> None:
 
 def test_a_taken_port_is_one_sentence(served: str) -> None:
     port = urlsplit(served).port
-    done = subprocess.run([*COMMAND, "--port", str(port)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([*COMMAND, "--port", str(port)], capture_output=True, text=True, timeout=240)
     assert done.returncode == 1
     assert done.stderr.startswith(f"The embedded AWS cannot listen on port {port}: Address already in use")
     assert len(done.stderr.splitlines()) == 1

@@ -58,7 +58,7 @@ class Running:
     def worker(self, name: str) -> psutil.Process:
         """The parent of the instance's worker, once it is ready and has all its children."""
         ready = f"celery@{name} ready."
-        wait_until(lambda: ready in self.log(name), timeout_s=60, what=f"{name}'s worker")
+        wait_until(lambda: ready in self.log(name), timeout_s=240, what=f"{name}'s worker")
         return psutil.Process(self.pids(name)[-1])
 
     def pids(self, name: str) -> list[int]:
@@ -66,7 +66,7 @@ class Running:
         return [int(pid) for pid in re.findall(rf"{name} \(.*\): its worker is process (\d+)", self.output)]
 
     def wait_for(self, line: str) -> None:
-        wait_until(lambda: re.search(line, self.output), timeout_s=60, what=line)
+        wait_until(lambda: re.search(line, self.output), timeout_s=240, what=line)
 
 
 @contextmanager
@@ -83,7 +83,9 @@ def host(folder: Path, settings: Settings, endpoint: str, **more: str) -> Iterat
         )
     running = Running(process, folder, plain_client("ec2", endpoint), settings.prefix)
     try:
-        wait_until(lambda: process.poll() is not None or compute.READY in running.output, timeout_s=60, what="the host")
+        wait_until(
+            lambda: process.poll() is not None or compute.READY in running.output, timeout_s=240, what="the host"
+        )
         assert process.poll() is None, running.output
         yield running
     finally:
@@ -119,10 +121,10 @@ def test_an_instance_runs_a_worker_of_its_name_until_it_is_stopped(shared: Runni
     assert gone(processes)()
     assert "Warm shutdown" in shared.log("app-tier-instance-1")
     shared.ec2.start_instances(InstanceIds=[instance])
-    wait_until(lambda: len(shared.pids("app-tier-instance-1")) == 2, timeout_s=30, what="the second start")
+    wait_until(lambda: len(shared.pids("app-tier-instance-1")) == 2, timeout_s=240, what="the second start")
     processes = tree(psutil.Process(shared.pids("app-tier-instance-1")[-1]))
     shared.ec2.terminate_instances(InstanceIds=[instance])
-    wait_until(gone(processes), timeout_s=30, what="the second end")
+    wait_until(gone(processes), timeout_s=240, what="the second end")
 
 
 @pytest.mark.system
@@ -153,9 +155,9 @@ def test_a_worker_that_was_told_to_leave_stays_away_until_its_instance_starts_an
     shared.ec2.terminate_instances(InstanceIds=[other])
     shared.wait_for(r"app-tier-instance-9 \(.*\): stopped")
     shared.ec2.start_instances(InstanceIds=[instance])
-    wait_until(lambda: len(shared.pids(name)) == 2, timeout_s=30, what="the second start")
+    wait_until(lambda: len(shared.pids(name)) == 2, timeout_s=240, what="the second start")
     shared.ec2.terminate_instances(InstanceIds=[instance])
-    wait_until(lambda: shared.output.count(f"{name} ({instance}): stopped"), timeout_s=30, what="the second end")
+    wait_until(lambda: shared.output.count(f"{name} ({instance}): stopped"), timeout_s=240, what="the second end")
 
 
 @pytest.mark.system
@@ -186,7 +188,7 @@ def test_a_stopped_host_ends_its_workers_warm(system: Settings, aws_endpoint: st
         instance = running.run_instance("app-tier-instance-5")
         processes = tree(running.worker("app-tier-instance-5"))
         running.process.send_signal(signal.SIGTERM)
-        assert running.process.wait(30) == 0
+        assert running.process.wait(240) == 0
         assert gone(processes)()
         assert "Warm shutdown" in running.log("app-tier-instance-5")
         assert "killed" not in running.output

@@ -47,7 +47,7 @@ def test_leaving_stops_every_process_and_their_children(tmp_path: Path) -> None:
     with Services(tmp_path, os.environ, grace_s=0.5) as services:
         kind = services.start("kind", ["/bin/sleep", "600"])
         stubborn = services.start("stubborn", python(STUBBORN))
-        services.wait_for(lambda: stubborn.log_tail() == "up\nup", timeout_s=30, what="The service is not up")
+        services.wait_for(lambda: stubborn.log_tail() == "up\nup", timeout_s=240, what="The service is not up")
         groups = [kind.process.pid, stubborn.process.pid]
         assert all(exists(group) for group in groups)
     assert kind.process.returncode == -signal.SIGTERM
@@ -61,7 +61,7 @@ def test_a_service_that_ends_is_named_with_the_end_of_its_log(tmp_path: Path) ->
         with pytest.raises(
             LocalError, match=r"(?s)The web tier ended with status 1\. .*web-tier\.log:\nxxx.*out of luck"
         ):
-            services.wait_for(lambda: False, timeout_s=30, what="never")
+            services.wait_for(lambda: False, timeout_s=240, what="never")
 
 
 def test_what_does_not_come_in_time_is_an_error_with_the_logs(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_an_interrupt_between_start_and_note_waits_for_the_note(
 def test_a_second_interrupt_ends_the_grace_period(tmp_path: Path) -> None:
     with Services(tmp_path, os.environ, grace_s=3600) as services:
         stubborn = services.start("stubborn", python(STUBBORN))
-        services.wait_for(lambda: stubborn.log_tail() == "up\nup", timeout_s=30, what="The service is not up")
+        services.wait_for(lambda: stubborn.log_tail() == "up\nup", timeout_s=240, what="The service is not up")
         with pytest.raises(KeyboardInterrupt):
             services.interrupt()
         services.interrupt()

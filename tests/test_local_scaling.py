@@ -74,7 +74,7 @@ def test_work_starts_what_is_needed(work: System, burst: tuple[Watch, list[Answe
 
 
 def test_a_stopped_instance_and_a_killed_worker_lose_no_photo(depth: System) -> None:
-    depth.wait_for_nothing(timeout_s=60)
+    depth.wait_for_nothing(timeout_s=240)
     before = depth.done_by()
     burst = Burst(depth.settings.web_port, photos_in_turn(), count=150)
 
@@ -82,12 +82,12 @@ def test_a_stopped_instance_and_a_killed_worker_lose_no_photo(depth: System) -> 
         """The instances that have answered a photo of this burst, and so hold the next ones."""
         return [name for name, count in depth.done_by().items() if count > before.get(name, 0)]
 
-    wait_until(lambda: len(busy()) >= 2, timeout_s=60, what="two busy workers")
+    wait_until(lambda: len(busy()) >= 2, timeout_s=240, what="two busy workers")
     stopped, killed, *_ = busy()
     os.killpg(depth.workers()[killed].pid, signal.SIGKILL)
     depth.ec2.stop_instances(InstanceIds=[depth.instances()[stopped]])
     check(burst.join(), depth)
-    depth.wait_for_nothing(timeout_s=60)
+    depth.wait_for_nothing(timeout_s=240)
     host_log = (depth.logs / "compute-host.log").read_text()
     assert re.search(rf"{killed} \(.*\): its worker ended by signal 9, again in 1 s", host_log)
     assert "Warm shutdown" in (depth.logs / f"{stopped}.log").read_text()
@@ -97,6 +97,6 @@ def test_a_stopped_instance_and_a_killed_worker_lose_no_photo(depth: System) -> 
 def test_work_stops_what_it_started(work: System, burst: tuple[Watch, list[Answer]]) -> None:
     """After the others, since an instance is kept for the minute that is paid for."""
     assert burst
-    work.wait_for_nothing(timeout_s=120)
+    work.wait_for_nothing(timeout_s=240)
     assert work.counts() == (0, 0)
     assert work.killed() == 0

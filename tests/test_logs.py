@@ -136,7 +136,7 @@ def test_another_request_id_is_ours(stack: Settings, chosen: str) -> None:
 def posted(url: str, photo: bytes, path: str = "/", method: str = "POST", **headers: str) -> tuple[int, str, str]:
     """One photo over a connection of its own: status, request id and text of the answer."""
     field = "inputFile" if path == "/" else "photo"
-    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=120)
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=240)
     types = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY.decode()}", "Connection": "close"}
     try:
         connection.request(
@@ -150,7 +150,7 @@ def posted(url: str, photo: bytes, path: str = "/", method: str = "POST", **head
 
 def asked(url: str, path: str, **headers: str) -> int:
     """The status of a GET."""
-    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=120)
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=240)
     try:
         connection.request("GET", path, headers=BEARER | headers)
         return connection.getresponse().status
@@ -246,9 +246,9 @@ def test_damaged_objects_are_logged_by_their_ids(
             photo = uuid.uuid4().hex
             storage.put_photo(photo, samples["obama.jpg"].read_bytes(), file_name=f"{other}.jpg", content_type="x")
             app.send_task("faceapp.recognize", args=[photo], ignore_result=True)
-            wait_until(lambda: storage.result_exists(photo), timeout_s=120, what="the result")
-            wait_until(lambda: damaged in log.read_text(), timeout_s=120, what="the damaged result")
-            wait_until(lambda: broken_id in log.read_text(), timeout_s=120, what="the broken order")
+            wait_until(lambda: storage.result_exists(photo), timeout_s=240, what="the result")
+            wait_until(lambda: damaged in log.read_text(), timeout_s=240, what="the damaged result")
+            wait_until(lambda: broken_id in log.read_text(), timeout_s=240, what="the broken order")
             text = log.read_text()
     finally:
         app.backend.collector.close(delete_queue=True)

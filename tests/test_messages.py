@@ -268,7 +268,7 @@ def test_crafted_messages_become_dead_letters_and_cost_no_process(
         sqs.send_message(QueueUrl=queue, MessageBody=body)
     letters, log = DeadLetters(crafted), tmp_path / "log"
     with celery_worker("tests.failing", log, environ(aws_endpoint, crafted), "--concurrency", "1") as worker:
-        wait_until(lambda: letters.count() == len(sent), timeout_s=60, what="the dead letters")
+        wait_until(lambda: letters.count() == len(sent), timeout_s=240, what="the dead letters")
         assert worker.poll() is None
     found = {each.body: each.reason for each in letters.listing().letters}
     assert found == {body: f"no worker takes it: {why}" for body, why in sent.items()}

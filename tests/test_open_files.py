@@ -27,5 +27,5 @@ print(open_files.allow(count), *resource.getrlimit(resource.RLIMIT_NOFILE))
 )
 def test_open_files(soft: int, count: int, allowed: int) -> None:
     arguments = [str(soft), "200", str(count)]
-    process = subprocess.run([sys.executable, "-c", ALLOW, *arguments], capture_output=True, text=True, timeout=60)
+    process = subprocess.run([sys.executable, "-c", ALLOW, *arguments], capture_output=True, text=True, timeout=240)
     assert process.stdout.split() == [str(allowed), str(allowed), "200"], process.stderr

@@ -101,10 +101,10 @@ def polled(url: str) -> int:
     """The status of a request as the worker's polls are made; 599 where curl did not get through."""
     hub, answers = EventLoop(), list[Any]()
     client = CurlClient(hub)
-    connection = HTTPConnection(timeout=60, http_client=client)
+    connection = HTTPConnection(timeout=240, http_client=client)
     connection.request("GET", url)
     connection.getresponse(callback=promise(answers.append))
-    wait_until(lambda: hub.run_once() or answers, timeout_s=120, what="the answer")
+    wait_until(lambda: hub.run_once() or answers, timeout_s=240, what="the answer")
     client.close()
     hub.close()
     return int(answers[0].status)
@@ -138,7 +138,7 @@ def test_a_worker_takes_tasks_over_tls_with_authorities_from_such_a_folder(
     with Services(tmp_path, os.environ) as services:
         command = [sys.executable, "-c", TLS_AWS, str(folder / "key.pem"), str(folder / "certificate.pem")]
         server = services.start("AWS over TLS", command)
-        services.wait_for(lambda: "listening on " in server.log_tail(), timeout_s=120, what="The AWS does not listen")
+        services.wait_for(lambda: "listening on " in server.log_tail(), timeout_s=240, what="The AWS does not listen")
         endpoint = server.log_tail().partition("listening on ")[2].split()[0]
         trusted = {"AWS_CA_BUNDLE": str(folder / "certificate.pem")}
         for name, value in {**aws_environ(endpoint), **trusted}.items():
@@ -146,7 +146,7 @@ def test_a_worker_takes_tasks_over_tls_with_authorities_from_such_a_folder(
         deployment.apply(Settings(prefix=echo.prefix(settings)))
         environment = environ(endpoint, settings, **trusted)
         with celery_worker("tests.echo", tmp_path / "worker.log", environment, "--concurrency", "1"):
-            line = "from tests.echo import echo; print(echo.delay('né').get(timeout=120))"
+            line = "from tests.echo import echo; print(echo.delay('né').get(timeout=240))"
             done = subprocess.run(
                 [sys.executable, "-c", line], cwd=REPOSITORY, env=environment, capture_output=True, text=True
             )

@@ -66,7 +66,7 @@ def test_each_thread_gets_its_own_answer(app: FaceappCelery) -> None:
     got: dict[str, Any] = {}
 
     def ask(task_id: str) -> None:
-        got[task_id] = app.AsyncResult(task_id).get(timeout=60)
+        got[task_id] = app.AsyncResult(task_id).get(timeout=240)
 
     threads = [threading.Thread(target=ask, args=(task_id,)) for task_id in task_ids]
     for thread in threads:
@@ -98,14 +98,14 @@ def test_first_calls_at_once_share_one_reader(app: FaceappCelery) -> None:
 def test_a_doubled_and_a_late_answer_are_dropped_and_counted(app: FaceappCelery) -> None:
     task_id, counts = expected(app), app.backend.collector.counts
     answer(app, task_id, "first")
-    assert app.AsyncResult(task_id).get(timeout=30) == "first"
+    assert app.AsyncResult(task_id).get(timeout=240) == "first"
     answer(app, task_id, "again")
     answer(app, uuid.uuid4().hex, "nobody asked")
     keep_reading = expected(app)
 
     wait_until(lambda: counts["late"] == 2)
     answer(app, keep_reading, "still works")
-    assert app.AsyncResult(keep_reading).get(timeout=30) == "still works"
+    assert app.AsyncResult(keep_reading).get(timeout=240) == "still works"
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_a_corrupt_answer_is_dropped_and_counted(app: FaceappCelery, body: str) 
     wait_until(lambda: app.backend.collector.counts["corrupt"] == 1)
 
     answer(app, task_id, "fine")
-    assert app.AsyncResult(task_id).get(timeout=30) == "fine"
+    assert app.AsyncResult(task_id).get(timeout=240) == "fine"
 
 
 def test_what_was_read_is_deleted(app: FaceappCelery) -> None:
@@ -125,7 +125,7 @@ def test_what_was_read_is_deleted(app: FaceappCelery) -> None:
     for task_id in task_ids:
         answer(app, task_id, None)
     for task_id in task_ids:
-        app.AsyncResult(task_id).get(timeout=30)
+        app.AsyncResult(task_id).get(timeout=240)
     sqs = broker.sqs_client()
     url = sqs.get_queue_url(QueueName=app.backend.reply_queue)["QueueUrl"]
     names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
@@ -140,7 +140,7 @@ def test_what_was_read_is_deleted(app: FaceappCelery) -> None:
 def test_an_answer_too_long_for_sqs_comes_without_its_result(app: FaceappCelery) -> None:
     task_id = expected(app)
     answer(app, task_id, "x" * MAX_REPLY_BYTES)
-    assert app.AsyncResult(task_id).get(timeout=30) is None
+    assert app.AsyncResult(task_id).get(timeout=240) is None
 
 
 def test_only_our_response_queues_are_answered(app: FaceappCelery, stack: Settings) -> None:
@@ -156,7 +156,7 @@ def test_an_unfinished_task_answers_nothing(app: FaceappCelery) -> None:
     task_id = expected(app)
     answer(app, task_id, None, state="STARTED")
     answer(app, task_id, "done")
-    assert app.AsyncResult(task_id).get(timeout=30) == "done"
+    assert app.AsyncResult(task_id).get(timeout=240) == "done"
     assert app.backend.collector.counts == {"delivered": 1}
 
 
@@ -168,10 +168,10 @@ def test_a_failure_is_answered_when_it_is_the_last_try(app: FaceappCelery, deliv
     app.backend.store_result(task_id, ValueError("broken"), "FAILURE", request=request)
     if answered:
         with pytest.raises(ValueError, match="broken"):
-            app.AsyncResult(task_id).get(timeout=30)
+            app.AsyncResult(task_id).get(timeout=240)
     else:
         answer(app, task_id, "the next try worked")
-        assert app.AsyncResult(task_id).get(timeout=30) == "the next try worked"
+        assert app.AsyncResult(task_id).get(timeout=240) == "the next try worked"
 
 
 def test_the_last_try_is_the_one_that_the_stack_says() -> None:
@@ -196,8 +196,8 @@ def test_two_processes_have_two_queues_and_leave_none(settings: Settings) -> Non
     assert one.backend.reply_queue != two.backend.reply_queue
     answer(two, second, "two")
     answer(two, first, "one", to=one.backend.reply_queue)
-    assert one.AsyncResult(first).get(timeout=30) == "one"
-    assert two.AsyncResult(second).get(timeout=30) == "two"
+    assert one.AsyncResult(first).get(timeout=240) == "one"
+    assert two.AsyncResult(second).get(timeout=240) == "two"
 
     for app in (one, two):
         app.backend.collector.close(delete_queue=True)
@@ -216,7 +216,7 @@ def test_a_web_process_reads_its_slots_queue(
     assert app.backend.reply_queue == settings.response_queue + suffix
     task_id = expected(app)
     answer(app, task_id, slot)
-    assert app.AsyncResult(task_id).get(timeout=30) == slot
+    assert app.AsyncResult(task_id).get(timeout=240) == slot
     app.backend.collector.close(delete_queue=False)
 
 
@@ -236,14 +236,14 @@ def test_a_forked_child_does_not_take_its_parents_answers(app: FaceappCelery) ->
 def test_reading_goes_on_when_the_queue_was_deleted(app: FaceappCelery) -> None:
     first = expected(app)
     answer(app, first, 1)
-    assert app.AsyncResult(first).get(timeout=30) == 1
+    assert app.AsyncResult(first).get(timeout=240) == 1
     sqs, name = broker.sqs_client(), app.backend.reply_queue
     sqs.delete_queue(QueueUrl=sqs.get_queue_url(QueueName=name)["QueueUrl"])
 
     second = expected(app)
     wait_until(lambda: name in queues(name), what="the new queue")
     answer(app, second, 2)
-    assert app.AsyncResult(second).get(timeout=30) == 2
+    assert app.AsyncResult(second).get(timeout=240) == 2
 
 
 def test_an_answer_before_its_question_waits(settings: Settings) -> None:

@@ -564,7 +564,7 @@ def free_port() -> int:
 
 
 def get(port: int, path: str) -> bytes:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=240) as answer:
         return bytes(answer.read())
 
 
@@ -601,7 +601,7 @@ def test_the_command_scales_shows_it_and_ends_without_stopping_anything(
         sqs.delete_queue(QueueUrl=sqs.get_queue_url(QueueName=settings.request_queue)["QueueUrl"])
         wait_until(lambda: status_of(port)["counts"] is None, what="a tick without counts")
         child.send_signal(signal.SIGTERM)
-        assert child.wait(20) == 0
+        assert child.wait(240) == 0
     [lease] = s3.list_objects_v2(Bucket=settings.gallery_bucket)["Contents"]
     assert json.loads(s3.get_object(Bucket=settings.gallery_bucket, Key=lease["Key"])["Body"].read())["holder"] == ""
     assert "Contents" not in s3.list_objects_v2(Bucket=settings.out_bucket)
@@ -615,7 +615,7 @@ def test_the_command_in_a_dry_run_changes_nothing(aws: str, settings: Settings, 
     with process(aws, settings, log, "--dry-run", FACEAPP_SCALER_PORT=str(port)) as child:
         wait_until(lambda: "would create app-tier-instance-1, app-tier-instance-2" in log.read_text(), what="a line")
         child.terminate()
-        assert child.wait(20) == 0
+        assert child.wait(240) == 0
     assert running(aws, settings) == []
     s3 = plain_client("s3", aws)
     assert "Contents" not in s3.list_objects_v2(Bucket=settings.gallery_bucket), "a lease was taken"
@@ -637,7 +637,7 @@ def test_the_command_refuses_with_a_sentence(
 ) -> None:
     command = [sys.executable, "-m", "faceapp", "scaler"]
     env = {**environ(aws, settings), **more}
-    done = subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == code
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr

@@ -473,7 +473,7 @@ def test_each_of_them_is_named_after_its_instance(balanced: Deployed, tmp_path: 
         (tmp_path / "facts").write_text(json.dumps(facts))
         (tmp_path / "user-data").write_text(user_data)
         command = [cloud_init, "devel", "render", "-i", "facts", "user-data"]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60)
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=240)
         assert written(done.stdout) == written(filled)
 
 

@@ -64,7 +64,7 @@ def faceapp(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]
     """Run it with this environment and nothing of the user's."""
     own = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "FACEAPP_"))}
     command = [sys.executable, "-m", "faceapp", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env={**own, **environ})
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, env={**own, **environ})
 
 
 @pytest.mark.usefixtures("worker", "aws")
@@ -170,10 +170,10 @@ def test_watching_goes_on_until_it_is_stopped(deployed: Settings, aws_endpoint: 
             env=environ(aws_endpoint, deployed),
         )
         try:
-            wait_until(lambda: output.read_bytes().count(b"\n") >= 2, timeout_s=60, what="a second look")
+            wait_until(lambda: output.read_bytes().count(b"\n") >= 2, timeout_s=240, what="a second look")
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(240)
     assert all(json.loads(line)["prefix"] == deployed.prefix for line in output.read_text().splitlines())
 
 
@@ -266,7 +266,7 @@ def test_an_aws_setup_that_cannot_be_used_is_said(
         env=environ(aws_endpoint, stack, **odd),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
     )
     assert answer.returncode == 1
     assert "AWS cannot be asked" in answer.stdout + answer.stderr

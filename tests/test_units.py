@@ -49,13 +49,14 @@ def needs(program: str) -> str:
 def analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [needs("systemd-analyze"), *arguments]
     environ = {"PATH": os.environ["PATH"], "SYSTEMD_UNIT_PATH": f"{UNITS}:", "SYSTEMD_COLORS": "0"}
-    return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=240)
 
 
 def test_systemd_takes_every_unit() -> None:
     done = analyze("verify", *(str(each) for each in [*SERVICES, *UNITS.glob("*.target")]))
-    # Programs of an instance are not on this machine.
-    fine = re.compile(rf"Unknown key.*({'|'.join(NEWER)})|Command /opt/\S+ is not executable: No such file|^$")
+    # T1: programs of an instance need not be on this machine, nginx among them.
+    theirs = r"Command (/opt/\S+|/usr/sbin/nginx) is not executable: No such file"
+    fine = re.compile(rf"Unknown key.*({'|'.join(NEWER)})|{theirs}|^$")
     assert [line for line in done.stderr.splitlines() if not fine.search(line)] == []
 
 
@@ -208,7 +209,7 @@ def test_the_worker_comes_up_under_its_instances_name_and_drains(instance: Insta
     with instance.service("faceapp-worker.service") as worker:
         wait_until(
             lambda: "celery@app-tier-instance-3 ready." in worker.said() or worker.process.poll() is not None,
-            timeout_s=120,
+            timeout_s=240,
             what="the worker",
         )
         assert worker.process.poll() is None, worker.said()
@@ -221,7 +222,7 @@ def test_the_worker_comes_up_under_its_instances_name_and_drains(instance: Insta
 @pytest.mark.system
 def test_a_worker_without_its_model_fails_so_that_systemd_tries_again(instance: Instance) -> None:
     with instance.service("faceapp-worker.service", FACEAPP_EMBEDDER="facenet", FACEAPP_WEIGHTS="nowhere.pt") as worker:
-        assert worker.process.wait(120) == 1
+        assert worker.process.wait(240) == 1
         assert "the worker cannot work" in worker.said()
         assert "ready." not in worker.said()
 
@@ -238,7 +239,7 @@ def test_a_worker_without_its_model_fails_so_that_systemd_tries_again(instance: 
 def test_a_service_comes_up_and_ends_when_told(instance: Instance, service: str, port_name: str, path: str) -> None:
     url = f"http://127.0.0.1:{port(instance, port_name, service)}{path}"
     with instance.service(service) as running:
-        wait_until(lambda: answers(url) or running.process.poll() is not None, timeout_s=120, what=service)
+        wait_until(lambda: answers(url) or running.process.poll() is not None, timeout_s=240, what=service)
         assert running.process.poll() is None, running.said()
         assert running.stop(signal.SIGTERM) == 0, running.said()
 
@@ -249,7 +250,7 @@ def test_scaler_and_flower_take_their_own_roles(instance: Instance, deployed: Se
     for role in ("scaler", "flower"):
         environ = instance.environ(f"faceapp-{role}.service")
         python = instance.here("/opt/faceapp/venv/bin/python")
-        done = subprocess.run([python, "-c", who], env=environ, capture_output=True, text=True, timeout=60)
+        done = subprocess.run([python, "-c", who], env=environ, capture_output=True, text=True, timeout=240)
         assert f":assumed-role/{deployed.prefix}-{role}/" in done.stdout, done.stderr
 
 
@@ -336,7 +337,7 @@ class Proxy:
         context = ssl.create_default_context(cafile=str(certificate))
         asked = urllib.request.Request(f"https://localhost:{self.port}{path}", **request)
         try:
-            with urllib.request.urlopen(asked, timeout=30, context=context) as response:
+            with urllib.request.urlopen(asked, timeout=240, context=context) as response:
                 return response.status, response.headers.get("Strict-Transport-Security", ""), response.read()
         except urllib.error.HTTPError as error:
             with error:
@@ -353,7 +354,7 @@ def test_nginx_serves_the_web_tier_over_tls(instance: Instance, certificate: Pat
         context = ssl.create_default_context(cafile=str(certificate))
         url = f"https://localhost:{proxy.port}/healthz"
         wait_until(
-            lambda: answers(url, context=context) or nginx.process.poll() is not None, timeout_s=60, what="nginx"
+            lambda: answers(url, context=context) or nginx.process.poll() is not None, timeout_s=240, what="nginx"
         )
         assert nginx.process.poll() is None, nginx.said()
 
@@ -374,7 +375,7 @@ def test_nginx_serves_the_web_tier_over_tls(instance: Instance, certificate: Pat
                 return None
 
         with pytest.raises(urllib.error.HTTPError) as moved:
-            urllib.request.build_opener(Stay).open(f"http://127.0.0.1:{proxy.plain_port}/v1/people?a=b", timeout=10)
+            urllib.request.build_opener(Stay).open(f"http://127.0.0.1:{proxy.plain_port}/v1/people?a=b", timeout=240)
         with moved.value:
             assert (moved.value.code, moved.value.headers["Location"]) == (308, "https://127.0.0.1/v1/people?a=b")
 
@@ -382,7 +383,7 @@ def test_nginx_serves_the_web_tier_over_tls(instance: Instance, certificate: Pat
         old.maximum_version = ssl.TLSVersion.TLSv1_2
         with (
             pytest.raises(ssl.SSLError),
-            socket.create_connection(("127.0.0.1", proxy.port), timeout=10) as plain_socket,
+            socket.create_connection(("127.0.0.1", proxy.port), timeout=240) as plain_socket,
         ):
             old.wrap_socket(plain_socket, server_hostname="localhost")
 
@@ -399,5 +400,5 @@ def test_nginx_waits_longer_than_the_web_tier_and_takes_what_it_takes() -> None:
 
 def test_scripts_are_clean() -> None:
     scripts = [*(DEPLOY / "libexec").iterdir(), DEPLOY / "image" / "provision.sh", REPOSITORY / ".ci" / "run"]
-    done = subprocess.run([needs("shellcheck"), *map(str, scripts)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([needs("shellcheck"), *map(str, scripts)], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout

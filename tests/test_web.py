@@ -136,7 +136,7 @@ def test_without_a_preference_the_answer_is_202_and_the_result_follows(
     assert int(answer.headers["Retry-After"]) > 0
     conforms(as_json(answer), "Recognitions")
     url = answer.headers["Location"]
-    tasks.recognize.apply_async(args=[url.rsplit("/", 1)[1]]).get(timeout=60)
+    tasks.recognize.apply_async(args=[url.rsplit("/", 1)[1]]).get(timeout=240)
     assert as_json(client.get(url))["answer"] == "no_face"
 
 

@@ -360,7 +360,7 @@ def server(aws_endpoint: str, stack: Settings, tmp_path: Path) -> Iterator[tuple
 def upload(url: str, key: str, data: bytes) -> tuple[int, dict[str, Any]]:
     """Send the whole photo, and only then look for an answer, as most clients do."""
     body = form({"photo": File(data)})
-    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=240)
     try:
         connection.request("POST", "/v1/recognitions", body, {**FORM, **bearer(key)})
         answer = connection.getresponse()

@@ -57,7 +57,7 @@ def scrape(client: Client) -> Samples:
 
 def ask(url: str, method: str = "GET", path: str = "/metrics", body: Any = None, **headers: str) -> tuple[int, str]:
     """One request over a connection of its own, so that any of the processes may get it."""
-    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=120)
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=240)
     try:
         connection.request(method, path, body=body, headers=FORM | BEARER | {"Connection": "close"} | headers)
         answer = connection.getresponse()
@@ -284,5 +284,5 @@ def test_a_scrape_tells_of_all_processes(
     wait_until(lambda: told("processes") == 2, what="the new process in place of the killed one")
     assert told("requests_total", "health.healthz", "ok") == requests, "a killed process took its counts with it"
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 0
+    assert process.wait(240) == 0
     assert not [each for each in folder.iterdir() if "metrics" in each.name]

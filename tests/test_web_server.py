@@ -32,7 +32,7 @@ FORM = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY.decode()}"}
 
 def ask(url: str, method: str = "POST", path: str = "/", body: Any = None, **headers: str) -> tuple[HTTPResponse, str]:
     """One request over a connection of its own, as the classic clients make them."""
-    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=120)
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=240)
     try:
         connection.request(method, path, body=body, headers=FORM | BEARER | {"Connection": "close"} | headers)
         answer = connection.getresponse()
@@ -90,7 +90,7 @@ def test_over_the_limit_is_413(web: str, system: Settings, size_bytes: int, chun
 
 def test_a_body_that_ends_too_early_is_400(web: str) -> None:
     body = form({"inputFile": File(plain())})
-    with socket.create_connection((urlsplit(web).hostname, urlsplit(web).port), timeout=30) as connection:
+    with socket.create_connection((urlsplit(web).hostname, urlsplit(web).port), timeout=240) as connection:
         head = "POST / HTTP/1.1\r\nHost: 127.0.0.1\r\n"
         head += f"Content-Type: {FORM['Content-Type']}\r\nContent-Length: {len(body)}\r\n\r\n"
         connection.sendall(head.encode() + body[:1000])
@@ -147,7 +147,7 @@ def test_a_restarted_process_takes_over_its_predecessors_queue(
             assert ask(url, body=body)[1] == "a:no_face"
             return response_queues(stack) == names
 
-        wait_until(both_work, timeout_s=60, what="an answer from each process")
+        wait_until(both_work, timeout_s=240, what="an answer from each process")
         before = children(process.pid)
         os.kill(before[0], signal.SIGKILL)
         wait_until(lambda: len(set(children(process.pid)) - set(before)) == 1, what="a new process")
@@ -169,7 +169,7 @@ def test_waiting_requests_are_answered_after_sigterm(aws_endpoint: str, stack: S
         with celery_worker("faceapp.tasks", tmp_path / "worker", environ(aws_endpoint, stack), "--concurrency", "1"):
             request.join(60)
         assert answers == ["late:no_face"]
-        assert process.wait(30) == 0
+        assert process.wait(240) == 0
 
 
 HANGING = """
@@ -225,11 +225,11 @@ def test_a_process_that_was_stopped_goes_on_and_one_that_hangs_is_replaced(
         os.kill(stopped, signal.SIGSTOP)
         with socket.create_connection((urlsplit(url).hostname, urlsplit(url).port)) as connection:
             connection.sendall(b"GET /hang HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
-            wait_until(lambda: hangs not in children(arbiter), timeout_s=120, what="the end of the one that hangs")
+            wait_until(lambda: hangs not in children(arbiter), timeout_s=240, what="the end of the one that hangs")
         assert "WORKER TIMEOUT" in (tmp_path / "web").read_text()
         assert stopped in children(arbiter)
         os.kill(stopped, signal.SIGCONT)
-        wait_until(lambda: ask(url, "GET", "/pid")[1] == str(stopped), timeout_s=120, what="its answer")
+        wait_until(lambda: ask(url, "GET", "/pid")[1] == str(stopped), timeout_s=240, what="its answer")
 
 
 @pytest.mark.system

@@ -48,7 +48,7 @@ def pair(aws_endpoint: str, system: Settings, names: list[str], tmp_path: Path) 
 def post(url: str, name: str) -> str:
     fields = {"inputFile": (f"{name}.jpg", plain(), "image/jpeg")}
     return (
-        urllib3.PoolManager(retries=False, timeout=60).request("POST", f"{url}/", fields=fields).data.decode().strip()
+        urllib3.PoolManager(retries=False, timeout=240).request("POST", f"{url}/", fields=fields).data.decode().strip()
     )
 
 

@@ -36,7 +36,7 @@ def test_a_photo_that_takes_too_much_memory_is_refused() -> None:
         env={**os.environ, "AWS_DEFAULT_REGION": "us-east-1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
     )
     # R5: a JPEG of 200 million pixels takes no more than a small one.
     refused = "The photo needs more memory to be decoded than one may take here."

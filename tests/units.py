@@ -87,7 +87,7 @@ class Instance:
             cwd=self.folder,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=240,
         )
 
     @contextmanager
@@ -125,7 +125,7 @@ class Running:
     def stop(self, signal: int) -> int:
         """Tell the main process, as KillMode=mixed does, and wait for the status."""
         self.process.send_signal(signal)
-        return self.process.wait(60)
+        return self.process.wait(240)
 
 
 def plain(variables: Mapping[str, str]) -> str:

@@ -204,7 +204,7 @@ def web_server(
     finally:
         process.terminate()
         try:
-            process.wait(20)
+            process.wait(240)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

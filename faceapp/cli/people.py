@@ -43,10 +43,57 @@ def enrol(client: Any, name: str, photos: tuple[Path, ...]) -> None:
 
 
 @people.command("import")
-@click.argument("folder", type=FOLDER)
+@click.argument("folder", type=FOLDER, required=False)
+@click.option("--csv", "labels", metavar="FILE", type=FOLDER, help="Says who is on FOLDER's photos: file,name lines.")
+@click.option("--data", metavar="data.pt", type=FOLDER, help="A course's vectors instead of a folder of photos.")
+@click.option("--aws", is_flag=True, help="With --data: into the account of the credentials that boto3 finds.")
 @click.pass_obj
-def import_people(client: Any, folder: Path) -> None:
-    """Enrol everybody in FOLDER/<name>/<photo>.jpg; say which photos were refused and why, and who is like them."""
+def import_people(client: Any, folder: Path | None, labels: Path | None, data: Path | None, aws: bool) -> None:
+    """Enrol everybody in FOLDER/<name>/<photo>.jpg; say which photos were refused and why, and who is like them.
+
+    With --csv the photos lie in FOLDER itself, and of each person as many are enrolled as it takes to answer all of
+    them right. With --data the vectors of a data.pt are put into the gallery of the 'faceapp up' on this machine.
+    """
+    if bool(folder) == bool(data) or (labels and not folder):
+        raise click.UsageError("Name a FOLDER (with --csv, if its photos lie in no folders of people), or --data.")
+    if data:
+        _import_data(data, aws=aws)
+    elif folder and labels:
+        _import_labelled(client, folder, labels)
+    elif folder:
+        _import_folder(client, folder)
+
+
+def _import_data(data: Path, *, aws: bool) -> None:
+    from faceapp.data_file import import_data
+    from faceapp.local.target import choose
+
+    where = choose(settings(), "aws" if aws else "local")
+    count, people = import_data(settings(), data)
+    click.echo(f"{count} vectors of {people} people are in the gallery of {where}.")
+
+
+def _import_labelled(client: Any, folder: Path, labels: Path) -> None:
+    from faceapp.labelled import choose, read_labels
+    from faceapp.oneshot import make_recogniser
+
+    labelled, missing = read_labels(folder, labels)
+    if missing:
+        click.echo(f"{len(missing)} photos that {labels} names are not in {folder}: {', '.join(missing[:5])}", err=True)
+    recogniser = make_recogniser(settings())
+    choice = choose(recogniser, labelled, threshold=settings().largest_distance(recogniser.threshold))
+    for name, photos in choice.people.items():
+        client.enrol(name, photos)
+        click.echo(f"{name}: {', '.join(photo.name for photo in photos)}")
+    right = len(labelled) - len(choice.wrong)
+    click.echo(f"{right} of {len(labelled)} photos are answered right.")
+    for photo, answer in list(choice.wrong.items())[:10]:
+        click.echo(f"{photo.name} is answered {answer}.", err=True)
+    if choice.wrong:
+        raise click.ClickException(f"{len(choice.wrong)} photos are answered wrong.")
+
+
+def _import_folder(client: Any, folder: Path) -> None:
     from faceapp.folders import enrol_people, find_people
 
     refused = 0

@@ -15,13 +15,16 @@ from faceapp.config import settings
 @click.command()
 @click.option("--people", metavar="DIR", type=FOLDER, help="Enrol the photos in this folder: DIR/<name>/<photo>.jpg.")
 @click.option("--fresh", is_flag=True, help="Start without the people who were enrolled the last time.")
+@click.option("--course", metavar="ID", help="Set all that a course's grader expects: see docs/course.md.")
 @click.option("-v", "--verbose", is_flag=True, help="Show what the services log (it is in files as well).")
-def up(people: Path | None, fresh: bool, verbose: bool) -> None:
+def up(people: Path | None, fresh: bool, course: str | None, verbose: bool) -> None:
     """Run everything here, AWS embedded, until Ctrl-C."""
+    from faceapp.local.course import for_course
     from faceapp.local.up import Options
     from faceapp.local.up import up as run
 
-    run(settings(), Options(people=people, fresh=fresh, verbose=verbose))
+    chosen = for_course(settings(), course, os.environ) if course else settings()
+    run(chosen, Options(people=people, fresh=fresh, verbose=verbose))
 
 
 @click.command()

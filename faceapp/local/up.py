@@ -254,7 +254,7 @@ faceapp is ready.
   AWS        {endpoint(self.settings)} (boto3, aws: source {shlex.quote(str(folder / credential.AWS))})
   Flower     {flower_url(self.settings)}/{flower}
   scaler     {scaler_url(self.settings)}/status ({self.settings.scaler_policy}: 0 to {most} workers)
-  try it     curl -F inputFile=@{photo} {self.client.url}
+  try it     curl -F inputFile=@{shlex.quote(str(photo))} {self.client.url}
              curl -K {shlex.quote(str(folder / credential.CURL))} {self.client.url}/v1/people
 The addresses with a key open everything until Ctrl-C: keep them to yourself. Commands find the key by themselves.
 Ctrl-C stops everything."""

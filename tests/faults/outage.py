@@ -58,4 +58,4 @@ def post(system: System) -> Any:
     """One photo to `POST /`: the answer."""
     one = photo()
     fields = {"inputFile": (one.name, one.data, "image/jpeg")}
-    return urllib3.request("POST", f"{system.url}/", fields=fields, retries=False, timeout=150)
+    return urllib3.request("POST", f"{system.url}/", fields=fields, retries=False, timeout=240)

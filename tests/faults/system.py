@@ -116,7 +116,7 @@ class System:
     def start_web(self, **environment: str) -> Service:
         """Start the web tier, at the same address each time, and wait until it answers."""
         self.web = web = self.start("web", "-m", "faceapp", "web", **environment)
-        self.services.wait_for(lambda: self.get("/healthz") == 200, timeout_s=60, what="The web tier does not answer")
+        self.services.wait_for(lambda: self.get("/healthz") == 200, timeout_s=240, what="The web tier does not answer")
         return web
 
     def start_worker(self, *options: str, app: str = FAULTY, **environment: str) -> Service:
@@ -135,7 +135,7 @@ class System:
 
     def wait_for_worker(self, worker: Service) -> None:
         self.services.wait_for(
-            lambda: " ready." in worker.log.read_text(), timeout_s=120, what=f"The {worker.name} is not ready"
+            lambda: " ready." in worker.log.read_text(), timeout_s=240, what=f"The {worker.name} is not ready"
         )
 
     def start_scaler(self) -> Service:
@@ -146,7 +146,7 @@ class System:
         """Start what makes the embedded EC2's instances real workers."""
         host = self.start("host", "-c", HOST, "--logs", str(self.services.log_folder))
         self.services.wait_for(
-            lambda: compute.READY in host.log.read_text(), timeout_s=120, what="The compute host is not ready"
+            lambda: compute.READY in host.log.read_text(), timeout_s=240, what="The compute host is not ready"
         )
         return host
 
@@ -175,7 +175,7 @@ class System:
 
     def wait_for_held(self) -> int:
         """The process that holds one, as soon as there is one."""
-        self.services.wait_for(lambda: bool(self.held()), timeout_s=60, what="No photo is at work")
+        self.services.wait_for(lambda: bool(self.held()), timeout_s=240, what="No photo is at work")
         return self.held()[0]
 
     def let_go(self) -> None:
@@ -186,20 +186,20 @@ class System:
     def get(self, path: str) -> int:
         """The status of a GET; 0 when nobody answers."""
         try:
-            return self._request("GET", path, timeout=10).status
+            return self._request("GET", path, timeout=240).status
         except urllib3.exceptions.HTTPError:
             return 0
 
     def result(self, request_id: str) -> dict[str, Any]:
         """What the web tier says to the photo's id."""
-        document = self._request("GET", f"/v1/recognitions/{request_id}", timeout=30).json()
+        document = self._request("GET", f"/v1/recognitions/{request_id}", timeout=240).json()
         assert isinstance(document, dict)
         return document
 
     def enrol(self, name: str, photos: Sequence[Path]) -> None:
         """Have a worker enrol the photos."""
         fields = [("photo", (each.name, each.read_bytes(), "image/jpeg")) for each in photos]
-        answer = self._request("PUT", f"/v1/people/{name}", timeout=120, fields=fields)
+        answer = self._request("PUT", f"/v1/people/{name}", timeout=240, fields=fields)
         assert answer.status == 201, answer.data
 
     def _request(self, method: str, path: str, *, timeout: float, **more: Any) -> urllib3.BaseHTTPResponse:

@@ -44,7 +44,7 @@ def test_a_service_that_is_unavailable(
 ) -> None:
     with run(endpoint=proxy.url, visibility_s=VISIBILITY_S) as system, alive(*system.services.running):
         sent = Stream(system, stream_for(seconds), at_once=AT_ONCE, pace_s=PACE_S)
-        wait_until(lambda: len(sent.replies) >= 3, timeout_s=90, what="the first replies")
+        wait_until(lambda: len(sent.replies) >= 3, timeout_s=240, what="the first replies")
         with proxy.fault(faults.unavailable, service=service) as hits, faults.lasting(seconds):
             answer = post(system)
             assert answer.status == 503
@@ -74,7 +74,7 @@ PER_S = 5.0
 def test_services_that_are_slow(run: Running, record: Record, proxy: FaultProxy, happens: str, fault: Fault) -> None:
     with run(endpoint=proxy.url, visibility_s=VISIBILITY_S) as system, alive(*system.services.running):
         sent = Stream(system, stream_for(LONG_S), at_once=AT_ONCE, pace_s=PACE_S)
-        wait_until(lambda: len(sent.replies) >= 3, timeout_s=90, what="the first replies")
+        wait_until(lambda: len(sent.replies) >= 3, timeout_s=240, what="the first replies")
         with proxy.fault(fault, service="s3"), proxy.fault(fault, service="sqs"), faults.lasting(LONG_S):
             pass
         found, refused = account(system, sent)
@@ -86,7 +86,7 @@ def test_connections_that_are_cut(run: Running, record: Record, proxy: FaultProx
     """Before AWS has seen the request, after it was done, and in the middle of the answer."""
     with run(endpoint=proxy.url, visibility_s=VISIBILITY_S) as system, alive(*system.services.running):
         sent = Stream(system, stream_for(LONG_S), at_once=AT_ONCE, pace_s=PACE_S)
-        wait_until(lambda: len(sent.replies) >= 3, timeout_s=90, what="the first replies")
+        wait_until(lambda: len(sent.replies) >= 3, timeout_s=240, what="the first replies")
         with (
             proxy.fault(faults.cut_before, every=4),
             proxy.fault(faults.cut_after, every=4),
@@ -106,7 +106,7 @@ def test_connections_that_are_cut(run: Running, record: Record, proxy: FaultProx
 def test_nobody_listens(run: Running, record: Record, proxy: FaultProxy) -> None:
     with run(endpoint=proxy.url, visibility_s=VISIBILITY_S) as system, alive(*system.services.running):
         sent = Stream(system, stream_for(SHORT_S), at_once=AT_ONCE, pace_s=PACE_S)
-        wait_until(lambda: len(sent.replies) >= 3, timeout_s=90, what="the first replies")
+        wait_until(lambda: len(sent.replies) >= 3, timeout_s=240, what="the first replies")
         with proxy.refusing(), faults.lasting(SHORT_S):
             pass
         found, refused = account(system, sent)

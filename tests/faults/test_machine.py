@@ -120,7 +120,7 @@ def test_credentials_that_run_out(run: Running, record: Record, aws: str, gap: s
             system.start_web(**environment)
             with alive(*system.services.running):
                 sent = Stream(system, 100, at_once=10, pace_s=0.2)
-                wait_until(lambda: len(sent.replies) >= 3, timeout_s=90, what="the first replies")
+                wait_until(lambda: len(sent.replies) >= 3, timeout_s=240, what="the first replies")
                 before = given.issued
                 wait_until(lambda: given.issued > before, what="new credentials")
                 given.begin(gap)
@@ -201,7 +201,7 @@ def test_clocks_that_are_wrong_and_jump(run: Running, record: Record, aws: str, 
             system.wait_for_worker(each)
         with alive(*system.services.running):
             sent = Stream(system, 80, at_once=20, pace_s=0.1)
-            wait_until(lambda: len(sent.replies) >= 15, timeout_s=90, what="the first replies")
+            wait_until(lambda: len(sent.replies) >= 15, timeout_s=240, what="the first replies")
             jumping.set(BEHIND_S)
             found, refused = account(system, sent)
             assert not refused
@@ -211,7 +211,7 @@ def test_clocks_that_are_wrong_and_jump(run: Running, record: Record, aws: str, 
             for ahead_s in (0, AHEAD_S):
                 clock = Clock(tmp_path / f"sweeping-{ahead_s}", ahead_s)
                 env = environ(aws, system.settings, **clock.environment)
-                subprocess.run([sys.executable, "-c", SWEEP], env=env, cwd=REPOSITORY, check=True, timeout=120)
+                subprocess.run([sys.executable, "-c", SWEEP], env=env, cwd=REPOSITORY, check=True, timeout=240)
             assert temporary(system) == before
         for photo_id in system.results():
             result = system.storage.get_result(photo_id)

@@ -106,12 +106,12 @@ def forged(ids: list[str]) -> list[str]:
 def test_replies_that_make_no_sense(run: Running, record: Record) -> None:
     with run(workers=0) as system:
         sent = burst(system, 40, kinds=("classic", "wait"))
-        wait_until(lambda: system.messages() == 40, timeout_s=90, what="all photos in the queue")
+        wait_until(lambda: system.messages() == 40, timeout_s=240, what="all photos in the queue")
         queue = system.sqs.get_queue_url(QueueName=system.settings.response_queue)["QueueUrl"]
         bodies = forged(system.keys(system.settings.in_bucket))
         for body in bodies:
             system.sqs.send_message(QueueUrl=queue, MessageBody=body)
-        wait_until(lambda: answers(system).total() >= len(bodies), timeout_s=90, what="all of them read")
+        wait_until(lambda: answers(system).total() >= len(bodies), timeout_s=240, what="all of them read")
         system.start_worker()
         found, refused = account(system, sent)
         assert not refused

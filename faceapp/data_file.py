@@ -1,0 +1,22 @@
+"""A course's `data.pt` = [embeddings, names], put into a gallery. `faceapp people import --data`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from faceapp.config import Settings
+from faceapp.gallery.imported import import_vectors
+from faceapp.oneshot import course_people, make_recogniser
+from faceapp.storage import Storage
+
+
+def import_data(settings: Settings, data: Path) -> tuple[int, int]:
+    """Enrol everybody in the file, by vectors alone; answers how many vectors and how many people.
+
+    Raises GalleryMismatch when the settings' model is not the one that such a file is made with, or the gallery is
+    another model's; WeightsError, InvalidName and StorageUnavailable.
+    """
+    recogniser = make_recogniser(settings)
+    people = course_people(recogniser, data)
+    count = import_vectors(Storage(settings), people, model=recogniser.model)
+    return count, len({name for name, _ in people})
