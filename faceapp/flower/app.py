@@ -23,9 +23,9 @@ from tornado.ioloop import IOLoop
 from tornado.netutil import bind_unix_socket
 
 from faceapp import logs, queues
-from faceapp.broker.events import HEARTBEAT_S
 from faceapp.errors import ConfigError
 from faceapp.flower import guard, pages, results
+from faceapp.pace import HEARTBEAT_S
 
 logger = logging.getLogger(__name__)
 
