@@ -28,7 +28,7 @@ OURS = "work/balanced"
 BEYOND = "sparse"
 """Too little to keep an instance and too much to stop one: no causal policy comes near the bound. For information."""
 SHAPES = [shape for shape in workloads.SHAPES if shape != BEYOND]
-BOUND_LIMIT_S = 6.0
+BOUND_LIMIT_S = 20.0
 PRICE_USD_PER_H = 0.0416
 PLOTTED = {"burst": "bursts-100", "day": "diurnal", "flash-crowd": "flash-crowd"}
 
