@@ -306,6 +306,11 @@ def test_only_recognitions_are_measured(workers: Workers) -> None:
     assert workers.service_s == 0.25
 
 
+def test_a_worker_from_before_an_upgrade_is_measured_by_its_runtime(workers: Workers) -> None:
+    say(workers, "task-succeeded", uuid="old", result="done: obama (1 face)", runtime=0.4)
+    assert workers.service_s == 0.4
+
+
 def test_a_worker_says_how_many_it_works_on_and_what_its_model_takes(workers: Workers) -> None:
     """E5: the seconds are those of the instance, which has two processes."""
     say(workers, "worker-online", processes=2, photo_s=0.1)
