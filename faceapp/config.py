@@ -208,6 +208,7 @@ class Settings:
     scaler_max_instances: int = _whole(15, 0, 1000, "there are never more app-tier instances than this")
     scaler_slo_s: float = _real(120.0, 1, 86_400, "an answer is to come within this many seconds")
     scaler_tick_s: float = _real(3.0, 0.1, 60, "how often the scaler looks and decides")
+    # Four times what a core of a new server takes (README, "Measured"): assumed only until the first worker tells.
     scaler_service_s: float = _real(0.15, 0.001, 3600, "seconds of an instance a photo, until it was measured")
     scaler_boot_s: float = _real(45.0, 0.1, 3600, "seconds from an instance's start to its first photo, until measured")
     scaler_starts_per_minute: int = _whole(60, 1, 10_000, "instances started in one minute at most")

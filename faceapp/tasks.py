@@ -24,9 +24,10 @@ from faceapp import broker, flower, logs, tracing
 from faceapp.broker import GivenUp
 from faceapp.broker.messages import ERASE, FORGET
 from faceapp.config import settings
-from faceapp.errors import FaceappError, NotFound, StorageUnavailable
+from faceapp.errors import FaceappError, NotFound, RecognitionNotFound, StorageUnavailable
 from faceapp.forgetting import Place
 from faceapp.given_up import Undertaker
+from faceapp.pace import with_seconds
 from faceapp.schema import Enrolment, Recognition
 
 if TYPE_CHECKING:
@@ -82,7 +83,16 @@ def recognize(self: Any, request_id: str) -> Answer | None:
     queued_s = _queued_s(self.request)
     if undertaker.is_expired(queued_s):
         return answer(undertaker.fail(request_id, undertaker.expired()))
-    return _patiently(lambda: answer(_worker().recognise(request_id, queued_s=queued_s)))
+    return _patiently(lambda: _recognise(request_id, queued_s))
+
+
+def _recognise(request_id: str, queued_s: float) -> Answer | None:
+    """One try. The scaler plans with its seconds, so waits between tries are not in them."""
+    started_s = time.perf_counter()
+    result = _worker().recognise(request_id, queued_s=queued_s)
+    if result is None or (result.failure and result.failure.code == RecognitionNotFound.code):
+        return answer(result)
+    return answer(result, worked_s=time.perf_counter() - started_s)
 
 
 @app.task(bind=True, name="faceapp.enrol")
@@ -163,12 +173,16 @@ def _give_up(task: GivenUp) -> Answer | None:
 app.give_up = _give_up
 
 
-def answer(result: Recognition | Enrolment | None) -> Answer | None:
-    """The result's document with its line, such as `done: obama, unknown (2 faces)` or `failed: image_truncated`.
+def answer(result: Recognition | Enrolment | None, *, worked_s: float | None = None) -> Answer | None:
+    """The result's document with its line, such as `done: obama, unknown (2 faces)` or `failed: image_truncated`, and
+    with the seconds of work that a recognition took.
 
     None says no more than that there is a result in S3.
     """
-    return None if result is None else Answer(result.to_dict(), line=_line(result))
+    if result is None:
+        return None
+    line = _line(result)
+    return Answer(result.to_dict(), line=line if worked_s is None else with_seconds(line, worked_s))
 
 
 def _line(result: Recognition | Enrolment) -> str:
@@ -263,6 +277,7 @@ def _load(**_: Any) -> None:
     tracing.load("faceapp-worker")
     try:
         _worker().warm()
+        broker.events.tell_of_worker(photo_s=_worker().photo_s)
     except Exception as error:
         logger.critical("the worker cannot work: %s", error, exc_info=not isinstance(error, FaceappError))
         raise SystemExit(1) from error

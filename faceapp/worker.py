@@ -65,6 +65,8 @@ class Worker:
         self._time_limit_s = settings.task_soft_limit_s
         self._memory_bytes = settings.worker_memory_mib * MIB
         self._threshold = settings.largest_distance(self._recogniser.threshold)
+        self.photo_s = self._recogniser.rehearse()
+        """What a photo takes on this machine, by a made-up one; None when that cannot be told before the first."""
 
     def warm(self) -> None:
         """Load the gallery; when S3 does not answer, the first search tries again."""

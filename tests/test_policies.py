@@ -15,7 +15,7 @@ from faceapp.scaling.policies import Counts, Decision, Instance, Observation, Po
 from faceapp.scaling.policies.depth import Depth, DepthTunables
 from faceapp.scaling.policies.step import Step, StepTunables, Threshold
 from faceapp.scaling.policies.target import Target, TargetTunables
-from faceapp.scaling.policies.work import MODES, Work, WorkTunables, rate_per_s
+from faceapp.scaling.policies.work import MODES, Work, WorkTunables, ages_s, rate_per_s
 
 TICK_S = 3.0
 
@@ -199,6 +199,23 @@ def test_work_starts_what_the_backlog_needs(
     assert work().decide(see(visible, in_flight, instances)).start == start
 
 
+def test_work_is_due_by_its_age() -> None:
+    """E2: one message that has waited for long does not make all that came since as urgent."""
+    arrivals = (1.0, *(0.0,) * 15, 40.0, 0.0)
+    here = fleet(ready=1)
+    policy = work()
+    watch(policy, 81, lambda now_s: see(1, 1, here, now_s=now_s))
+    assert policy.decide(see(41, 1, here, now_s=84.0, arrivals=arrivals)).start == 0
+    assert ages_s(arrivals, Counts(visible=41, in_flight=1), 84.0) == [(84.0, 1.0), (10.0, 41.0)]
+
+
+def test_what_boots_counts_as_much_as_what_would_be_started() -> None:
+    """E2: three messages, boots of a minute and more: what was started is not started again."""
+    slow = fleet(booting=2, boot_age_s=40.0)
+    seen = dataclasses.replace(see(3, 0, slow, age_s=90.0), boot_p50_s=75.0, boot_p90_s=88.0)
+    assert work().decide(seen).start == 0
+
+
 def test_work_starts_more_for_messages_that_have_waited() -> None:
     fresh, old = (work().decide(see(200, 0, age_s=age_s)).start for age_s in (0.0, 60.0))
     assert 0 < fresh < old
@@ -243,6 +260,22 @@ def test_work_lets_the_last_one_wait_and_the_others_go() -> None:
     assert len(decisions[-1].drain) == 8
 
 
+def test_work_keeps_the_last_one_for_gaps_like_those_that_were() -> None:
+    """E6: gaps of 20 s are worth an instance that waits, gaps of 300 s are not."""
+
+    def kept_s(gap_s: float) -> float:
+        policy, now_s = work(), 0.0
+        for _ in range(6):
+            for idle_s in (0.0, *(n * TICK_S for n in range(1, int(gap_s / TICK_S) + 1))):
+                now_s += TICK_S
+                if policy.decide(see(0, 0, fleet(ready=1, idle_s=idle_s), now_s=now_s)).drain and idle_s < gap_s - 60:
+                    return idle_s
+        return math.inf
+
+    assert kept_s(21) == math.inf
+    assert kept_s(300) <= 12
+
+
 def test_work_uses_up_the_minute_that_is_paid() -> None:
     young = fleet(ready=4, idle_s=20.0, billed_s=40.0)
     assert not any(each.drain for each in watch(work(), 60, lambda now_s: see(instances=young, now_s=now_s)))
@@ -278,8 +311,8 @@ def test_work_waits_for_more_answers_when_one_may_be_old() -> None:
     told = [400, 20, 20, 20, 20, 20, 390, 390, 390, 390]
     starts = [policy.decide(see(visible, 2, here, now_s=n * TICK_S)).start for n, visible in enumerate(told)]
     assert starts[0] > 0
-    assert starts[1:9] == [0] * 8
-    assert starts[9] > 0
+    assert starts[1:7] == [0] * 6
+    assert starts[7] > 0
 
 
 def test_work_starts_at_once_for_more_than_ever() -> None:

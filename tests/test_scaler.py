@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import logging
 import signal
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -25,8 +27,9 @@ from botocore.compat import HTTPHeaders
 
 from faceapp import stack as deployment
 from faceapp.config import Settings
-from faceapp.errors import BrokerUnavailable, ConfigError, FleetError, LeaseLost
+from faceapp.errors import BrokerUnavailable, ConfigError, FaceappError, FleetError, LeaseLost
 from faceapp.scaler import QUIET_S, Scaler, run
+from faceapp.scaling.alarms import Alarms
 from faceapp.scaling.budget import Spent
 from faceapp.scaling.core import DEAD_BOOTS, QUARANTINE_S
 from faceapp.scaling.fleet import EC2Fleet
@@ -137,7 +140,13 @@ def rig(settings: Settings, ec2: Any, aws: str, clock: Clock, monkeypatch: pytes
     skew_s = time.time() - clock()
     monkeypatch.setattr(EC2Fleet, "_see_clock", lambda fleet, _: setattr(fleet, "_skew_s", skew_s))
 
-    def make(policy: Policy | None = None, *, depth: Depth | None = None, settings: Settings = settings) -> Rig:
+    def make(
+        policy: Policy | None = None,
+        *,
+        depth: Depth | None = None,
+        settings: Settings = settings,
+        alarms: Alarms | None = None,
+    ) -> Rig:
         policy = policy or Wants()
         lease = Lease(settings, client=plain_client("s3", aws), owner=uuid.uuid4().hex, clock=clock)
         workers, status = Workers(service_s=1.0, clock=clock), Status(settings)
@@ -151,6 +160,7 @@ def rig(settings: Settings, ec2: Any, aws: str, clock: Clock, monkeypatch: pytes
             workers=workers,
             lease=lease,
             status=status,
+            alarms=alarms,
             clock=clock,
         )
         return Rig(scaler, policy, fleet, lease, workers, status, clock)
@@ -446,6 +456,79 @@ def test_a_start_that_aws_refuses_is_said_and_tried_again_later(
     # The first looks at the gap and holds.
     r.tick(2)
     assert running(aws, settings) == names(1, 2, 3, 4)
+
+
+CAN_FAIL = ("StopInstances", "CreateTags", "TerminateInstances", "DescribeLaunchTemplateVersions")
+
+
+class Broken(Alarms):
+    """Alarms that fail as nobody thought of."""
+
+    def __init__(self) -> None:
+        pass
+
+    def tell(self, *, dead_boots: int, spent_s: float) -> None:
+        raise RuntimeError("not an answer of AWS at all")
+
+
+def test_whatever_fails_what_is_wanted_is_started(
+    rig: Callable[..., Rig], aws: str, settings: Settings, ec2: Any
+) -> None:
+    """C1: every subset of the calls that a tick makes beside its starts; 40 of 40 starts were kept back."""
+    r = rig(settings=dataclasses.replace(settings, scaler_max_instances=100), alarms=Broken())
+    r.fleet.check()
+    with contextlib.suppress(RuntimeError):
+        r.tick()
+
+    def billed() -> set[str]:
+        return {each.id for each in r.fleet.instances() if each.billed}
+
+    for size in range(len(CAN_FAIL) + 1):
+        for failing in itertools.combinations(CAN_FAIL, size):
+            # Past every pause.
+            r.clock.now_s += 1000
+            before = billed()
+            for operation in failing:
+                refuse(ec2, operation, "OperationNotPermitted")
+            # Where stopped ones cannot be marked, the second tick makes a new one.
+            for _ in range(2):
+                missing = 0 if billed() - before else 1
+                r.policy.next = Decision(wanted=1, start=missing, drain=tuple(sorted(before)[:1]))
+                with contextlib.suppress(FaceappError, RuntimeError):
+                    r.tick()
+            for operation in failing:
+                relent(ec2, operation)
+            assert len(billed() - before) == 1, failing
+
+
+def test_one_that_cannot_be_stopped_keeps_no_other(
+    rig: Callable[..., Rig], aws: str, settings: Settings, ec2: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """C1: EC2 refuses a whole call for one of its instances (it is protected from being stopped)."""
+    r = rig()
+    r.policy.next = Decision(wanted=3, start=3)
+    r.tick()
+    r.say("worker-online", 1, 2, 3)
+    r.tick()
+    [bad, *good] = [each.id for each in r.fleet.instances() if each.billed]
+    error = {"Error": {"Code": "OperationNotPermitted", "Message": "protected"}}
+    error["ResponseMetadata"] = {"HTTPStatusCode": 400}  # type: ignore[dict-item]
+
+    def protected(params: dict[str, Any], **_: Any) -> Any:
+        if bad in urllib.parse.unquote(str(params["body"])):
+            return AWSResponse("", 400, HTTPHeaders(), None), error
+        return None
+
+    ec2.meta.events.register("before-call.ec2.StopInstances", protected)
+    r.policy.next = Decision(wanted=0, drain=(bad, *good))
+    with contextlib.suppress(FleetError):
+        r.tick()
+    assert running(aws, settings) == names(1)
+    assert f"{bad}: " in caplog.text
+    r.policy.next = Decision(wanted=2, start=2)
+    with contextlib.suppress(FleetError):
+        r.tick()
+    assert running(aws, settings) == names(1, 2, 3)
 
 
 def test_a_list_that_aws_refuses_stops_nothing(rig: Callable[..., Rig], aws: str, settings: Settings, ec2: Any) -> None:

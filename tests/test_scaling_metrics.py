@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import subprocess
 import urllib.request
@@ -20,7 +19,8 @@ from faceapp import stack as deployment
 from faceapp.broker import events
 from faceapp.config import Settings
 from faceapp.errors import BrokerUnavailable
-from faceapp.scaling.estimates import AGREE, Arrivals, Believed, Boots
+from faceapp.pace import HEARTBEAT_S, with_seconds
+from faceapp.scaling.estimates import FIRST, NOISE, OUTLIER, Arrivals, Believed, Boots, ServiceTime
 from faceapp.scaling.listener import Listener
 from faceapp.scaling.machine import READY, Machine
 from faceapp.scaling.metrics import Depth
@@ -86,32 +86,38 @@ def test_a_queue_that_was_made_anew_is_found_again(stack: Settings, aws: str) ->
 # How far counts are believed.
 
 
-def test_counts_that_lie_are_not_believed() -> None:
+def test_small_differences_are_noise() -> None:
+    """Averaging is worth its cost: without it the nine workloads are 3 % dearer (E3)."""
     believed = Believed()
-    seen = [believed.update(counts(n), done=0).outstanding for n in (100, 0, 100, 29, 100, 0, 0)]
-    assert seen == [100] * 7
-    assert believed.update(counts(0), done=0).outstanding == 0
+    seen = [believed.update(counts(n), done=0).visible for n in (100, 104, 97, 103, 96, 103, 97)]
+    assert all(abs(each - 100) <= 2 for each in seen)
 
 
-def test_what_finished_tasks_explain_is_believed_at_once() -> None:
+def test_what_finished_tasks_explain_is_expected() -> None:
     believed = Believed()
-    believed.update(counts(20, 5), done=7)
-    assert believed.update(counts(3, 2), done=27) == counts(3, 2)
-    assert believed.update(counts(0, 0), done=31) == counts(1, 0)
-    assert believed.update(counts(0, 0), done=32) == counts(0, 0)
+    believed.update(counts(95, 5), done=7)
+    assert believed.update(counts(48, 2), done=57).outstanding == 50
+    assert believed.update(counts(0, 0), done=107) == counts(0, 0)
+
+
+def test_one_old_answer_lasts_no_longer_than_itself() -> None:
+    """E3: an answer that is far off is passed on once, and not held for three looks."""
+    believed = Believed()
+    seen = [believed.update(counts(n), done=0).visible for n in (0, 0, 80, 0, 0)]
+    assert seen == [0, 0, 80, 0, 0]
 
 
 def test_more_is_believed_at_once() -> None:
     believed = Believed()
-    assert [believed.update(counts(n), done=0).visible for n in (0, 50, 51)] == [0, 50, 51]
+    assert [believed.update(counts(n), done=0).visible for n in (0, 50, 80)] == [0, 50, 80]
 
 
 def test_nothing_is_compared_across_a_gap() -> None:
     believed = Believed()
     believed.update(counts(100), done=0)
     believed.clear()
-    assert believed.update(counts(0), done=0).outstanding == 0
-    assert AGREE > 1
+    near = round(100 * (1 + NOISE / 2))
+    assert believed.update(counts(near), done=0).outstanding == near
 
 
 # Arrivals.
@@ -123,13 +129,6 @@ def test_arrivals_are_what_was_done_and_what_the_queue_grew_by() -> None:
     for second in range(20):
         arrivals.update(counts(10 + 2 * second), done=2 * second, now_s=float(second))
     assert arrivals.bins(20.0) == (16.0, 20.0, 20.0, 20.0)
-
-
-def test_counts_that_lie_make_no_arrivals() -> None:
-    arrivals, believed = Arrivals(0.0), Believed()
-    for second, depth in zip(range(60), itertools.cycle((100, 0, 29)), strict=False):
-        arrivals.update(believed.update(counts(depth), done=0), done=0, now_s=float(second))
-    assert sum(arrivals.bins(60.0)) == 0
 
 
 def test_a_fall_that_was_wrong_is_set_against_the_rise_after_it() -> None:
@@ -165,6 +164,53 @@ def test_the_last_forty_boots_count() -> None:
     for n in range(100):
         boots.add("i-1", n, float(n))
     assert boots.quantile(0.0) == 60.0
+
+
+# Seconds of a photo.
+
+
+def test_the_first_photos_count_at_once() -> None:
+    """E5: what was assumed is forgotten with the first measurement."""
+    service = ServiceTime(1.0)
+    service.add(0.035)
+    assert service.seconds == 0.035
+    for _ in range(20):
+        service.add(0.035)
+    assert service.seconds == pytest.approx(0.035)
+
+
+def test_a_cold_first_photo_is_outvoted() -> None:
+    service = ServiceTime(1.0)
+    for seconds in (0.9, 0.03, 0.04, 0.03, 0.04)[:FIRST]:
+        service.add(seconds)
+    assert service.seconds == 0.04
+
+
+def test_what_the_model_took_at_its_start_counts_until_a_photo_was_measured() -> None:
+    """E5."""
+    service = ServiceTime(1.0)
+    service.hint(0.05)
+    assert service.seconds == 0.05
+    assert not service.measured
+    service.add(0.03)
+    service.hint(0.07)
+    assert service.seconds == 0.03
+
+
+def test_what_was_measured_before_a_restart_is_not_assumed() -> None:
+    service = ServiceTime(1.0)
+    service.recall(0.2)
+    service.hint(5.0)
+    assert service.seconds == 0.2
+    service.add(0.3)
+    assert 0.2 < service.seconds < 0.21
+
+
+def test_one_photo_that_ran_into_its_limit_starts_no_fleet() -> None:
+    service = ServiceTime(1.0)
+    service.recall(0.03)
+    service.add(60.0)
+    assert service.seconds < 0.03 * (1 + OUTLIER / 20)
 
 
 # What events tell.
@@ -245,6 +291,78 @@ def test_the_service_time_is_an_average_by_instance(workers: Workers) -> None:
         say(workers, "task-succeeded", uuid=f"a{n}", runtime=0.5)
         say(workers, "task-succeeded", uuid=f"b{n}", runtime=0.5)
     assert workers.service_s == pytest.approx(0.25, rel=0.01)
+
+
+def test_only_recognitions_are_measured(workers: Workers) -> None:
+    """C3: not a page of forgetting, not a photo that expired, not what a try waited for S3."""
+    lines = ("forgotten in 100 results, more to do", "failed: expired", "enrolled: obama, 2 photos", "None", "0.01")
+    for n, line in enumerate(lines):
+        say(workers, "task-started", "task-succeeded", uuid=str(n), result=line, runtime=0.001)
+    say(workers, "task-started", "task-failed", uuid="f", runtime=0.001)
+    assert workers.service_s == 1.0
+    assert workers.done == len(lines) + 1
+    say(workers, "task-started", "task-succeeded", uuid="r", result=with_seconds("done: no_face", 0.25), runtime=30.0)
+    assert workers.service_s == 0.25
+
+
+def test_a_worker_from_before_an_upgrade_is_measured_by_its_runtime(workers: Workers) -> None:
+    say(workers, "task-succeeded", uuid="old", result="done: obama (1 face)", runtime=0.4)
+    assert workers.service_s == 0.4
+
+
+def test_a_worker_says_how_many_it_works_on_and_what_its_model_takes(workers: Workers) -> None:
+    """E5: the seconds are those of the instance, which has two processes."""
+    say(workers, "worker-online", processes=2, photo_s=0.1)
+    assert workers.service_s == 0.05
+    say(workers, "task-succeeded", uuid="a", result=with_seconds("done: obama (1 face)", 0.06))
+    assert workers.service_s == 0.03
+
+
+def test_an_end_before_its_start_leaves_nothing_behind(workers: Workers, clock: Clock) -> None:
+    """E1: SNS and SQS promise no order."""
+    say(workers, "worker-online", timestamp=100.0)
+    say(workers, "task-succeeded", uuid="a", runtime=0.5, timestamp=102.0)
+    say(workers, "task-started", uuid="a", timestamp=101.5)
+    say(workers, "task-received", uuid="a", timestamp=101.4)
+    clock.now_s += 1
+    assert workers.idle_s(HOST) == 1
+    assert workers.done == 1
+    say(workers, "task-succeeded", uuid="a", runtime=0.5, timestamp=102.0)
+    assert workers.done == 1, "the same event twice"
+
+
+def test_a_lost_end_is_known_from_the_next_start(workers: Workers, clock: Clock) -> None:
+    """E1: one process runs one task."""
+    say(workers, "worker-online", processes=1, timestamp=100.0)
+    for n in range(50):
+        say(workers, "task-received", "task-started", uuid=f"lost-{n}", timestamp=101.0 + n)
+    say(workers, "task-received", "task-started", uuid="last", timestamp=200.0)
+    say(workers, "task-succeeded", uuid="last", runtime=0.5, timestamp=201.0)
+    clock.now_s += 2
+    assert workers.idle_s(HOST) == 2
+
+
+def test_a_worker_whose_coming_up_is_heard_last_is_busy(workers: Workers) -> None:
+    """E1: its first task overtook it."""
+    say(workers, "task-received", "task-started", uuid="a", timestamp=101.0)
+    say(workers, "worker-online", timestamp=100.0)
+    assert workers.idle_s(HOST) == 0
+    assert workers.online_heard(HOST)
+    say(workers, "worker-online", timestamp=100.0)
+    assert workers.idle_s(HOST) == 0
+
+
+def test_the_next_runs_worker_is_heard_under_the_same_number_though_its_coming_up_was_lost(
+    workers: Workers, clock: Clock
+) -> None:
+    """E1: after a boot, process ids repeat."""
+    say(workers, "worker-online", pid=7, timestamp=100.0)
+    clock.now_s += 100
+    workers.expect_new(HOST, age_s=30)
+    say(workers, "task-succeeded", pid=7, uuid="old", timestamp=165.0)
+    assert workers.heard_s(HOST) is None
+    say(workers, "task-received", pid=7, uuid="new", timestamp=195.0)
+    assert workers.heard_s(HOST) == 0
 
 
 @pytest.mark.parametrize(
@@ -344,10 +462,10 @@ def test_a_worker_that_went_silent_does_not_count(workers: Workers, clock: Clock
     say(workers, "worker-online")
     clock.now_s += SILENT_S + 1
     assert phase(phases, marked) == "ready", "nobody is heard: it may be the path"
-    for _ in range(int(SILENT_S / events.HEARTBEAT_S)):
+    for _ in range(int(SILENT_S / HEARTBEAT_S)):
         say(workers, PING, host="scaler")
         assert phase(phases, marked) == "ready", "it has had no chance to be heard"
-        clock.now_s += events.HEARTBEAT_S
+        clock.now_s += HEARTBEAT_S
     clock.now_s += 1
     assert phase(phases, marked) == "booting"
     say(workers, "worker-heartbeat", active=0)
@@ -410,7 +528,7 @@ def test_a_real_worker_is_seen_busy_idle_and_gone(
         assert [answer.get(timeout=240) for answer in answers] == list(range(40))
         wait_until(lambda: listening.done == 40, what="the end of all tasks, as events")
         assert listening.idle_s(HOST) is not None
-        assert 0 < listening.service_s < 9.0
+        assert listening.service_s == 9.0, "an echo is no recognition (C3)"
         # 120 events; the listener's pings and remote control's broadcasts count as well.
         assert sns_publishes(aws) - before <= 20
         _stop(process)
@@ -430,7 +548,7 @@ def test_workers_beat_slowly_and_send_events_without_an_option() -> None:
     worker = Worker()
     worker.options = {"heartbeat_interval": None}
     events.beat_slowly(worker)
-    assert worker.options == {"heartbeat_interval": events.HEARTBEAT_S}
+    assert worker.options == {"heartbeat_interval": HEARTBEAT_S}
     worker.options = {"heartbeat_interval": 5}
     events.beat_slowly(worker)
     assert worker.options == {"heartbeat_interval": 5}

@@ -13,10 +13,13 @@ import pytest
 from faceapp import tasks
 from faceapp.broker.messages import ERASE, LONGEST_ERASE_S
 from faceapp.config import Settings
+from faceapp.errors import RecognitionNotFound, StorageUnavailable
 from faceapp.forgetting import Forgetting
 from faceapp.gallery import People
 from faceapp.http import dispatch
-from faceapp.schema import Enrolment, Recognition
+from faceapp.scaling.listener import Listener
+from faceapp.scaling.workers import Workers
+from faceapp.schema import Enrolment, Failure, Recognition
 from faceapp.storage import Storage
 from tests.services import wait_until
 
@@ -172,3 +175,53 @@ def test_the_web_tier_says_how_long_an_erasure_is_to_go_on() -> None:
     request_id, left_s = sent["args"]
     assert (request_id, left_s) == ("a" * 32, ended_s - 900)
     assert 3600 < ended_s <= LONGEST_ERASE_S
+
+
+def test_the_scaler_hears_what_a_photo_takes(storage: Storage, system: Settings, samples: dict[str, Path]) -> None:
+    """E5 and C3: from the model's own timing before there was a photo, and from each recognition after that."""
+    workers = Workers(service_s=9000.0)
+    listener = Listener(system, workers)
+    listener.start()
+    wait_until(lambda: workers.service_s < 9000, what="a heartbeat with the model's timing")
+    assert not workers.service.measured
+    recognise(storage, samples["biden.jpg"].read_bytes())
+    wait_until(lambda: workers.service.measured, what="the end of the recognition, as an event")
+    listener.stop()
+
+
+class FakeTime:
+    """A clock that goes on while somebody sleeps, and a second with each look at `perf_counter`."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    def perf_counter(self) -> float:
+        self.now_s += 1.0
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        self.now_s += 10.0
+
+
+def test_a_wait_for_s3_is_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """C3: the scaler took the pauses between two tries for work. A photo that is gone is none either."""
+    answers: list[Recognition | None] = [None, Recognition(id="x", status="done"), gone()]
+
+    class OnceWithoutS3:
+        def recognise(self, request_id: str, *, queued_s: float) -> Recognition:
+            answer = answers.pop(0)
+            if answer is None:
+                raise StorageUnavailable
+            return answer
+
+    monkeypatch.setattr(tasks, "_worker", OnceWithoutS3)
+    monkeypatch.setattr(tasks, "time", FakeTime())
+    assert repr(tasks.recognize.run("x")) == "done: no_face in 1.0000 s"
+    assert repr(tasks.recognize.run("x")) == "failed: recognition_not_found"
+
+
+def gone() -> Recognition:
+    return Recognition(id="x", status="failed", failure=Failure.of(RecognitionNotFound()))

@@ -35,6 +35,15 @@ _last: EventDispatcher | None = None
 """A worker's, once it takes no new tasks: those that it still has end after that."""
 
 
+_facts: dict[str, float] = {}
+
+
+def tell_of_worker(*, photo_s: float | None = None, processes: int | None = None) -> None:
+    """Let this worker's signs of life say what its model takes for a photo, and how many it works on at once."""
+    told = {"photo_s": photo_s, "processes": processes}
+    _facts.update({name: value for name, value in told.items() if value is not None})
+
+
 class EventDispatcher(celery.events.dispatcher.EventDispatcher):
     """Celery's, which publishes a worker's task events at every turn of its loop: three calls to SNS a photo.
 
@@ -82,6 +91,8 @@ class EventDispatcher(celery.events.dispatcher.EventDispatcher):
     def send(self, type: str, *args: Any, **fields: Any) -> Any:
         if type == "worker-offline":  # a goodbye is not to overtake what was before it
             self.flush()
+        if type in ("worker-online", "worker-heartbeat"):
+            fields = {**_facts, **fields}
         return super().send(type, *args, **fields)
 
     def close(self) -> None:
@@ -126,6 +137,8 @@ def beat_slowly(sender: Any, **_: Any) -> None:
     # Celery has a command line option for it (celery/celery#1966) and no setting; 'celery -A faceapp.tasks worker' is
     # to be enough.
     # The sender is a worker, or nobody where only the model is loaded (faceapp.local.zygote).
+    if isinstance(processes := getattr(sender, "concurrency", None), int):
+        tell_of_worker(processes=processes)
     options = getattr(sender, "options", None)
     if options is not None and not options.get("heartbeat_interval"):
         options["heartbeat_interval"] = HEARTBEAT_S

@@ -28,10 +28,12 @@ def simulate(**options: Any) -> None:
     --policy and --workload can be given several times. Policies are this project's (work/fast, work/balanced, work/eco,
     depth, target, step) and what others do (target-tracking, keda, keda-tuned, knative, naive, self-stop).
 
-    Workloads are step, bursts-10, bursts-50, bursts-100, diurnal, mmpp, flash-crowd, on-off, trickle and sparse, or a
-    CSV file with a column 'seconds': when each message arrives.
+    Workloads are step, bursts-10, bursts-50, bursts-100, diurnal, mmpp, flash-crowd, on-off, trickle and sparse;
+    overlapping, thousands and lonely, which are not among all; or a CSV file with a column 'seconds': when each message
+    arrives.
 
-    Faults are lying-counts, dead-starts, throttling, spot-losses, slow-boots, duplicates and lost-events.
+    Faults are lying-counts, dead-starts, throttling, spot-losses, slow-boots, duplicates, lost-events, doubled-events,
+    disordered-events and old-counts.
     """
     from faceapp.scaling.simulation.command import options_of, simulate
 

@@ -1,7 +1,7 @@
 """What is made of counts, events and boots: what a policy decides by. Pure: the simulator runs the same.
 
-SQS counts approximately: seen were 100, 0, 100, 29, 100 with nothing processed. So a count that fell is believed when
-finished tasks explain it, or when the ones after it agree.
+SQS counts approximately: seen were 100, 0, 100, 29, 100 with nothing processed. What is far from
+expectation is passed on as it is, and the policy waits for another that agrees; what is near it is noise.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from faceapp.scaling.policies.base import BIN_S, BINS, Counts
 NOISE = 0.12
 """Counts that differ by less from what is expected may be noise."""
 GAIN = 0.3
-"""How much of such a difference is believed at once."""
+"""How much of such a difference is believed at once. With 1 (the counts as they are) the nine workloads of
+`benchmarks.scaler` are 3 % dearer, and with the highest of the last three answers, as it once was, as dear as that."""
 BOOTS = 40
 SMOOTHING = 0.03
 """The weight of one photo in the average of service times: about the last sixty count."""

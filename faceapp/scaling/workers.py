@@ -32,6 +32,8 @@ TO_START_S = 1.0
 ENDED = 20_000
 """Ends that are remembered, so that an event from before comes to nothing: some minutes at the highest rates."""
 MOST_PROCESSES = 1024
+DONE = "done: "
+"""How the line begins that tells of a recognition; those of older workers end without its seconds."""
 LONGEST_S = 86_400.0
 """No photo takes longer; a number beyond is no duration."""
 
@@ -326,10 +328,12 @@ def _is_older(event: _Event, worker: _Worker) -> bool:
 
 
 def _worked_s(event: Mapping[str, Any]) -> float | None:
-    """The seconds of a recognition. What a worker tells of any other task has none; an event without an answer says
-    how long it ran."""
+    """The seconds of a recognition. What a worker tells of any other task has none; an event without an answer, or with
+    the answer of a worker from before an upgrade, says how long it ran."""
     line = event.get("result")
-    return _number(event.get("runtime")) if line is None else _number(seconds_in(str(line)))
+    if line is None or (str(line).startswith(DONE) and seconds_in(str(line)) is None):
+        return _number(event.get("runtime"))
+    return _number(seconds_in(str(line)))
 
 
 def _number(value: object, *, high: float = LONGEST_S) -> float | None:

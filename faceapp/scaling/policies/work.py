@@ -22,8 +22,8 @@ MIN_DEADLINE_S = 15.0
 MIN_TO_WORK_S = 10.0
 """What a new instance is taken to work at least before the deadline, however late it comes."""
 WORTH_A_BOOT_S = 45.0
-"""Where boots are slow, a backlog may take so much longer than one of them, as far as the SLO lets it: with less to work
-for each, the same backlog starts many."""
+"""Where boots are slow, a backlog may take so much longer than one of them, as far as the SLO lets it: with less for
+each to work, the same backlog starts many."""
 MIN_BOOT_LEFT_S = 3.0
 """A boot that takes longer than expected is expected at the next tick."""
 FORECAST_FROM = 0.15

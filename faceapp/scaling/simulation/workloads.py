@@ -87,6 +87,22 @@ def sparse(rng: random.Random) -> list[float]:
     return _poisson(rng, lambda now: 0.05, peak=0.05)
 
 
+def overlapping(rng: random.Random) -> list[float]:
+    """Forty messages at once, every minute for forty minutes: two thirds of an instance."""
+    return [at for n in range(40) for at in _burst(rng, 30 + 60 * n, 40, 1.0)]
+
+
+def thousands(rng: random.Random) -> list[float]:
+    """A thousand messages at once, three times in half an hour."""
+    return [at for n in range(3) for at in _burst(rng, rng.uniform(30, 90) + 650 * n, 1000, 1.0)]
+
+
+def lonely(rng: random.Random) -> list[float]:
+    """One message every 75 seconds, for fifty minutes."""
+    first = rng.uniform(10, 85)
+    return [first + 75 * n for n in range(40)]
+
+
 SHAPES: dict[str, Callable[[random.Random], list[float]]] = {
     "step": step,
     "bursts-10": bursts_10,
@@ -99,6 +115,12 @@ SHAPES: dict[str, Callable[[random.Random], list[float]]] = {
     "trickle": trickle,
     "sparse": sparse,
 }
+SPECIAL: dict[str, Callable[[random.Random], list[float]]] = {
+    "overlapping": overlapping,
+    "thousands": thousands,
+    "lonely": lonely,
+}
+"""Days on which the policy once went wrong; they are not among all workloads."""
 
 
 def make(name: str, seed: int, world: World) -> Workload:
@@ -107,14 +129,13 @@ def make(name: str, seed: int, world: World) -> Workload:
     Raises ConfigError for a name that does not exist and for a CSV that cannot be used.
     """
     rng = random.Random(f"{name}/{seed}")  # nosec B311 # repeatable
-    if name in SHAPES:
-        arrivals = SHAPES[name](rng)
+    if shape := SHAPES.get(name) or SPECIAL.get(name):
+        arrivals = shape(rng)
     elif name.endswith(".csv"):
         arrivals = read_csv(Path(name))
     else:
-        raise ConfigError(
-            f"there is no workload {name!r}: workloads are {', '.join(SHAPES)}, or a file that ends in .csv"
-        )
+        known = ", ".join((*SHAPES, *SPECIAL))
+        raise ConfigError(f"there is no workload {name!r}: workloads are {known}, or a file that ends in .csv")
     return of(Path(name).stem, seed, arrivals, world)
 
 
