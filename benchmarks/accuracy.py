@@ -36,7 +36,7 @@ from faceapp.gallery.table import Match, Table
 from faceapp.recognition import DescribedFace, Recogniser
 from faceapp.schema import NO_FACE, UNKNOWN
 
-MAX_PIXELS, MAX_SIDE_PX = 50_000_000, 16_000
+MAX_PIXELS, MAX_SIDE_PX = 64_000_000, 20_000
 GOAL_RIGHT, GOAL_STRANGERS = 0.95, 1
 THRESHOLDS = (0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7)
 SMALL_PX = 64

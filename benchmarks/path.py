@@ -67,7 +67,7 @@ def _bare(work: tuple[list[Path], int]) -> float:
 
     photos, count = work
     settings = Settings()
-    recogniser = Recogniser(max_pixels=settings.photo_max_pixels, max_side_px=settings.photo_max_side_px)
+    recogniser = Recogniser(**settings.photo_limits)
     contents = [photo.read_bytes() for photo in photos]
     for content in contents:
         recogniser.describe(content)

@@ -29,7 +29,7 @@ Engine = Callable[[bytes], int]
 
 GOAL = 3.0
 SMALL_PX = 250
-MAX_PIXELS, MAX_SIDE_PX = 50_000_000, 16_000
+MAX_PIXELS, MAX_SIDE_PX = 64_000_000, 20_000
 
 
 def faceapp_engine(precision: str) -> Engine:

@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
-from typing import Any
+from typing import Any, TypedDict
 
 from faceapp.errors import ConfigError
 
@@ -74,6 +74,14 @@ def _choice(default: str, *values: str, doc: str) -> Any:
 
 def _text(default: str, doc: str, *, pattern: str = r"(?s).*", takes: str = "text", secret: bool = False) -> Any:
     return field(default=default, repr=not secret, metadata={"rule": Rule(_pattern(pattern), takes, doc, secret)})
+
+
+class PhotoLimits(TypedDict):
+    """The limits on photos, as `images` and the recogniser take them."""
+
+    max_pixels: int
+    max_jpeg_pixels: int
+    max_side_px: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,11 +143,19 @@ class Settings:
     )
     web_max_files: int = _whole(32, 1, 1000, "photos accepted in one request")
 
-    photo_max_pixels: int = _whole(50_000_000, 10_000, 1_000_000_000, "a photo with more pixels is refused")
-    photo_max_side_px: int = _whole(16_000, 100, 65_500, "a photo wider or higher is refused")
+    photo_max_pixels: int = _whole(64_000_000, 10_000, 1_000_000_000, "a photo with more pixels is refused")
+    photo_max_jpeg_pixels: int = _whole(
+        200_000_000, 10_000, 1_000_000_000, "the same for a JPEG that is decoded small: one that is not progressive"
+    )
+    photo_max_side_px: int = _whole(20_000, 100, 65_500, "a photo wider or higher is refused")
 
     worker_processes: int = _whole(0, 0, 256, "worker processes; 0: one a core")
-    task_time_limit_s: int = _whole(60, 5, 3600, "a task that runs longer is killed and tried again")
+    task_time_limit_s: int = _whole(
+        60,
+        5,
+        3600,
+        "a task that runs longer is killed and tried again, but a photo that takes longer to look at has failed",
+    )
     queue_age_s: int = _whole(3600, 1, 345_600, "a photo that waited in the queue for longer is not looked at any more")
     worker_memory_mib: int = _whole(1536, 0, 1024 * 1024, "memory that one task may take; 0: no limit")
     queue_wait_s: int = _whole(20, 0, 20, "how long one long poll of a queue waits")
@@ -261,6 +277,14 @@ class Settings:
     @property
     def dead_letter_queue(self) -> str:
         return f"{self.prefix}-dead-letter-queue"
+
+    @property
+    def photo_limits(self) -> PhotoLimits:
+        return PhotoLimits(
+            max_pixels=self.photo_max_pixels,
+            max_jpeg_pixels=self.photo_max_jpeg_pixels,
+            max_side_px=self.photo_max_side_px,
+        )
 
     @property
     def task_soft_limit_s(self) -> int:

@@ -77,7 +77,7 @@ class ImageError(FaceappError):
 
 
 class ImageUnsupported(ImageError):
-    """The file is not a photo in a format this service reads (JPEG, PNG, WebP, HEIC, GIF, BMP, TIFF)."""
+    """The file is not a photo in a format this service reads (JPEG, PNG, WebP, HEIC, AVIF, GIF, BMP, TIFF)."""
 
     code = "image_unsupported"
     status = 415
@@ -210,6 +210,13 @@ class RecognitionFailed(FaceappError):
     """No worker could finish this photo, three of them tried: it is put aside for somebody to look at."""
 
     code = "recognition_failed"
+
+
+class RecognitionTooSlow(FaceappError):
+    """Looking at the photo took longer than it may, so it is not tried again: send a smaller one."""
+
+    code = "recognition_too_slow"
+    status = 422
 
 
 class Overloaded(FaceappError):

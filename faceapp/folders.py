@@ -10,7 +10,7 @@ from faceapp import samples
 from faceapp.client import Client
 from faceapp.errors import BadRequest, FaceappError, ServiceUnreachable
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".heic", ".heif", ".gif", ".bmp", ".tif", ".tiff"}
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".heic", ".heif", ".avif", ".gif", ".bmp", ".tif", ".tiff"}
 
 
 @dataclass(frozen=True, kw_only=True)

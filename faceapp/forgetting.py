@@ -27,6 +27,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
+from faceapp import broker
+from faceapp.broker.messages import FORGET
 from faceapp.config import Settings
 from faceapp.errors import SchemaError
 from faceapp.schema import Recognition
@@ -38,6 +40,8 @@ ORDERS = "forgetting/"
 PAGE = 500
 """Results that one task looks at, at most."""
 AT_ONCE = 16
+LOST_S = 3600.0
+"""A pass through a million results takes as long."""
 MARGIN_S = 3.0
 """For S3's clocks, which tell whole seconds, and a result that is on its way to S3 when its task is killed."""
 
@@ -173,6 +177,35 @@ class Forgetting:
         """Delete the order, and older ones of that name, whose message was never sent or failed."""
         done = [each.id for each in self.orders() if each.name == order.name and each.given <= order.given]
         self._storage.delete_gallery([ORDERS + order_id for order_id in {*done, order.id}])
+
+
+class LostOrders:
+    """Finds orders that are old and not done, and sends their message again: the scaler's janitor asks it to.
+
+    The web tier stores an order before it sends the message, and may end between the two. Nothing tells a lost message
+    from a long pass through many results, so a message is sent again after an hour and then when the order's age has
+    doubled. Passes do no harm to each other, and all end when the first is done.
+    """
+
+    def __init__(self, settings: Settings, *, after_s: float = LOST_S) -> None:
+        self._settings, self._storage, self._after_s = settings, Storage(settings), after_s
+        self._ages_s: dict[str, float] = {}
+        self._app: broker.FaceappCelery | None = None
+
+    def send_again(self) -> list[str]:
+        """Returns the orders' ids. Raises StorageUnavailable, and what Celery raises when SQS does not answer."""
+        ages = ((key.removeprefix(ORDERS), age_s) for key, age_s in self._storage.gallery_ages(ORDERS))
+        orders = {order_id: age_s for order_id, age_s in ages if REQUEST_ID.fullmatch(order_id)}
+        self._ages_s = {order_id: age_s for order_id, age_s in self._ages_s.items() if order_id in orders}
+        due = [order_id for order_id, age_s in orders.items() if age_s >= self._ages_s.get(order_id, self._after_s)]
+        for order_id in due:
+            self._app = self._app or broker.create_app(self._settings)
+            # Nobody waits for the answer; a queue that is there, so that Celery makes none for it.
+            queue = self._settings.response_queue
+            self._app.send_task(FORGET, args=[order_id], ignore_result=True, reply_to=queue)
+            self._ages_s[order_id] = 2 * max(orders[order_id], self._after_s)
+            logger.warning("the order %s is not done after %.0f s: it is sent again", order_id, orders[order_id])
+        return due
 
 
 def _judge(found: GalleryObject | None, request_id: str, name: str) -> tuple[Fate, Recognition | None]:

@@ -51,8 +51,7 @@ def make_recogniser(settings: Settings) -> Recogniser:
         weights=settings.weights,
         precision=settings.precision,
         device=settings.device,
-        max_pixels=settings.photo_max_pixels,
-        max_side_px=settings.photo_max_side_px,
+        **settings.photo_limits,
     )
 
 

@@ -19,6 +19,7 @@ from faceapp import tracing
 from faceapp.broker.janitor import Janitor
 from faceapp.config import Settings
 from faceapp.errors import BrokerUnavailable, ConfigError, FaceappError, FleetError, LeaseLost
+from faceapp.forgetting import LostOrders
 from faceapp.scaling.alarms import Alarms
 from faceapp.scaling.core import Core, Orders
 from faceapp.scaling.dry_run import DryRunFleet
@@ -249,6 +250,8 @@ class Scaler:
     def warn(self, key: str, sentence: str, *, level: int = logging.WARNING) -> None:
         """Say it, and again each minute while it lasts."""
         if self._clock() - self._said.get(key, float("-inf")) >= QUIET_S:
+            # What was said longer ago would be said again, and is often about an instance that is gone.
+            self._said = {each: at_s for each, at_s in self._said.items() if self._clock() - at_s < QUIET_S}
             self._said[key] = self._clock()
             logger.log(level, sentence)
 
@@ -295,7 +298,12 @@ def run(settings: Settings, *, dry_run: bool = False, stop: threading.Event | No
         status=status,
     )
     server = StatusServer(settings, status)
-    janitor = Janitor(settings, leads=lambda: lease is not None and lease.held)
+    janitor = Janitor(
+        settings,
+        leads=lambda: lease is not None and lease.held,
+        chores={"lost_orders": LostOrders(settings).send_again},
+        on_error=status.error,
+    )
     stop = stop or _stop_on_signals()
     server.start()
     janitor.start()

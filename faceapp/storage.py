@@ -275,7 +275,7 @@ class Storage:
 
     def list_all_incoming(self) -> Iterator[tuple[str, datetime]]:
         """The key of every photo that waits, of all requests, with the time it came by S3's clock."""
-        return self.list_gallery_times(INCOMING)
+        return ((each["Key"], each["LastModified"]) for each in self._list_gallery(INCOMING))
 
     def name_of_incoming(self, key: str) -> str | None:
         """Who a waiting photo is to be enrolled as: empty where nothing says it, None if the photo waits no more."""
@@ -318,15 +318,20 @@ class Storage:
         """Every key that begins with `prefix`, with its ETag (a call per 1,000 keys)."""
         return ((each["Key"], each["ETag"]) for each in self._list_gallery(prefix))
 
-    def list_gallery_times(self, prefix: str) -> Iterator[tuple[str, datetime]]:
-        """The same with the time at which each was stored, by S3's clock."""
-        return ((each["Key"], each["LastModified"]) for each in self._list_gallery(prefix))
+    def gallery_ages(self, prefix: str) -> Iterator[tuple[str, float]]:
+        """The same with the seconds since each was stored, by S3's clock."""
+        for page in self._gallery_pages(prefix):
+            for each in page.get("Contents", ()):
+                yield each["Key"], (answered(page) - each["LastModified"]).total_seconds()
 
     def _list_gallery(self, prefix: str) -> Iterator[dict[str, Any]]:
+        return (each for page in self._gallery_pages(prefix) for each in page.get("Contents", ()))
+
+    def _gallery_pages(self, prefix: str) -> Iterator[dict[str, Any]]:
         more: dict[str, str] = {}
         while True:
             page = self._call("list_objects_v2", self.settings.gallery_bucket, Prefix=prefix, **more)
-            yield from page.get("Contents", ())
+            yield page
             if not page.get("IsTruncated"):
                 return
             more = {"ContinuationToken": page["NextContinuationToken"]}

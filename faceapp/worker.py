@@ -1,6 +1,7 @@
 """What a worker does with one message: the work behind the tasks.
 
-Nothing here knows Celery. Work that is done twice (SQS delivers at least once) writes the same objects again.
+Nothing here knows more of Celery than how a time limit arrives. Work that is done twice (SQS delivers at least once)
+writes the same objects again.
 """
 
 from __future__ import annotations
@@ -9,11 +10,15 @@ import dataclasses
 import logging
 import resource
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
+
+from celery.exceptions import SoftTimeLimitExceeded
 
 from faceapp import tracing
 from faceapp.config import MIB, Settings, settings
-from faceapp.errors import EnrolmentError, ImageError, NotFound, RecognitionNotFound
+from faceapp.errors import EnrolmentError, ImageError, NotFound, RecognitionNotFound, RecognitionTooSlow
 from faceapp.forgetting import Forgetting
 from faceapp.gallery import Gallery
 from faceapp.recognition import Description, EnrolledFace, Recogniser
@@ -35,8 +40,7 @@ class Worker:
             weights=settings.weights,
             precision=settings.precision,
             device=settings.device,
-            max_pixels=settings.photo_max_pixels,
-            max_side_px=settings.photo_max_side_px,
+            **settings.photo_limits,
         )
         self._storage = Storage(settings)
         self.forgetting = Forgetting(settings, self._storage)
@@ -46,6 +50,7 @@ class Worker:
             dimension=self._recogniser.dimension,
             refresh_s=settings.gallery_refresh_s,
         )
+        self._time_limit_s = settings.task_soft_limit_s
         self._memory_bytes = settings.worker_memory_mib * MIB
         self._threshold = settings.largest_distance(self._recogniser.threshold)
 
@@ -82,7 +87,8 @@ class Worker:
             stored = self._storage.get_photo(request_id)
             file_name = stored.file_name
             fetch_s = time.perf_counter() - started_s
-            description = self._recogniser.describe(stored.data)
+            with self._in_time():
+                description = self._recogniser.describe(stored.data)
             faces, search_s = self._name(description)
             result = Recognition(
                 id=request_id,
@@ -103,7 +109,7 @@ class Worker:
                     total_s=time.perf_counter() - started_s,
                 ),
             )
-        except (ImageError, NotFound) as error:
+        except (ImageError, NotFound, RecognitionTooSlow) as error:
             timings = Timings(queued_s=queued_s, total_s=time.perf_counter() - started_s)
             result = Recognition(
                 id=request_id, status="failed", file_name=file_name, failure=Failure.of(error), timings=timings
@@ -120,6 +126,20 @@ class Worker:
         times = result.timings
         logger.info("%s: %s, %.3f s after %.3f s in the queue", request_id, outcome, times.total_s, times.queued_s)
         return result
+
+    @contextmanager
+    def _in_time(self) -> Iterator[None]:
+        """Raise RecognitionTooSlow where the task's time is over while it looks at a photo.
+
+        The next try would take as long. Waits for S3 are not meant, which may be shorter then.
+        """
+        try:
+            yield
+        except SoftTimeLimitExceeded:
+            raise RecognitionTooSlow(
+                f"Looking at the photo took longer than {self._time_limit_s} s, so it is not tried again: "
+                "send a smaller one."
+            ) from None
 
     def _name(self, description: Description) -> tuple[tuple[Face, ...], float]:
         started_s = time.perf_counter()
@@ -154,8 +174,9 @@ class Worker:
         failures: list[PhotoFailure] = []
         for photo in waiting:
             try:
-                found.append((photo.data, self._recogniser.describe_for_enrolment(photo.data)))
-            except (ImageError, EnrolmentError) as error:
+                with self._in_time():
+                    found.append((photo.data, self._recogniser.describe_for_enrolment(photo.data)))
+            except (ImageError, EnrolmentError, RecognitionTooSlow) as error:
                 failures.append(PhotoFailure(file_name=photo.file_name, code=error.code, detail=error.detail))
         enrolment = Enrolment(id=request_id, name=waiting[0].name, failures=tuple(failures))
         if self.forgetting.is_forgotten(enrolment.name, waiting[0].last_modified):

@@ -9,6 +9,7 @@ import signal
 import socket
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,12 +20,14 @@ from botocore.exceptions import ClientError
 
 from faceapp import broker
 from faceapp import stack as deployment
-from faceapp.broker import events, janitor, temporary
+from faceapp.broker import events, janitor, reader, temporary
 from faceapp.broker.clients import sns_client, sqs_client
 from faceapp.broker.fanout import FANOUT_EXCHANGES, arn, topic_name
-from faceapp.broker.janitor import sweep
-from faceapp.broker.temporary import ABANDONED_S, SECOND, TAG, TemporaryQueues, temporary_queues
+from faceapp.broker.janitor import LOOKS_APART_S, Janitor, Suspects, sweep
+from faceapp.broker.reader import KEEP_EVERY_S
+from faceapp.broker.temporary import ABANDONED_S, NOTE_EVERY_S, SECOND, TAG, TemporaryQueues, temporary_queues
 from faceapp.config import Settings
+from faceapp.responses import Collector
 from tests import echo as echo_app
 from tests.services import celery_worker, environ, wait_until
 
@@ -109,12 +112,84 @@ def test_a_wrong_clock_sweeps_no_queue_in_use(stack: Settings, ahead_s: int) -> 
         wrong.setattr(time, "time", lambda: right() + ahead_s)
         url = ours.make(sqs, name)
     assert abs(int(sqs.list_queue_tags(QueueUrl=url)["Tags"][TAG]) - right()) < 600
-    assert sweep(stack) == []
+    assert sweep(stack, Suspects(apart_s=0)) == []
     with pytest.MonkeyPatch.context() as wrong:
         wrong.setattr(time, "time", lambda: right() + ahead_s)
-        assert sweep(stack) == []
+        assert sweep(stack, Suspects(apart_s=0)) == []
     sqs.tag_queue(QueueUrl=url, Tags={TAG: "1"})
-    assert sweep(stack) == [name]
+    assert sweep(stack, Suspects(apart_s=0)) == [name]
+
+
+def test_nothing_is_swept_at_first_sight(stack: Settings) -> None:
+    """C11: AWS may show a tag as it was a minute ago, and whoever was asleep notes soon that its queue is in use."""
+    sqs, now_s, names = sqs_client(), [0.0], [f"{stack.prefix}-{each}" for each in ("dead", "asleep")]
+    asleep = [sqs.create_queue(QueueName=name, tags={TAG: "1"})["QueueUrl"] for name in names][1]
+    suspects = Suspects(apart_s=LOOKS_APART_S, clock=lambda: now_s[0])
+    assert sweep(stack, suspects) == []
+    now_s[0] = LOOKS_APART_S - 1
+    assert sweep(stack, suspects) == []
+    sqs.tag_queue(QueueUrl=asleep, Tags={TAG: "2"})
+    now_s[0] = LOOKS_APART_S
+    assert sweep(stack, suspects) == [names[0]]
+    sqs.tag_queue(QueueUrl=asleep, Tags={TAG: str(int(time.time()))})
+    assert sweep(stack, suspects) == []
+    # Later it looks as it did at first, and is suspected from then on only.
+    sqs.tag_queue(QueueUrl=asleep, Tags={TAG: "2"})
+    now_s[0] = 3 * LOOKS_APART_S
+    assert sweep(stack, suspects) == []
+    assert len(suspects._seen) == 1
+    now_s[0] = 4 * LOOKS_APART_S
+    assert sweep(stack, suspects) == [names[1]]
+    assert sweep(stack, suspects) == []
+    assert not suspects._seen
+
+
+def test_owners_note_their_queues_well_before_they_are_swept() -> None:
+    """C11: the slowest owner is a reader to whom nothing comes; AWS shows a new tag within a minute."""
+    assert min(LOOKS_APART_S, ABANDONED_S) > NOTE_EVERY_S + KEEP_EVERY_S + 60
+
+
+def test_a_reader_to_whom_nothing_comes_keeps_its_queue(stack: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """C11: a web process without visitors is no dead one."""
+    monkeypatch.setattr(temporary, "NOTE_EVERY_S", 0.0)
+    monkeypatch.setattr(reader, "KEEP_EVERY_S", 0.1)
+    collector = Collector(f"{stack.response_queue}-idle-0", wait_s=0, life="place")
+    collector.expect("a")
+    sqs, url = sqs_client(), collector._queue_url
+    sqs.send_message(QueueUrl=url, MessageBody=json.dumps({"task_id": "a", "status": "SUCCESS"}))
+    wait_until(lambda: collector.waiting == 0, what="the answer")
+    sqs.tag_queue(QueueUrl=url, Tags={TAG: "1"})
+    wait_until(lambda: sqs.list_queue_tags(QueueUrl=url)["Tags"][TAG] != "1", what="a note")
+    collector.close(delete_queue=True)
+
+
+def test_the_janitor_goes_on_whatever_fails(stack: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    """C11: its thread does not end unseen, and one chore keeps no other from being done."""
+    errors, done = Counter[tuple[str, str]](), Counter[str]()
+
+    def chore() -> None:
+        done["chore"] += 1
+        if done["chore"] > 1:
+            raise KeyError("a mistake of ours")
+
+    def other() -> None:
+        done["other"] += 1
+
+    janitor = Janitor(
+        dataclasses.replace(stack, prefix="nobodys"),
+        leads=lambda: True,
+        chores={"chore": chore, "other": other},
+        on_error=lambda *what: errors.update([what]),
+        every_s=0.01,
+    )
+    with caplog.at_level("WARNING"):
+        janitor.start()
+        wait_until(lambda: done["other"] >= 3, timeout_s=120, what="three rounds")
+        janitor.stop()
+    assert errors["chore", "KeyError"] >= 2
+    assert len(errors) == 2  # the other is the sweep's, for there is no such stack
+    said = [each.getMessage() for each in caplog.records if "the janitor's" in each.getMessage()]
+    assert len(said) == 2
 
 
 def test_what_a_killed_worker_leaves_is_swept_and_what_lives_is_not(
@@ -129,15 +204,15 @@ def test_what_a_killed_worker_leaves_is_swept_and_what_lives_is_not(
         wait_until(lambda: len(app.control.ping(timeout=5, limit=2)) == 2, what="both answers")
         os.killpg(killed.pid, signal.SIGKILL)
         killed.wait()
-        assert CONTROL not in " ".join(sweep(settings))  # it may come back
+        assert CONTROL not in " ".join(sweep(settings, Suspects(apart_s=0)))  # it may come back
         make_old(settings, CONTROL)
 
-        deleted = sweep(settings)
+        deleted = sweep(settings, Suspects(apart_s=0))
 
         assert f"{settings.prefix}-{CONTROL}" in deleted
         assert CONTROL not in queues(settings) | subscribed(settings)
         assert app.control.inspect([other], timeout=240).ping() == {other: {"ok": "pong"}}
-        assert sweep(settings) == []
+        assert sweep(settings, Suspects(apart_s=0)) == []
 
 
 def test_a_successor_takes_the_queue_over_and_obeys_no_old_command(
@@ -165,7 +240,7 @@ def test_a_successor_takes_the_queue_over_and_obeys_no_old_command(
         wait_until(lambda: waiting(settings, CONTROL) == 0, what="the old command's end")
         assert app.control.inspect([NODE], timeout=240).ping() == {NODE: {"ok": "pong"}}
         assert second.poll() is None
-        assert sweep(settings) == []  # it is in use again
+        assert sweep(settings, Suspects(apart_s=0)) == []  # it is in use again
 
 
 def waiting(settings: Settings, name: str) -> int:
@@ -255,7 +330,7 @@ def test_a_listener_whose_queue_was_swept_makes_it_anew(
         )
         with receiver.consumer_context(wakeup=False) as (listening, _, _):
             make_old(echo_settings(base), "celeryev-sleeper")
-            assert len(sweep(echo_settings(base))) == 2  # the queue and its subscription
+            assert len(sweep(echo_settings(base), Suspects(apart_s=0))) == 2  # the queue and its subscription
             monkeypatch.setattr(temporary, "NOTE_EVERY_S", 0.0)
             with pytest.raises(TimeoutError):
                 listening.drain_events(timeout=0.1)
@@ -446,7 +521,7 @@ def test_the_janitor_passes_over_what_is_not_its_own(base: Settings, app: Any, m
     for operation in ("list_queue_tags", "get_queue_url"):
         monkeypatch.setattr(client, operation, refusing(getattr(client, operation), "-a-test-"))
 
-    deleted = sweep(settings)
+    deleted = sweep(settings, Suspects(apart_s=0))
 
     assert deleted[0] == names[1]
     assert len(deleted) == 2

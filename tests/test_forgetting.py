@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import signal
@@ -26,7 +27,7 @@ from faceapp.broker.messages import FORGET, refusal
 from faceapp.client import Client
 from faceapp.config import Settings
 from faceapp.errors import NotFound, PersonNotFound
-from faceapp.forgetting import MARGIN_S, ORDERS, PAGE, Forgetting, Place
+from faceapp.forgetting import MARGIN_S, ORDERS, PAGE, Forgetting, LostOrders, Place
 from faceapp.schema import Box, Candidate, Face, Recognition
 from faceapp.storage import Storage
 from tests.aws import BEARER
@@ -293,6 +294,36 @@ def test_a_worker_with_a_wrong_clock_forgets_at_the_right_time(
     assert early is None or 0 < early.wait_s <= MARGIN_S
     wait_until(lambda: not forgetting.go_on("a" * 32, Place(sweep=2, start="")).next, what="the second sweep")
     assert not forgetting.orders()
+
+
+def test_an_order_whose_message_was_lost_is_sent_again(quick: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    """C11: by the scaler's janitor, by S3's clock, and not each time that it looks."""
+    storage, sqs, order_id = Storage(quick), boto3.client("sqs"), "a" * 32
+    storage.put_gallery(ORDERS + "no-order", b"x")
+    lost, sent = LostOrders(quick, after_s=1), list[str]()
+    assert lost.send_again() == []
+    Forgetting(quick, storage).order(order_id, NAME)
+    assert LostOrders(quick).send_again() == []  # too young
+
+    def send() -> int:
+        sent.extend(lost.send_again())
+        return len(sent)
+
+    wait_until(lambda: send() == 3, what="an old order")
+    assert sent == [order_id] * 3
+    ages_s = [
+        float(str(each.args[1]))
+        for each in caplog.records
+        if "is sent again" in each.msg and isinstance(each.args, tuple)
+    ]
+    assert [later >= 2 * age for age, later in itertools.pairwise(ages_s)] == [True, True]
+    queue = sqs.get_queue_url(QueueName=quick.request_queue)["QueueUrl"]
+    bodies = [each["Body"] for each in sqs.receive_message(QueueUrl=queue, MaxNumberOfMessages=10)["Messages"]]
+    assert [refusal(each, tasks={FORGET}) for each in bodies] == [""] * 3
+    assert [json.loads(json.loads(each)["body"])[0] for each in bodies] == [[order_id]] * 3
+    storage.delete_gallery([ORDERS + order_id])
+    assert lost.send_again() == []
+    assert not lost._ages_s
 
 
 # The whole service

@@ -192,7 +192,7 @@ def test_our_own_message_is_taken() -> None:
 )
 def test_an_answer_is_delivered_or_counted(text: str) -> None:
     collector = Collector("no-queue", wait_s=1)
-    collector._deliver(text)
+    collector._deliver(text, delivery=1)
     assert sum(collector.counts.values()) == 1
 
 
@@ -208,7 +208,7 @@ REPLY = {"headers": {"ticket": "a", "clock": 1}, "body": json.dumps({"worker@hos
 def test_a_reply_to_remote_control_is_taken_or_dropped(text: str) -> None:
     replies = Replies("no-prefix", wait_s=1)
     question = replies._questions["a"] = Question(1)
-    replies._deliver(text)
+    replies._deliver(text, delivery=1)
     assert question.answers.qsize() in {0, 1}
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import urllib3
+from PIL import Image
 
 from faceapp import broker
 from faceapp import stack as deployment
@@ -24,8 +25,9 @@ from faceapp.schema import Enrolment, Failure, Recognition
 from faceapp.storage import Storage
 from tests.aws import BEARER, plain_client
 from tests.failing import HANGS, KILLS, LATE
+from tests.faults.faulty import HOLDS
 from tests.services import aws_environ, celery_worker, environ, wait_until
-from tests.web import plain, web_server
+from tests.web import encoded, plain, web_server
 
 WAIT_S = 120
 
@@ -215,16 +217,44 @@ def test_a_photo_that_waited_too_long_is_not_looked_at(aws_endpoint: str, tmp_pa
         assert told.failure is not None
         assert (told.failure.code, told.file_name) == ("recognition_expired", "old.jpg")
         assert storage.get_result(request_id) == told
-        sqs = plain_client("sqs", aws_endpoint)
-        queue = sqs.get_queue_url(QueueName=settings.request_queue)["QueueUrl"]
-        names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
-
-        def left() -> int:
-            counts = sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=names)["Attributes"]
-            return sum(int(each) for each in counts.values())
-
-        wait_until(lambda: left() == 0, what="an empty queue")
+        wait_until(lambda: messages(aws_endpoint, settings.request_queue) == 0, what="an empty queue")
     app.backend.collector.close(delete_queue=True)
+
+
+@pytest.mark.usefixtures("aws")
+def test_a_photo_that_takes_too_long_is_not_tried_again(aws_endpoint: str, tmp_path: Path) -> None:
+    """S7: it was three tries of a minute each. A failed result at once, for an enrolment too, and no dead letter."""
+    settings = Settings(prefix=f"t{uuid.uuid4().hex[:8]}", task_time_limit_s=6)
+    deployment.apply(settings)
+    app, storage = broker.create_app(settings), Storage(settings)
+    slow = encoded(Image.new("RGB", (64, 64)), comment=HOLDS.encode())
+    recognition, enrolment = uuid.uuid4().hex, uuid.uuid4().hex
+    storage.put_photo(recognition, slow, file_name="slow.jpg", content_type="image/jpeg")
+    storage.put_incoming(enrolment, 0, slow, name="ann", file_name="slow.jpg")
+    env = environ(aws_endpoint, settings, FACEAPP_TASK_TIME_LIMIT_S="6", FAULTS_FOLDER=str(tmp_path))
+
+    with celery_worker("tests.faults.faulty", tmp_path / "log", env, "--concurrency", "1"):
+        answer = app.send_task("faceapp.recognize", args=[recognition], task_id=recognition)
+        told = Recognition.from_dict(answer.get(timeout=WAIT_S))
+        answer = app.send_task("faceapp.enrol", args=[enrolment], task_id=enrolment)
+        refused = Enrolment.from_dict(answer.get(timeout=WAIT_S))
+        wait_until(lambda: messages(aws_endpoint, settings.request_queue) == 0, what="an empty queue")
+
+    app.backend.collector.close(delete_queue=True)
+    sentence = "Looking at the photo took longer than 1 s, so it is not tried again: send a smaller one."
+    assert told.failure == Failure(code="recognition_too_slow", detail=sentence)
+    assert storage.get_result(recognition) == told
+    assert [each.code for each in refused.failures] == ["recognition_too_slow"]
+    assert messages(aws_endpoint, settings.dead_letter_queue) == 0
+
+
+def messages(aws_endpoint: str, name: str) -> int:
+    """In a queue, those included that a worker has."""
+    sqs = plain_client("sqs", aws_endpoint)
+    queue = sqs.get_queue_url(QueueName=name)["QueueUrl"]
+    names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
+    counts = sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=names)["Attributes"]
+    return sum(int(each) for each in counts.values())
 
 
 def test_a_result_that_s3_does_not_take_is_no_result(stack: Settings) -> None:

@@ -65,12 +65,14 @@ compute.aws = SimpleNamespace(client=lambda *_, **__: own, ONCE=aws.ONCE)
 compute.main(sys.argv[1:])
 """
 SELDOM = """
-from faceapp.broker.janitor import sweep
+from faceapp.broker.janitor import Suspects, sweep
 from faceapp.config import settings
+from faceapp.forgetting import LostOrders
 from faceapp.scaling.alarms import Alarms
 
 # What the scaler does every ten minutes, and when something is wrong.
-print(sweep(settings()))
+print(sweep(settings(), Suspects(apart_s=0)))
+print(LostOrders(settings(), after_s=0).send_again())
 Alarms(settings()).tell(dead_boots=1, spent_s=0)
 """
 LOST = """
@@ -86,6 +88,7 @@ SEEDED = 210
 UNSEEN = {
     ("worker", "TidyGallery", "gallery-bucket/vectors/*"): "only when somebody forgets a person at that moment",
     ("worker", "TakeRequests", "sqs:ChangeMessageVisibility"): "only when a worker drains that holds more than it does",
+    ("web", "TakeAnswers", "sqs:ChangeMessageVisibility"): "only when two web servers without a name read one queue",
     ("web", "BecomeScalerOrFlower", "sts:AssumeRole"): "each service has keys of its own here, and no metadata service",
     ("web", "BecomeScalerOrFlower", "scaler"): "the same",
     ("web", "BecomeScalerOrFlower", "flower"): "the same",
@@ -202,6 +205,10 @@ class Run:
                 Protocol="sqs",
                 Endpoint=arn("sqs", f"{self.settings.prefix}-{queue}"),
             )
+        # The web tier ended before it sent the message.
+        self.aws("s3").put_object(
+            Bucket=self.settings.gallery_bucket, Key=f"{ORDERS}{'e' * 32}", Body=b'{"name": "nobody"}'
+        )
         env = self.env("scaler", FACEAPP_SCALER_CLOUDWATCH="yes")
         with process(self.folder / "seldom", env, "-c", SELDOM) as seldom:
             assert seldom.wait(240) == 0, (self.folder / "seldom").read_text()

@@ -63,7 +63,7 @@ def test_whoever_waits_for_an_answer_takes_no_pickled_one(trap: bytes, tmp_path:
     assert set(app.backend.accept) == {"application/json"}
     assert app.conf.result_serializer == "json"
     collector = Collector("no-queue", wait_s=1)
-    collector._deliver(trap.decode("latin1"))
+    collector._deliver(trap.decode("latin1"), delivery=1)
     assert collector.counts == {"corrupt": 1}
     assert not (tmp_path / "sprung").exists()
 

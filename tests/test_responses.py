@@ -20,7 +20,9 @@ from faceapp import stack as deployment
 from faceapp.broker import FaceappCelery
 from faceapp.config import Settings
 from faceapp.responses import MAX_REPLY_BYTES, Collector, backend
+from faceapp.responses import collector as collector_module
 from faceapp.responses.backend import TRIES
+from faceapp.responses.collector import DELIVERIES
 from tests.services import wait_until
 
 
@@ -254,3 +256,74 @@ def test_an_answer_before_its_question_waits(settings: Settings) -> None:
     assert meta is not None
     assert meta["result"] == 7
     collector.close(delete_queue=False)
+
+
+def test_two_web_servers_without_a_name_leave_each_others_answers(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    """C11: both read the stack's response queue."""
+    one, two = (Collector(settings.response_queue, wait_s=1) for _ in range(2))
+    ids = [[uuid.uuid4().hex for _ in range(10)] for _ in range(2)]
+    for collector, mine in zip((one, two), ids, strict=True):
+        for each in mine:
+            collector.expect(each)
+    for each in [each for pair in zip(*ids, strict=True) for each in pair]:
+        put(settings.response_queue, json.dumps({"task_id": each, "status": "SUCCESS", "result": each}))
+    for collector, mine in zip((one, two), ids, strict=True):
+        for each in mine:
+            meta = collector.wait(each, 60)
+            assert meta is not None
+            assert meta["result"] == each
+        collector.close(delete_queue=False)
+    assert one.counts["delivered"] == two.counts["delivered"] == 10
+    assert one.counts["late"] == two.counts["late"] == 0
+    warned = [each for each in caplog.records if "FACEAPP_WEB_NAME" in each.getMessage()]
+    assert len(warned) == (one.counts["left"] > 0) + (two.counts["left"] > 0)
+
+
+def test_an_answer_that_nobody_takes_is_dropped_in_the_end(settings: Settings) -> None:
+    """C11: who asked for it is gone. One's own late answers are dropped at once."""
+    collector = Collector("no-queue", wait_s=1)
+    nobodys = json.dumps({"task_id": "a", "status": "SUCCESS", "result": None})
+    assert [collector._deliver(nobodys, delivery=n) for n in range(1, DELIVERIES + 1)] == [False] * 5 + [True]
+    assert collector.counts == {"left": DELIVERIES - 1, "late": 1}
+    collector = Collector(settings.response_queue, wait_s=1)
+    collector.expect("a")
+    assert collector._deliver(nobodys, delivery=1)
+    collector.forget("a")
+    collector.expect("b")
+    assert collector._deliver(nobodys, delivery=1)
+    assert collector.counts == {"delivered": 1, "late": 1}
+    collector.close(delete_queue=False)
+
+
+def test_a_process_that_waits_for_nothing_notes_nothing(app: FaceappCelery) -> None:
+    """C11: each of its requests was kept for ever."""
+    collector = app.backend.collector
+    for _ in range(1000):
+        result = app.AsyncResult(uuid.uuid4().hex)
+        del result
+    gc.collect()
+    assert len(collector._forgotten) == 0
+
+
+def test_a_process_knows_so_many_of_its_own_requests(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collector_module, "ASKED", 10)
+    collector = Collector(settings.response_queue, wait_s=1)
+    for n in range(50):
+        collector.expect(str(n))
+        collector.forget(str(n))
+    assert list(collector._asked) == [str(n) for n in range(40, 50)]
+    assert len(collector._pending) <= 1
+    collector.close(delete_queue=False)
+
+
+def test_a_worker_knows_so_many_response_queues(app: FaceappCelery, monkeypatch: pytest.MonkeyPatch) -> None:
+    """C11: each process that ever asked was kept for ever."""
+    monkeypatch.setattr(backend, "URLS", 3)
+    names = [f"{app.settings.response_queue}-{n}" for n in range(5)]
+    for name in names:
+        broker.sqs_client().create_queue(QueueName=name)
+    for name in [*names, names[0]]:
+        answer(app, "id", "x", to=name)
+    assert list(app.backend._sender()[1]) == [names[3], names[4], names[0]]

@@ -414,7 +414,9 @@ def test_the_one_reader_stays_while_a_question_of_kombus_takes_anothers_answers(
     replies = Replies(stack.prefix, wait_s=1)
     with replies.question("first", expected=1) as first, replies.question("second", expected=2) as second:
         for n in range(2):
-            replies._deliver(json.dumps({"headers": {"ticket": "second"}, "body": json.dumps({"worker": n})}))
+            replies._deliver(
+                json.dumps({"headers": {"ticket": "second"}, "body": json.dumps({"worker": n})}), delivery=1
+            )
         assert list(first.take(0)) == []
         assert list(second.take(0)) == [{"worker": 0}, {"worker": 1}]
     replies.close(delete_queue=True)

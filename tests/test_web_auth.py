@@ -307,6 +307,19 @@ def test_a_bucket_holds_a_minutes_worth_and_fills_evenly() -> None:
     assert sum(rates.wait_s("a", 10_000.0) == 0 for _ in range(100)) == 60
 
 
+@pytest.mark.parametrize("per_minute", [0.1, 1, 600])
+def test_rates_forget_keys_that_are_not_used(per_minute: float) -> None:
+    """C11: each key that was ever used was kept for ever. What is forgotten would be full again."""
+    rates, now_s, full_s = Rates(per_minute), 0.0, 60 * max(1.0, per_minute) / per_minute
+    for n in range(100):
+        assert rates.wait_s(str(n), now_s) == 0.0
+        now_s += full_s / 10
+    assert len(rates._buckets) <= 12
+    tokens = round(max(1.0, per_minute)) - 1
+    assert [rates.wait_s("99", now_s - full_s / 10) for _ in range(tokens)] == [0.0] * tokens
+    assert rates.wait_s("99", now_s - full_s / 10) > 0
+
+
 def test_no_limit_and_a_thousand_at_once() -> None:
     settings = Settings()
     for rates in (Rates(0), Rates(settings.web_rate_per_minute)):

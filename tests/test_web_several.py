@@ -13,7 +13,7 @@ import pytest
 import urllib3
 
 from faceapp.broker.clients import sqs_client
-from faceapp.broker.janitor import sweep
+from faceapp.broker.janitor import Suspects, sweep
 from faceapp.broker.temporary import ABANDONED_S, TAG
 from faceapp.config import Settings
 from tests.services import aws_environ
@@ -81,6 +81,25 @@ def test_two_web_servers_at_once_each_get_their_own_answers(
 
 
 @pytest.mark.usefixtures("worker")
+def test_two_web_servers_without_a_name_each_get_their_own_answers(
+    aws_endpoint: str, system: Settings, tmp_path: Path
+) -> None:
+    """C11: they read the same queue."""
+    with (
+        web_server(aws_endpoint, system, tmp_path / "a") as (a, _),
+        web_server(aws_endpoint, system, tmp_path / "b") as (b, _),
+        ThreadPoolExecutor(2 * PHOTOS) as threads,
+    ):
+        sent = [(url, f"{urlsplit(url).port}-{n}") for n in range(PHOTOS) for url in (a, b)]
+        found = list(threads.map(lambda each: post(*each), sent))
+        assert found == [f"{name}:no_face" for _, name in sent]
+        for url in (a, b):
+            counts = answers(url)
+            assert counts["delivered"] == PHOTOS
+            assert counts["late"] == counts["corrupt"] == 0
+
+
+@pytest.mark.usefixtures("worker")
 def test_a_web_servers_queue_stays_for_the_next_and_is_swept_when_there_is_none(
     aws_endpoint: str, system: Settings, names: list[str], tmp_path: Path
 ) -> None:
@@ -93,15 +112,15 @@ def test_a_web_servers_queue_stays_for_the_next_and_is_swept_when_there_is_none(
 
     serve("first", name)
     serve("neighbour", other)
-    assert queue not in sweep(system)
+    assert queue not in sweep(system, Suspects(apart_s=0))
     sqs = sqs_client()
     url = sqs.get_queue_url(QueueName=queue)["QueueUrl"]
     sqs.tag_queue(QueueUrl=url, Tags={TAG: "1"})
     # Whoever comes next in its place says that it is in use again.
     serve("second", name)
-    assert queue not in sweep(system)
+    assert queue not in sweep(system, Suspects(apart_s=0))
     sqs.tag_queue(QueueUrl=url, Tags={TAG: "1"})
-    assert queue in sweep(system)
+    assert queue in sweep(system, Suspects(apart_s=0))
     assert TAG in queue_tags(system, other)
     serve("third", name)
     assert TAG in queue_tags(system, name)

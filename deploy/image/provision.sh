@@ -178,9 +178,7 @@ from faceapp.config import Settings
 from faceapp.recognition import Recogniser
 
 settings = Settings()
-recogniser = Recogniser(
-    embedder=settings.embedder, max_pixels=settings.photo_max_pixels, max_side_px=settings.photo_max_side_px
-)
+recogniser = Recogniser(embedder=settings.embedder, **settings.photo_limits)
 photo = io.BytesIO()
 Image.fromarray(np.random.default_rng(0).integers(0, 255, (480, 640, 3), dtype=np.uint8)).save(photo, "JPEG")
 faces = recogniser.describe(photo.getvalue()).faces

@@ -93,16 +93,17 @@ class Replies(QueueReader):
     def _missing(self) -> int:
         return len(self._questions)
 
-    def _deliver(self, body: str) -> None:
+    def _deliver(self, body: str, *, delivery: int) -> bool:
         try:
             message = json.loads(body)
             ticket, answer = str(message["headers"]["ticket"]), json.loads(message["body"])
         except (ValueError, TypeError, KeyError, RecursionError):
             logger.warning("dropped a reply that is not one (%d bytes)", len(body))
-            return
+            return True
         with self._changed:
             if question := self._questions.get(ticket):
                 question.answers.put(answer)
+        return True
 
 
 class Mailbox(pidbox.Mailbox):

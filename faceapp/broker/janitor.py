@@ -1,35 +1,82 @@
 """Deletes the queues and subscriptions that killed processes left behind.
 
 The scaler that leads runs it now and then. An owner that lives notes every ten minutes that its queue is in use
-(`faceapp.broker.temporary`); who was only asleep makes its queue anew.
+(`faceapp.broker.temporary`), also while nothing comes. What looks abandoned is deleted if it does so later, too.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
 from faceapp.broker.clients import queue_urls, sns_client, sqs_client
 from faceapp.broker.fanout import FANOUT_EXCHANGES, arn, topic_name
-from faceapp.broker.temporary import ABANDONED_S, GONE, TAG, code_of
+from faceapp.broker.temporary import ABANDONED_S, GONE, NOTE_EVERY_S, TAG, code_of
 from faceapp.clocks import answered_s
 from faceapp.config import Settings
+from faceapp.errors import FaceappError
 
 logger = logging.getLogger(__name__)
 
 EVERY_S = 600.0
+LOOKS_APART_S = 1.5 * NOTE_EVERY_S
+"""Longer than an owner takes to note that it is there, and AWS to tell so."""
+
+
+class Suspects:
+    """What looked abandoned, and since when: nothing is deleted at first sight.
+
+    A tag that was just written may be read as it was (AWS takes up to a minute), and a machine that was asleep finds
+    every queue unused when it wakes, its own included. What has the same `sign` after `apart_s` is nobody's: owners
+    note that they are there more often than that.
+    """
+
+    def __init__(self, *, apart_s: float = LOOKS_APART_S, clock: Callable[[], float] = time.monotonic) -> None:
+        self._apart_s, self._clock = apart_s, clock
+        self._seen: dict[str, tuple[str, float]] = {}
+        self._looked: set[str] = set()
+
+    def confirmed(self, what: str, *, sign: str = "") -> bool:
+        """Note that `what` looks abandoned; whether it did so `apart_s` ago, with the same sign."""
+        self._looked.add(what)
+        known = self._seen.get(what)
+        if known is None or known[0] != sign:
+            known = self._seen[what] = sign, self._clock()
+        return self._clock() - known[1] >= self._apart_s
+
+    def clear(self) -> None:
+        """A look at everything is over: what did not look abandoned in it is no suspect any more."""
+        self._seen = {what: known for what, known in self._seen.items() if what in self._looked}
+        self._looked = set()
 
 
 class Janitor:
-    """Sweeps in a thread of its own while `leads()` is true, until `stop`."""
+    """Does the chores in a thread of its own while `leads()` is true, until `stop`.
 
-    def __init__(self, settings: Settings, *, leads: Callable[[], bool]) -> None:
-        self._settings, self._leads = settings, leads
+    No chore keeps another from being done, or ends the thread. Its errors go to `on_error` (the chore's name and the
+    kind of error), and into the log when they are new.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        leads: Callable[[], bool],
+        chores: Mapping[str, Callable[[], object]] = MappingProxyType({}),
+        on_error: Callable[[str, str], None] = lambda *_: None,
+        every_s: float = EVERY_S,
+    ) -> None:
+        suspects = Suspects()
+        self._chores = {"sweep": lambda: sweep(settings, suspects), **chores}
+        self._leads, self._on_error, self._every_s = leads, on_error, every_s
+        self._trouble: dict[str, str] = {}
         self._stop = threading.Event()
         # A daemon: an answer that does not come keeps nobody from ending.
         self._thread = threading.Thread(target=self._run, name="janitor", daemon=True)
@@ -41,16 +88,27 @@ class Janitor:
         self._stop.set()
 
     def _run(self) -> None:
-        while not self._stop.wait(EVERY_S):
-            try:
-                if self._leads():
-                    sweep(self._settings)
-            except (BotoCoreError, ClientError) as error:
-                logger.warning("could not look for abandoned queues: %s", error)
+        while not self._stop.wait(self._every_s):
+            for name in self._chores:
+                self._do(name)
+
+    def _do(self, name: str) -> None:
+        try:
+            if self._leads():
+                self._chores[name]()
+                self._trouble.pop(name, None)
+        except Exception as error:  # whatever it was: the next round tries again, and the other chores are to be done
+            kind = code_of(error) if isinstance(error, ClientError) else type(error).__name__
+            self._on_error(name, kind)
+            if self._trouble.get(name) != kind:
+                self._trouble[name] = kind
+                expected = isinstance(error, (BotoCoreError, ClientError, FaceappError))
+                logger.warning("the janitor's %s failed, and is tried again: %s", name, error, exc_info=not expected)
 
 
-def sweep(settings: Settings, *, abandoned_s: float = ABANDONED_S) -> list[str]:
-    """Delete the stack's temporary queues that nobody has used for `abandoned_s`, and subscriptions without a queue.
+def sweep(settings: Settings, suspects: Suspects, *, abandoned_s: float = ABANDONED_S) -> list[str]:
+    """Delete the stack's temporary queues that nobody has used for `abandoned_s`, and subscriptions without a queue, if
+    the `suspects` of earlier sweeps confirm it.
 
     Returns what was deleted: names of queues and ARNs of subscriptions. What it may not look at or delete is left, and
     logged. Raises botocore's errors when a list or the request queue cannot be had.
@@ -59,7 +117,8 @@ def sweep(settings: Settings, *, abandoned_s: float = ABANDONED_S) -> list[str]:
     deleted = []
     for url in queue_urls(sqs, f"{settings.prefix}-"):
         with _tolerance(url):
-            if _is_abandoned(sqs, url, abandoned_s):
+            used = _abandoned_since(sqs, url, abandoned_s)
+            if used and suspects.confirmed(url, sign=used):
                 sqs.delete_queue(QueueUrl=url)
                 deleted.append(url.rpartition("/")[2])
     request_queue = sqs.get_queue_url(QueueName=settings.request_queue)["QueueUrl"]
@@ -69,9 +128,11 @@ def sweep(settings: Settings, *, abandoned_s: float = ABANDONED_S) -> list[str]:
         topic = arn(sns, "sns", request_queue, topic_name(settings.prefix, exchange))
         for subscription, endpoint in _subscriptions(sns, topic):
             with _tolerance(subscription):
-                if endpoint.startswith(ours) and not _exists(sqs, endpoint.rpartition(":")[2]):
+                gone = endpoint.startswith(ours) and not _exists(sqs, endpoint.rpartition(":")[2])
+                if gone and suspects.confirmed(subscription):
                     sns.unsubscribe(SubscriptionArn=subscription)
                     deleted.append(subscription)
+    suspects.clear()
     if deleted:
         logger.info("deleted what killed processes had left behind: %s", ", ".join(deleted))
     return deleted
@@ -87,17 +148,18 @@ def _tolerance(what: str) -> Iterator[None]:
         logger.info("the janitor leaves %s as it is: %s", what, error)
 
 
-def _is_abandoned(sqs: Any, url: str, abandoned_s: float) -> bool:
-    """Whether it is a temporary queue that was not used for so long."""
+def _abandoned_since(sqs: Any, url: str, abandoned_s: float) -> str:
+    """The last use, as its tag says it, of a temporary queue that was not used for so long; empty for others."""
     try:
         answer = sqs.list_queue_tags(QueueUrl=url)
     except ClientError as error:
         if code_of(error) in GONE:
-            return False
+            return ""
         raise
-    used_s = answer.get("Tags", {}).get(TAG, "")
+    used_s = str(answer.get("Tags", {}).get(TAG, ""))
     # By SQS's clock, as the tag is: this machine's may be hours ahead, and every queue would look abandoned.
-    return used_s.isdigit() and answered_s(answer) - int(used_s) > abandoned_s
+    old = used_s.isdecimal() and answered_s(answer) - int(used_s) > abandoned_s
+    return used_s if old else ""
 
 
 def _exists(sqs: Any, name: str) -> bool:

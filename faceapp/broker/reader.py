@@ -10,8 +10,10 @@ from abc import ABC, abstractmethod
 from functools import cached_property
 from typing import Any, Literal
 
+from botocore.exceptions import BotoCoreError, ClientError
+
 from faceapp.broker.clients import sqs_client
-from faceapp.broker.temporary import temporary_queues
+from faceapp.broker.temporary import NOTE_EVERY_S, temporary_queues
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +27,12 @@ that was not full: several messages come with one billed call, and 1 % is added 
 
 DELETE_WITHIN_S = 1.0
 """Received messages are deleted in tens, or after this long."""
+
+LEFT_S = 1
+"""A message for another process is out of sight for so long: its reader is between two polls now and then."""
+
+KEEP_EVERY_S = NOTE_EVERY_S / 4
+"""How often a reader to whom nothing comes looks whether it is time to note that its queue is in use."""
 
 
 Life = Literal["process", "place", "stack"]
@@ -50,8 +58,11 @@ class QueueReader(ABC):
         """How many messages are expected. Called with the lock held."""
 
     @abstractmethod
-    def _deliver(self, body: str) -> None:
-        """Take a message in; it is deleted afterwards. Called without the lock."""
+    def _deliver(self, body: str, *, delivery: int) -> bool:
+        """Take a message in, which SQS hands out for the `delivery`-th time. Called without the lock.
+
+        It is deleted afterwards, or, if this is False, left to another process that reads the same queue.
+        """
 
     def _tidy(self) -> None:  # noqa: B027 - not every subclass has something to tidy
         """Forget what is not expected any more. Called with the lock held, now and then."""
@@ -107,6 +118,8 @@ class QueueReader(ABC):
         while not self._closed:
             expecting = self._sleep_until_needed(wake=bool(received))
             try:
+                if not expecting:
+                    self._keep_queue()
                 fresh = self._receive() if expecting else []
                 received += fresh
                 overdue = not expecting or time.monotonic() - deleted_s > DELETE_WITHIN_S
@@ -123,25 +136,47 @@ class QueueReader(ABC):
                 time.sleep(min(GATHER_MAX_S, expecting * GATHER_S))
 
     def _sleep_until_needed(self, *, wake: bool) -> int:
-        """Sleep until a message is expected (not at all with `wake`); returns how many are."""
+        """Sleep until a message is expected (not at all with `wake`), or for `KEEP_EVERY_S`; returns how many are."""
         with self._changed:
             self._tidy()
-            while not (wake or self._closed or self._missing()):
-                self._changed.wait()
+            if not (wake or self._closed or self._missing()):
+                self._changed.wait(KEEP_EVERY_S)
                 self._tidy()
             return self._missing()
+
+    def _keep_queue(self) -> None:
+        """Note now and then that the queue is in use although nothing is expected from it."""
+        if "_queue_url" in self.__dict__ and not temporary_queues.use(self._queue_url):
+            self.__dict__.pop("_queue_url", None)
 
     def _receive(self) -> list[str]:
         """One long poll: hand out what came, return the receipts."""
         temporary_queues.use(self._queue_url)
         answer = self._sqs.receive_message(
-            QueueUrl=self._queue_url, MaxNumberOfMessages=BATCH, WaitTimeSeconds=self._wait_s
+            QueueUrl=self._queue_url,
+            MaxNumberOfMessages=BATCH,
+            WaitTimeSeconds=self._wait_s,
+            MessageSystemAttributeNames=["ApproximateReceiveCount"],
         )
-        receipts = []
+        taken: list[str] = []
+        others: list[str] = []
         for message in answer.get("Messages", ()):
-            self._deliver(message["Body"])
-            receipts.append(message["ReceiptHandle"])
-        return receipts
+            delivery = int(message.get("Attributes", {}).get("ApproximateReceiveCount", 1))
+            mine = self._deliver(message["Body"], delivery=delivery)
+            (taken if mine else others).append(message["ReceiptHandle"])
+        self._leave(others)
+        return taken
+
+    def _leave(self, receipts: list[str]) -> None:
+        """Let another process have these messages, soon; if this fails, when their visibility timeout is over."""
+        entries = [
+            {"Id": str(n), "ReceiptHandle": receipt, "VisibilityTimeout": LEFT_S} for n, receipt in enumerate(receipts)
+        ]
+        try:
+            if entries:
+                self._sqs.change_message_visibility_batch(QueueUrl=self._queue_url, Entries=entries)
+        except (BotoCoreError, ClientError) as error:
+            logger.warning("%d messages of another process come late: %s", len(entries), error)
 
     def _delete(self, receipts: list[str]) -> list[str]:
         """Delete one batch; returns what is left to delete."""

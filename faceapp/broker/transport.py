@@ -41,6 +41,8 @@ CLOCKS_AGREE_S = 2.0
 CLOCK = "faceapp:clock"
 """In a received message: add it to this machine's time.monotonic() for the time by SQS, which the message's times are
 by. A worker's own clock may be minutes away."""
+REPLY_QUEUES = 64
+"""Whose URLs a worker knows."""
 LONGEST_NAME = 80 - len(SECOND)
 """Of a queue: SQS takes 80 characters."""
 
@@ -106,6 +108,7 @@ class Channel(SQS.Channel):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._starved: set[str] = set()
+        self._answered: dict[str, None] = {}  # reply queues, the least recently used first
         self._done: list[tuple[str, str]] = []
         self._done_from_s = 0.0
         self._received_s = float("-inf")
@@ -208,11 +211,20 @@ class Channel(SQS.Channel):
         if not queue.endswith(REPLY_EXCHANGE):
             super()._put(queue, message, **kwargs)
             return
+        name = self.canonical_queue_name(queue)
         try:
             self._resolve_queue_url(queue)
             super()._put(queue, message, **kwargs)
+            # Each process that asks has a queue of its own, and kombu remembers every one for ever.
+            self._answered.pop(name, None)
+            self._answered[name] = None
+            if len(self._answered) > REPLY_QUEUES:
+                forgotten = next(iter(self._answered))
+                del self._answered[forgotten]
+                self._queue_cache.pop(forgotten, None)
         except (DoesNotExistQueueException, self.sqs().exceptions.QueueDoesNotExist):
-            self._queue_cache.pop(self.canonical_queue_name(queue), None)
+            self._queue_cache.pop(name, None)
+            self._answered.pop(name, None)
             logger.info("nobody waits at %s any more", queue)
 
     def asynsqs(self, queue: str | None = None) -> AsyncSQSConnection:

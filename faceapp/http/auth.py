@@ -78,8 +78,16 @@ class Rates:
             tokens, at_s = self._buckets.get(key_id, (most, now_s))
             tokens = min(most, tokens + (now_s - at_s) * per_s)
             taken = tokens >= 1
+            self._buckets.pop(key_id, None)
             self._buckets[key_id] = (tokens - taken, now_s)
+            self._drop_full(now_s, full_s=most / per_s)
         return 0.0 if taken else (1 - tokens) / per_s
+
+    def _drop_full(self, now_s: float, *, full_s: float) -> None:
+        """Forget buckets that were not used for `full_s`, in which they fill up: they are as good as new ones."""
+        # The least recently used one is the first; the last was used just now.
+        while now_s - self._buckets[oldest := next(iter(self._buckets))][1] > full_s:
+            del self._buckets[oldest]
 
 
 class Auth:

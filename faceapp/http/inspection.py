@@ -13,6 +13,7 @@ from gevent import monkey
 from gevent.threadpool import ThreadPool
 
 from faceapp import images
+from faceapp.config import PhotoLimits
 from faceapp.errors import ImageError
 from faceapp.schema import Photo
 
@@ -24,15 +25,15 @@ LIMIT_S = 5.0
 """With the wait for a thread. A photo of a camera takes a millisecond."""
 
 
-def inspect(data: bytes, *, max_pixels: int, max_side_px: int) -> Photo:
+def inspect(data: bytes, limits: PhotoLimits) -> Photo:
     """What `images.inspect` answers and raises; also ImageError after LIMIT_S.
 
     A thread cannot be stopped: one that is given up goes on to its end, and others wait for the rest of THREADS.
     """
     if len(data) <= IN_PLACE_BYTES or not monkey.is_module_patched("threading"):
-        return images.inspect(data, max_pixels=max_pixels, max_side_px=max_side_px)
+        return images.inspect(data, **limits)
     with gevent.Timeout(LIMIT_S, ImageError("The photo's header takes too long to be read.")):
-        photo: Photo = _threads().apply(images.inspect, (data,), {"max_pixels": max_pixels, "max_side_px": max_side_px})
+        photo: Photo = _threads().apply(images.inspect, (data,), limits)
         return photo
 
 

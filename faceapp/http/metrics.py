@@ -107,7 +107,8 @@ class Metrics:
         )
         self._answers = Counter(
             "faceapp_web_answers",
-            "Messages of the response queue: delivered, late (nobody waits any more: late or doubled), corrupt.",
+            "Messages of the response queue: delivered, late (nobody waits any more: late or doubled), corrupt, "
+            "and left to another process that reads the same queue.",
             ["outcome"],
             registry=registry,
         )

@@ -99,7 +99,7 @@ def _check(file: forms.File, settings: Settings) -> Upload | Refusal:
         data = file.sink.getvalue()
         # The bytes are one object until one of the two lets go of it.
         file.sink.close()
-        photo = inspection.inspect(data, max_pixels=settings.photo_max_pixels, max_side_px=settings.photo_max_side_px)
+        photo = inspection.inspect(data, settings.photo_limits)
         return Upload(file_name=name, data=data, photo=photo)
     except FaceappError as error:
         # The traceback's frames hold the photo.

@@ -68,7 +68,7 @@ class Recogniser:
     """The model, loaded and warm. Processes forked after it was made run it at once and share its memory.
 
     `embedder` is `dlib` or `facenet` (which needs `weights`), `precision` is `auto`, `fp32` or `bf16`, `device` is
-    `auto`, `cpu` or `cuda:N`. Photos beyond `max_pixels` or `max_side_px` are refused.
+    `auto`, `cpu` or `cuda:N`. Photos beyond the limits are refused (`images.decode`).
 
     Raises WeightsError when a model cannot be loaded, ConfigError for an option that does not fit this machine.
     """
@@ -82,6 +82,7 @@ class Recogniser:
         device: str = "auto",
         max_pixels: int,
         max_side_px: int,
+        max_jpeg_pixels: int = 0,
     ) -> None:
         use_one_thread()
         place = pick_device(device)
@@ -90,7 +91,7 @@ class Recogniser:
         self._embedder = create_embedder(
             embedder, weights=weights, device=place, dtype=pick_precision(precision, place)
         )
-        self._max_pixels, self._max_side_px = max_pixels, max_side_px
+        self._limits = {"max_pixels": max_pixels, "max_jpeg_pixels": max_jpeg_pixels, "max_side_px": max_side_px}
         self.model = self._embedder.model
         self.dimension = self._embedder.dimension
         self.threshold = self._embedder.threshold
@@ -98,7 +99,7 @@ class Recogniser:
     def describe(self, photo: bytes) -> Description:
         """All faces in a photo. Raises ImageError."""
         start_s = time.perf_counter()
-        decoded = images.decode(photo, max_pixels=self._max_pixels, max_side_px=self._max_side_px)
+        decoded = images.decode(photo, **self._limits)
         decoded_s = time.perf_counter()
         faces = self._detector(decoded.image)
         detected_s = time.perf_counter()
@@ -119,7 +120,7 @@ class Recogniser:
 
     def describe_for_enrolment(self, photo: bytes) -> EnrolledFace:
         """The one face in a photo. Raises ImageError, NoFace, SeveralFaces."""
-        decoded = images.decode(photo, max_pixels=self._max_pixels, max_side_px=self._max_side_px)
+        decoded = images.decode(photo, **self._limits)
         face = only_face(self._detector(decoded.image))
         descriptor, low = self._embedder.embed(
             [self._embedder.chip(decoded.image, face), self._embedder.chip(*_shrunk(decoded.image, face))]

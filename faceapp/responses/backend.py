@@ -28,6 +28,9 @@ MAX_REPLY_BYTES = 240 * 1024
 TRIES = 3
 """How often a message is delivered before it is a dead letter: the request queue's maxReceiveCount."""
 
+URLS = 128
+"""Of response queues, known to a process that answers."""
+
 _slot: int | None = None
 
 
@@ -166,6 +169,8 @@ class ResponseBackend(SyncBackendMixin, Backend):
             return
         sqs, urls = self._sender()
         if queue_name not in urls:
+            if len(urls) >= URLS:  # most processes that ask come once, with a queue of their own
+                del urls[next(iter(urls))]
             urls[queue_name] = sqs.get_queue_url(QueueName=queue_name)["QueueUrl"]
         sqs.send_message(QueueUrl=urls[queue_name], MessageBody=body)
 

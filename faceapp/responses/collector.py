@@ -18,6 +18,10 @@ logger = logging.getLogger(__name__)
 
 FORGET_AFTER_S = 3600.0
 """An answer that nobody fetches is kept this long."""
+ASKED = 10_000
+"""A process knows its own late and doubled answers by the last ids that it asked for."""
+DELIVERIES = 6
+"""An answer that is not for this process is left to others, until it was delivered so often: they are gone then."""
 
 
 @dataclass
@@ -33,13 +37,15 @@ class _Pending:
 class Collector(QueueReader):
     """Reads one response queue for a whole process. Any thread may call any method.
 
-    `counts` says what became of the messages: `delivered`, `late` (nobody waits: late or doubled) and `corrupt`.
+    `counts` says what became of the messages: `delivered`, `late` (nobody waits: late or doubled), `corrupt`, and
+    `left` to another process that reads the same queue, as a second web server without a name does.
     """
 
     def __init__(self, queue_name: str, *, wait_s: int, life: Life = "stack") -> None:
         super().__init__(queue_name, wait_s=wait_s, life=life)
         self.counts: Counter[str] = Counter()
         self._pending: dict[str, _Pending] = {}
+        self._asked: dict[str, None] = {}  # oldest first
         self._forgotten: deque[str] = deque()
 
     @property
@@ -55,7 +61,15 @@ class Collector(QueueReader):
             # A task that is sent once more under its id: the forgotten answer is not this one's.
             self._tidy()
             self._pending.setdefault(task_id, _Pending())
+            self._asked[task_id] = None
+            if len(self._asked) > ASKED:
+                del self._asked[next(iter(self._asked))]
             self._wake()
+
+    def _ensure_queue(self) -> None:
+        super()._ensure_queue()
+        # It has another name where its own was given up less than a minute ago.
+        self.queue_name = self._queue_url.rpartition("/")[2]
 
     def expect_another(self, task_id: str, *, corrupt: bool) -> None:
         """The answer to `task_id` was of no use to who waits for it (`corrupt`: it cannot be read): keep the next."""
@@ -84,8 +98,10 @@ class Collector(QueueReader):
 
     def forget(self, task_id: str) -> None:
         """Expect `task_id` no longer, unless a thread waits for it."""
-        # Called by AsyncResult's destructor too, so at any point of any code: only note it.
-        self._forgotten.append(task_id)
+        # Called by AsyncResult's destructor too, so at any point of any code: only note it. Not what was never
+        # expected: a process that waits for nothing would note each of its requests, and never tidy up.
+        if task_id in self._pending:
+            self._forgotten.append(task_id)
 
     def _missing(self) -> int:
         return sum(not pending.arrived.is_set() for pending in self._pending.values())
@@ -98,7 +114,7 @@ class Collector(QueueReader):
             if task_id in self._pending and not self._pending[task_id].waiting:
                 del self._pending[task_id]
 
-    def _deliver(self, body: str) -> None:
+    def _deliver(self, body: str, *, delivery: int) -> bool:
         try:
             meta = json.loads(body)
             task_id, status = meta["task_id"], meta["status"]
@@ -110,13 +126,29 @@ class Collector(QueueReader):
         except (ValueError, TypeError, KeyError, RecursionError):
             self.counts["corrupt"] += 1
             logger.warning("dropped an answer that is not one (%d bytes)", len(body))
-            return
+            return True
         with self._changed:
             pending = self._pending.get(task_id)
+            if pending is None and delivery < DELIVERIES and self._is_anothers(task_id):
+                self.counts["left"] += 1
+                return False
             if pending is None or pending.arrived.is_set() or status not in states.READY_STATES:
                 self.counts["late"] += 1
-                return
+                return True
             self.counts["delivered"] += 1
             pending.meta = meta
             pending.arrived.set()
         logger.debug("the answer to %s is here, request %s", task_id, meta.get("request_id", task_id))
+        return True
+
+    def _is_anothers(self, task_id: str) -> bool:
+        """Whether another process may have asked for it. Called with the lock held."""
+        if self._life == "process" or task_id in self._asked:
+            return False
+        if not self.counts["left"]:
+            logger.warning(
+                "%s has answers for another process: where several web servers run, all but one need a name "
+                "(FACEAPP_WEB_NAME)",
+                self.queue_name,
+            )
+        return True

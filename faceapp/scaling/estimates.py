@@ -85,19 +85,28 @@ class Arrivals:
             self._bin_ends_s += BIN_S
 
 
+SEEN = 2000
+"""Boots that are known to be counted: more than there can be instances (FACEAPP_SCALER_MAX_INSTANCES)."""
+
+
 class Boots:
     """How long instances took from their start to their worker's first sign of life."""
 
     def __init__(self, default_s: float) -> None:
         self._default_s = default_s
         self._seconds: deque[float] = deque(maxlen=BOOTS)
-        self._seen: set[tuple[str, int]] = set()
+        self._seen: dict[tuple[str, int], None] = {}
 
     def add(self, instance_id: str, run_s: int, boot_s: float) -> None:
         """Note a boot, once."""
-        if (instance_id, run_s) not in self._seen:
-            self._seen.add((instance_id, run_s))
+        boot = instance_id, run_s
+        if boot not in self._seen:
             self._seconds.append(boot_s)
+        # Those of instances that are there are noted at each tick, so the first is a gone one's.
+        self._seen.pop(boot, None)
+        self._seen[boot] = None
+        if len(self._seen) > SEEN:
+            del self._seen[next(iter(self._seen))]
 
     def quantile(self, part: float) -> float:
         """By nearest rank; the setting's value until a boot was seen."""

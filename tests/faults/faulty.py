@@ -12,7 +12,7 @@ import threading
 import time
 from pathlib import Path
 
-from faceapp.recognition import Description, Recogniser
+from faceapp.recognition import Description, EnrolledFace, Recogniser
 from faceapp.tasks import app
 
 __all__ = ["HANGS", "HOLDS", "KILLS", "LET_GO", "app"]
@@ -25,10 +25,20 @@ HOLDS = "fault: holds"
 """The process writes the file `<its id>.held` and goes on when there is a file `let-go`."""
 LET_GO = "let-go"
 
-_describe = Recogniser.describe
+_describe, _describe_for_enrolment = Recogniser.describe, Recogniser.describe_for_enrolment
 
 
 def _faulty(self: Recogniser, photo: bytes) -> Description:
+    _fail(photo)
+    return _describe(self, photo)
+
+
+def _faulty_for_enrolment(self: Recogniser, photo: bytes) -> EnrolledFace:
+    _fail(photo)
+    return _describe_for_enrolment(self, photo)
+
+
+def _fail(photo: bytes) -> None:
     if KILLS.encode() in photo:
         os.kill(os.getpid(), signal.SIGKILL)
     if HANGS.encode() in photo:
@@ -39,7 +49,7 @@ def _faulty(self: Recogniser, photo: bytes) -> Description:
         (folder / f"{os.getpid()}.held").touch()
         while not (folder / LET_GO).exists():
             time.sleep(0.02)
-    return _describe(self, photo)
 
 
 setattr(Recogniser, "describe", _faulty)  # noqa: B010 - mypy forbids =
+setattr(Recogniser, "describe_for_enrolment", _faulty_for_enrolment)  # noqa: B010

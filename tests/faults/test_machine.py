@@ -225,7 +225,10 @@ def test_clocks_that_are_wrong_and_jump(run: Running, record: Record, aws: str, 
         )
 
 
-SWEEP = "from faceapp.broker.janitor import sweep; from faceapp.config import settings; sweep(settings())"
+SWEEP = (
+    "from faceapp.broker.janitor import Suspects, sweep; from faceapp.config import settings; "
+    "sweep(settings(), Suspects(apart_s=0))"
+)
 
 
 def temporary(system: System) -> set[str]:
