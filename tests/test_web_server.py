@@ -6,6 +6,8 @@ import http.client
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -48,6 +50,20 @@ def web(aws_endpoint: str, system: Settings, tmp_path_factory: pytest.TempPathFa
     limits = {"FACEAPP_WEB_MAX_PHOTO_BYTES": "100000", "FACEAPP_WEB_MAX_REQUEST_BYTES": "1000000"}
     with web_server(aws_endpoint, system, log, **limits) as (url, _):
         yield url
+
+
+def test_nothing_of_boto3_is_there_before_gevent_has_patched() -> None:
+    """C4: the look at the region brought it in, and each call of S3 ended in a RecursionError."""
+    code = """
+import sys
+from faceapp.http import server
+server.serve = lambda _: print(*{"boto3", "botocore", "urllib3", "celery"} & {*sys.modules})
+from faceapp.cli import main
+main(["web"])
+"""
+    env = environ("http://127.0.0.1:9", Settings())
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=240)
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
 
 
 @pytest.mark.usefixtures("worker")

@@ -10,6 +10,7 @@ import click
 
 from faceapp.cli.common import FOLDER
 from faceapp.config import settings
+from faceapp.errors import ConfigError
 
 
 @click.command()
@@ -33,7 +34,7 @@ def web() -> None:
     from faceapp import logs, tracing
     from faceapp.http.server import serve
 
-    _check()
+    _check_apart()
     logs.configure(settings(), service="faceapp-web")
     tracing.enabled()
     serve(settings())
@@ -66,6 +67,27 @@ def scaler(dry_run: bool) -> None:
     logs.configure(settings(), service="faceapp-scaler")
     tracing.load("faceapp-scaler")
     run(settings(), dry_run=dry_run)
+
+
+def _check_apart() -> None:
+    """Do the same in a process of its own.
+
+    boto3 must not be imported before gevent has patched `ssl` in a web process: each call of S3 would end in a
+    RecursionError (gevent/gevent#1016).
+    """
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            _check()
+            status = 0
+        except ConfigError as error:
+            click.echo(f"Error: {error.detail}", err=True)
+            status = 2
+        finally:
+            os._exit(status)
+    if status := os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):
+        sys.exit(status)
 
 
 def _check() -> None:
