@@ -51,6 +51,8 @@ def ask(
         f"Basic {ACCESS['AWS_ACCESS_KEY_ID']}",
         f"x, Credential={ACCESS['AWS_ACCESS_KEY_ID']}/20260101/us-east-1/batch/aws4_request",
     ],
+    # The key is another in each process of pytest-xdist, which must name the tests alike.
+    ids=["none", "empty", "other", "no-id", "cut", "lower-case", "version-2", "basic", "other-service"],
 )
 @pytest.mark.parametrize("path", ["/", "/bucket/key", "/faceapp/calls", "/moto-api/reset", "/latest/meta-data/"])
 def test_without_the_starts_access_key_there_is_nothing(
