@@ -83,7 +83,8 @@ def metrics(aws_endpoint: str, settings: Settings, tmp_path_factory: pytest.Temp
         assert ask(url, "POST", "/", form({"inputFile": File(plain())}))[0] == 504
         assert ask(url, "POST", "/", b"")[0] == 400
         with socket.create_connection((urlsplit(url).hostname, urlsplit(url).port)) as connection:
-            connection.sendall(b"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1\r\n\r\n")
+            head = b"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+            connection.sendall(head + b"Content-Length: 1\r\n\r\n")
             wait_until(lambda: "faceapp_web_admitted_requests 1.0" in ask(url)[1], what="the only place taken")
             assert ask(url, "POST", "/", form({"inputFile": File(plain())}))[0] == 503
         sqs = plain_client("sqs", aws_endpoint)
