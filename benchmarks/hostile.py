@@ -29,7 +29,7 @@ from PIL import Image
 from benchmarks import shapes
 from benchmarks.table import print_table
 from benchmarks.web_open import SERVE, memory_mib, photo_form, running
-from faceapp import stack
+from faceapp import credential, stack
 from faceapp.config import Settings
 
 WAIT_S = 0.25
@@ -93,7 +93,9 @@ class Others:
         began_s, failure = time.perf_counter(), ""
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=GIVE_UP_S)
         try:
-            connection.request(method, path, body, {"Content-Type": "multipart/form-data; boundary=b"} if body else {})
+            connection.request(
+                method, path, body, {**shapes.authorization(), "Content-Type": "multipart/form-data; boundary=b"}
+            )
             status = connection.getresponse().status
             failure = "" if status == wanted else f"{path} {status}"
         except OSError as error:
@@ -182,8 +184,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0, help="for how long")
     parser.add_argument("--only", default="", help="only shapes with this in their name")
     options = parser.parse_args()
-    credentials = {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench"}
-    os.environ.update(credentials, AWS_REGION="us-east-1", AWS_DEFAULT_REGION="us-east-1")
+    os.environ.update(credential.fresh(), AWS_REGION="us-east-1", AWS_DEFAULT_REGION="us-east-1")
     with running([sys.executable, "-m", "faceapp.local.aws", "--port", "0"], "listening on ") as (url, _):
         os.environ["AWS_ENDPOINT_URL"] = url
         boto3.setup_default_session()

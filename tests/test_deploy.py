@@ -24,7 +24,7 @@ from faceapp.deploy.apply import Event, execute, follow
 from faceapp.deploy.target import Target
 from faceapp.errors import ConfigError, DeployError
 from faceapp.scaling.machine import STACK, TIER
-from tests.aws import plain_client
+from tests.aws import KEY, plain_client
 
 IMAGE, OTHER_IMAGE = "ami-12c6146b", "ami-1e749f67"
 
@@ -48,7 +48,7 @@ def deploy(aws_endpoint: str, prefix: str) -> Deploy:
             capture_output=True,
             text=True,
             timeout=240,
-            env={**own, **environ},
+            env={**own, "FACEAPP_LOCAL_KEY": KEY, **environ},
             stdin=subprocess.DEVNULL,
         )
 
