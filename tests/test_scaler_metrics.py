@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from faceapp import scaling
 from faceapp.config import Settings
 from faceapp.errors import FleetError
-from faceapp.scaler import DEAD_BOOTS
+from faceapp.scaling.core import DEAD_BOOTS
 from faceapp.scaling.policies import create
 from faceapp.scaling.policies.base import Counts, Decision
 from faceapp.scaling.status import Status

@@ -27,8 +27,8 @@ from faceapp import stack as deployment
 from faceapp.broker.fanout import topic_name
 from faceapp.config import Settings
 from faceapp.errors import DeployError
-from faceapp.scaler import DEAD_BOOTS
 from faceapp.scaling.alarms import NAMESPACE, WORTH_TELLING
+from faceapp.scaling.core import DEAD_BOOTS
 from faceapp.scaling.machine import APP_TIER, STACK, TIER, WEB_INSTANCE
 from tests.aws import plain_client
 
