@@ -17,6 +17,7 @@ import urllib.parse
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from faceapp.scaling.budget import Spent
 from faceapp.scaling.core import DEAD_BOOTS, QUARANTINE_S
 from faceapp.scaling.fleet import EC2Fleet
 from faceapp.scaling.lease import LEASE_S, Lease
-from faceapp.scaling.machine import STACK
+from faceapp.scaling.machine import STACK, Machine, from_description
 from faceapp.scaling.metrics import Depth
 from faceapp.scaling.policies import create
 from faceapp.scaling.policies.base import Counts, Decision, Observation, Policy
@@ -136,9 +137,17 @@ def clock() -> Clock:
 
 @pytest.fixture
 def rig(settings: Settings, ec2: Any, aws: str, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Rig]:
-    """Makes scalers of the same stack. EC2's clock goes as the test's does, from the time that it is now."""
+    """Makes scalers of the same stack. EC2's clock goes as the test's does, from the time that it is now: a launch is
+    when it was first seen, however long the machine took for it."""
     skew_s = time.time() - clock()
+    launches: dict[tuple[str, datetime], float] = {}
+
+    def describe(described: dict[str, Any], *, now_s: float) -> Machine:
+        launched_s = launches.setdefault((described["InstanceId"], described["LaunchTime"]), now_s)
+        return from_description({**described, "LaunchTime": datetime.fromtimestamp(launched_s, UTC)}, now_s=now_s)
+
     monkeypatch.setattr(EC2Fleet, "_see_clock", lambda fleet, _: setattr(fleet, "_skew_s", skew_s))
+    monkeypatch.setattr("faceapp.scaling.fleet.from_description", describe)
 
     def make(
         policy: Policy | None = None,
@@ -439,6 +448,26 @@ def test_an_instance_whose_worker_left_is_stopped(rig: Callable[..., Rig], aws: 
     assert running(aws, settings) == names(2)
 
 
+def test_some_dead_boots_among_many_good_ones_are_no_row(
+    rig: Callable[..., Rig], aws: str, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    """C10: the simulator, since it runs the live rule, showed that three dead ones of twenty stopped all starts."""
+    r = rig(settings=dataclasses.replace(settings, scaler_max_instances=20))
+    r.policy.next = Decision(wanted=5, start=5)
+    r.tick()
+    r.say("worker-online", 1, 2)
+    r.tick(2)
+    dead = tuple(each.id for each in r.fleet.instances() if each.billed and not each.ready)
+    assert len(dead) == DEAD_BOOTS
+    r.policy.next = Decision(wanted=5, replace=dead)
+    r.tick()
+    before = len(running(aws, settings))
+    r.policy.next = Decision(wanted=5, start=1)
+    r.tick()
+    assert len(running(aws, settings)) == before + 1
+    assert "ALARM" not in caplog.text
+
+
 @pytest.mark.parametrize("code", ["InvalidAMIID.NotFound", "UnauthorizedOperation", "RequestLimitExceeded"])
 def test_a_start_that_aws_refuses_is_said_and_tried_again_later(
     rig: Callable[..., Rig], aws: str, settings: Settings, ec2: Any, caplog: pytest.LogCaptureFixture, code: str
@@ -665,9 +694,9 @@ def test_the_command_scales_shows_it_and_ends_without_stopping_anything(
     send(aws, settings, 3)
     port, log = free_port(), tmp_path / "log"
     with process(aws, settings, log, FACEAPP_SCALER_PORT=str(port), FACEAPP_SCALER_MAX_INSTANCES="2") as child:
-        wait_until(lambda: status_of(port).get("wanted") == 2, what="a decision")
-        wait_until(lambda: running(aws, settings) == names(1, 2), what="the instances")
-        wait_until(lambda: status_of(port)["instances"]["booting"] == 2, what="the next tick")
+        wait_until(lambda: status_of(port).get("wanted") == 2, timeout_s=240, what="a decision")
+        wait_until(lambda: running(aws, settings) == names(1, 2), timeout_s=120, what="the instances")
+        wait_until(lambda: status_of(port)["instances"]["booting"] == 2, timeout_s=120, what="the next tick")
         document = status_of(port)
         assert document["policy"] == "depth"
         assert document["leader"] is True
@@ -682,7 +711,7 @@ def test_the_command_scales_shows_it_and_ends_without_stopping_anything(
         sqs = plain_client("sqs", aws)
         s3 = plain_client("s3", aws)
         sqs.delete_queue(QueueUrl=sqs.get_queue_url(QueueName=settings.request_queue)["QueueUrl"])
-        wait_until(lambda: status_of(port)["counts"] is None, what="a tick without counts")
+        wait_until(lambda: status_of(port)["counts"] is None, timeout_s=120, what="a tick without counts")
         child.send_signal(signal.SIGTERM)
         assert child.wait(240) == 0
     [lease] = s3.list_objects_v2(Bucket=settings.gallery_bucket)["Contents"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -128,7 +128,7 @@ class Core:
             start=decision.start,
             drain=tuple(dict.fromkeys((*decision.drain, *silent, *self._phases.deserted(machines)))),
             dead=dead,
-            dead_boots=dead_before + len(dead),
+            dead_boots=max(1, dead_before + _in_a_row(dead, machines)),
             silent=silent,
             came_up=tuple(self._phases.newly_ready(machines, measured=True)),
             heard=tuple(self._phases.newly_ready(machines, measured=False)),
@@ -166,3 +166,10 @@ class Core:
             return 0
         self._quarantined_s = self._clock()
         return 1
+
+
+def _in_a_row(dead: Collection[str], machines: Sequence[Machine]) -> int:
+    """How many of those that never came up were started after the last that did: of many that start together, some
+    are dead now and then, and that is no row."""
+    last_good_s = max((each.run_s for each in machines if each.ready), default=0)
+    return sum(each.run_s > last_good_s for each in machines if each.id in dead)

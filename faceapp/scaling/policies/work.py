@@ -175,7 +175,7 @@ class Work:
         # A count that is not enough to start instances may be enough not to drain those who work.
         keep = self._keep(need, crew, hold_for=counts.visible if crew.quiet_s else told.visible)
         kept = self._kept.add(now_s, keep)
-        if crew.quiet_s >= QUIET_S:
+        if crew.quiet_s >= (QUIET_S if told.outstanding else self.tunables.tick_s):
             kept = keep
         start = min(self._missing(need, crew), crew.room(self.max_instances))
         drain = self._drain(need, crew, len(crew.ready) - kept, empty_s) if start == 0 else ()
@@ -274,7 +274,7 @@ class Work:
         paid_s = max(0.0, MIN_BILLED_S - last.billed_s + (last.idle_s or 0.0))
         restart_s = self.tunables.restart_worth * need.boot_s
         keep_s = self._gaps.keep_s(paid_s=paid_s, restart_s=restart_s, slack_s=3 * self.tunables.tick_s)
-        return max(2 * self.tunables.tick_s, keep_s)
+        return max(self.tunables.tick_s, keep_s)
 
 
 def rate_per_s(arrivals: Sequence[float]) -> float:
