@@ -37,7 +37,7 @@ check: $(DEVELOPS) $(CHECKS)
 	$(BIN)/bandit --configfile pyproject.toml --quiet --recursive faceapp tools
 	$(BIN)/python tools/audit.py requirements.in requirements-dev.in
 	$(BIN)/cfn-lint deploy/*.yaml
-	$(CHECKOV)/bin/checkov --framework cloudformation --directory deploy --compact --quiet --skip-download
+	$(CHECKOV)/bin/python -m checkov.main --framework cloudformation --directory deploy --compact --quiet --skip-download
 
 test: $(DEVELOPS)
 	$(BIN)/pytest -m 'not slow_fault' -n $(or $(JOBS),2) --dist loadfile $(ARGS)
