@@ -9,11 +9,14 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote
 
+from tests.aws import ACCESS
+
 CREDENTIALS = {
     "Code": "Success",
     "Type": "AWS-HMAC",
-    "AccessKeyId": "ASIAINSTANCE",
-    "SecretAccessKey": "secret",
+    # The embedded AWS takes no other.
+    "AccessKeyId": ACCESS["AWS_ACCESS_KEY_ID"],
+    "SecretAccessKey": ACCESS["AWS_SECRET_ACCESS_KEY"],
     "Token": "session",
     "LastUpdated": "2020-01-01T00:00:00Z",
     "Expiration": "2099-01-01T00:00:00Z",

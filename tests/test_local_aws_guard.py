@@ -182,6 +182,18 @@ def test_boto3_finds_the_sentence_in_each_protocol(aws_endpoint: str, service: s
         calls[service](stranger.client(service, endpoint_url=aws_endpoint))
 
 
+def test_who_took_a_role_may_go_on_with_its_key(aws_endpoint: str) -> None:
+    """S1: services on an instance take roles, and what STS hands out there is as random as the start's own."""
+    role = "arn:aws:iam::123456789012:role/a-role"
+    taken = session().client("sts", endpoint_url=aws_endpoint).assume_role(RoleArn=role, RoleSessionName="web")
+    keys = {"AWS_ACCESS_KEY_ID": taken["Credentials"]["AccessKeyId"], "AWS_SECRET_ACCESS_KEY": "any"}
+    assert session(keys).client("s3", endpoint_url=aws_endpoint).list_buckets()["ResponseMetadata"]
+    with pytest.raises(ClientError, match="only who has the access key"):
+        session({**keys, "AWS_ACCESS_KEY_ID": f"{keys['AWS_ACCESS_KEY_ID']}A"}).client(
+            "s3", endpoint_url=aws_endpoint
+        ).list_buckets()
+
+
 def environ(**more: str) -> dict[str, Any]:
     return {
         "REMOTE_ADDR": "127.0.0.1",

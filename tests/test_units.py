@@ -233,7 +233,7 @@ def test_a_worker_without_its_model_fails_so_that_systemd_tries_again(instance: 
     [
         ("faceapp-web.service", "FACEAPP_WEB_PORT", "/readyz"),
         ("faceapp-scaler.service", "FACEAPP_SCALER_PORT", "/status"),
-        ("faceapp-flower.service", "FACEAPP_FLOWER_PORT", "/"),
+        ("faceapp-flower.service", "FACEAPP_FLOWER_PORT", "/healthcheck"),
     ],
 )
 def test_a_service_comes_up_and_ends_when_told(instance: Instance, service: str, port_name: str, path: str) -> None:

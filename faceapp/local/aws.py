@@ -58,7 +58,7 @@ def serve(*, port: int, key_ids: Collection[str], told: str = "") -> None:
     from gevent.pywsgi import WSGIHandler, WSGIServer
 
     from faceapp.local import fast_moto
-    from faceapp.local.aws_guard import Guard
+    from faceapp.local.aws_guard import Guard, issued_by_sts
     from faceapp.local.calls import CountCalls
     from faceapp.local.hangups import CONNECTION, NoticeHangups
 
@@ -75,7 +75,7 @@ def serve(*, port: int, key_ids: Collection[str], told: str = "") -> None:
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     server = WSGIServer(
         listener,
-        NoticeHangups(Guard(CountCalls(fast_moto.make_app()), key_ids)),
+        NoticeHangups(Guard(CountCalls(fast_moto.make_app()), key_ids, is_issued=issued_by_sts)),
         handler_class=Handler,
         log=None,
         error_log=logging.getLogger("faceapp.local.aws"),
