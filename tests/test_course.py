@@ -176,11 +176,11 @@ def test_a_data_file_is_a_gallery_that_is_searched_listed_and_forgotten(
         match = gallery.search(np.eye(512, dtype=np.float32)[1], low_resolution=low, threshold=0.1)
         assert (match.name, match.distance) == ("bob", 0.0)
     assert [(each.name, each.photos) for each in people.list_people()] == [("ann", 2), ("bob", 1)]
-    [vector_id] = people.get("bob")
+    [vector_id] = people.find("bob")[1]
     with pytest.raises(NotFound):
         people.photo("bob", vector_id)
     people.forget("bob")
-    people.forget_photo("ann", people.get("ann")[0])
+    people.forget_photo("ann", people.find("ann")[1][0])
     assert [(each.name, each.photos) for each in people.list_people()] == [("ann", 1)]
 
 
