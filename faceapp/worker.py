@@ -46,13 +46,7 @@ class Worker:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._recogniser = Recogniser(
-            embedder=settings.embedder,
-            weights=settings.weights,
-            precision=settings.precision,
-            device=settings.device,
-            **settings.photo_limits,
-        )
+        self._recogniser = Recogniser(**settings.model_options)
         self._storage = Storage(settings)
         self.forgetting = Forgetting(settings, self._storage)
         self._gallery = Gallery(
