@@ -52,7 +52,7 @@ class Client:
 
         Answers a sentence for each other person who is like the name or the photos.
         """
-        fields = [("photo", (photo.name, _read(photo), "application/octet-stream")) for photo in photos]
+        fields = [("photo", (photo.name, read_photo(photo), "application/octet-stream")) for photo in photos]
         answer = json.loads(self._ask("PUT", f"/v1/people/{quote(name, safe='')}", fields=fields))
         return [str(notice["detail"]) for notice in answer.get("notices", ())]
 
@@ -62,7 +62,7 @@ class Client:
 
     def recognise(self, photo: Path) -> str:
         """The classic answer: `<file name without extension>:<name>`."""
-        fields = [("inputFile", (photo.name, _read(photo), "application/octet-stream"))]
+        fields = [("inputFile", (photo.name, read_photo(photo), "application/octet-stream"))]
         return self._ask("POST", "/", fields=fields).decode().strip()
 
     def _ask(self, method: str, path: str, **content: Any) -> bytes:
@@ -81,7 +81,8 @@ class Client:
             raise FaceappError(f"{self.url}{path} answered {answer.status} {answer.reason}.") from None
 
 
-def _read(photo: Path) -> bytes:
+def read_photo(photo: Path) -> bytes:
+    """Raises BadRequest when that is impossible."""
     try:
         return photo.read_bytes()
     except OSError as error:

@@ -84,6 +84,15 @@ class PhotoLimits(TypedDict):
     max_side_px: int
 
 
+class ModelOptions(PhotoLimits):
+    """What the recogniser takes."""
+
+    embedder: str
+    weights: str
+    precision: str
+    device: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """All of faceapp's settings."""
@@ -297,6 +306,16 @@ class Settings:
             max_pixels=self.photo_max_pixels,
             max_jpeg_pixels=self.photo_max_jpeg_pixels,
             max_side_px=self.photo_max_side_px,
+        )
+
+    @property
+    def model_options(self) -> ModelOptions:
+        return ModelOptions(
+            embedder=self.embedder,
+            weights=self.weights,
+            precision=self.precision,
+            device=self.device,
+            **self.photo_limits,
         )
 
     @property

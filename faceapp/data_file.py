@@ -6,7 +6,8 @@ from pathlib import Path
 
 from faceapp.config import Settings
 from faceapp.gallery.imported import import_vectors
-from faceapp.oneshot import course_people, make_recogniser
+from faceapp.oneshot import course_people
+from faceapp.recognition import Recogniser
 from faceapp.storage import Storage
 
 
@@ -14,9 +15,9 @@ def import_data(settings: Settings, data: Path) -> tuple[int, int]:
     """Enrol everybody in the file, by vectors alone; answers how many vectors and how many people.
 
     Raises GalleryMismatch when the settings' model is not the one that such a file is made with, or the gallery is
-    another model's; WeightsError, InvalidName and StorageUnavailable.
+    another model's, and GalleryFull when they are too many; WeightsError, InvalidName and StorageUnavailable.
     """
-    recogniser = make_recogniser(settings)
+    recogniser = Recogniser(**settings.model_options)
     people = course_people(recogniser, data)
-    count = import_vectors(Storage(settings), people, model=recogniser.model)
+    count = import_vectors(Storage(settings), people, model=recogniser.model, max_photos=settings.gallery_max_photos)
     return count, len({name for name, _ in people})

@@ -115,7 +115,7 @@ class SeveralFaces(EnrolmentError):
 
 
 class InvalidName(BadRequest):
-    """A person's name is 1 to 64 letters, digits, spaces and . _ ' - , ( ) & ·, and begins with a letter or a digit."""
+    """A person's name is 1 to 64 letters, digits, spaces and . _ ' - , ( ) & ·; a letter, a digit or ' comes first."""
 
     code = "name_invalid"
 

@@ -246,7 +246,7 @@ def _texts(document: Any) -> Iterator[str]:
 
 
 def _normal(name: str) -> str:
-    """As the gallery writes names; others may have written this."""
+    """In NFC, as every version has enrolled names; others may have written this one."""
     return unicodedata.normalize("NFC", name)
 
 

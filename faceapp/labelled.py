@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from faceapp.client import read_photo
 from faceapp.errors import BadRequest, EnrolmentError, ImageError
 from faceapp.folders import SUFFIXES
-from faceapp.gallery.people import VECTORS, path_of
 from faceapp.gallery.table import Table
 from faceapp.recognition import DescribedFace, EnrolledFace, Recogniser
 from faceapp.schema import NO_FACE
@@ -118,7 +118,7 @@ class _Chooser:
     def _face(self, photo: Path) -> DescribedFace | None:
         """The face that the classic line is about."""
         try:
-            return next(iter(self.recogniser.describe(_read(photo)).faces), None)
+            return next(iter(self.recogniser.describe(read_photo(photo)).faces), None)
         except ImageError:
             return None
 
@@ -127,7 +127,7 @@ class _Chooser:
         for each in candidates:
             if each.photo not in self.enrolled:
                 try:
-                    self.enrolled[each.photo] = self.recogniser.describe_for_enrolment(_read(each.photo))
+                    self.enrolled[each.photo] = self.recogniser.describe_for_enrolment(read_photo(each.photo))
                 except (ImageError, EnrolmentError):
                     self.enrolled[each.photo] = None
                 else:
@@ -152,11 +152,9 @@ class _Chooser:
         return match.name
 
     def _table(self) -> Table:
-        ordered = sorted(enumerate(self.chosen), key=lambda each: (each[1].name, each[0]))
-        keys = [VECTORS + path_of(each.name, f"{number:024x}") for number, each in ordered]
-        found = [self.enrolled[each.photo] for _, each in ordered]
-        rows = np.array([(face.descriptor, face.low_descriptor) for face in found if face], dtype=np.float32)
-        return Table(keys, [""] * len(keys), rows.reshape(-1, 2, self.recogniser.dimension).transpose(1, 0, 2))
+        found = [(each.name, self.enrolled[each.photo]) for each in self.chosen]
+        people = [(name, face.descriptor, face.low_descriptor) for name, face in found if face]
+        return Table.of(people, dimension=self.recogniser.dimension)
 
 
 def _typical_first(faces: Mapping[Path, DescribedFace | None]) -> list[Path]:
@@ -165,10 +163,3 @@ def _typical_first(faces: Mapping[Path, DescribedFace | None]) -> list[Path]:
     rows: NDArray[np.float32] = np.array([face.descriptor for face in faces.values() if face], dtype=np.float32)
     apart = [float(np.linalg.norm(rows - row, axis=1).sum()) for row in rows]
     return [photo for _, photo in sorted(zip(apart, photos, strict=True))]
-
-
-def _read(photo: Path) -> bytes:
-    try:
-        return photo.read_bytes()
-    except OSError as error:
-        raise BadRequest(f"{photo} cannot be read: {error.strerror or error}.") from error

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from faceapp.client import read_photo
 from faceapp.config import Settings
-from faceapp.errors import BadRequest, FaceappError, GalleryMismatch
+from faceapp.errors import FaceappError, GalleryMismatch
 from faceapp.folders import find_people, sample_people
-from faceapp.gallery.people import VECTORS, path_of
 from faceapp.gallery.table import Table
 from faceapp.recognition import Recogniser, load_course_gallery
 from faceapp.schema import NO_FACE
@@ -28,10 +28,10 @@ def names(settings: Settings, photos: Sequence[Path], gallery: Path | None = Non
     `gallery` is a folder of `name/photo.jpg` (the sample people when it is None), or a course's `data.pt`, which holds
     facenet descriptors. Raises ImageError, WeightsError, GalleryMismatch, and BadRequest for a path that is not there.
     """
-    recogniser = make_recogniser(settings)
+    recogniser = Recogniser(**settings.model_options)
     table = _table(recogniser, gallery)
     for photo in photos:
-        faces = recogniser.describe(_read(photo)).faces
+        faces = recogniser.describe(read_photo(photo)).faces
         if not faces:
             yield NO_FACE
             continue
@@ -42,17 +42,6 @@ def names(settings: Settings, photos: Sequence[Path], gallery: Path | None = Non
             candidates=1,
         )
         yield match.name
-
-
-def make_recogniser(settings: Settings) -> Recogniser:
-    """The model that a worker with these settings has. Raises WeightsError and ConfigError."""
-    return Recogniser(
-        embedder=settings.embedder,
-        weights=settings.weights,
-        precision=settings.precision,
-        device=settings.device,
-        **settings.photo_limits,
-    )
 
 
 def course_people(recogniser: Recogniser, data: Path) -> list[tuple[str, Vectors]]:
@@ -74,25 +63,15 @@ def _table(recogniser: Recogniser, gallery: Path | None) -> Table:
         people = [(name, vector, vector) for name, vector in course_people(recogniser, gallery)]
     else:
         people = list(_enrolled(recogniser, find_people(gallery) if gallery else sample_people()))
-    ordered = sorted(enumerate(people), key=lambda each: (each[1][0], each[0]))
-    rows = np.array([(seen, low) for _, (_, seen, low) in ordered], dtype=np.float32)
-    keys = [VECTORS + path_of(name, f"{number:024x}") for number, (name, _, _) in ordered]
-    return Table(keys, [""] * len(keys), rows.reshape(-1, 2, recogniser.dimension).transpose(1, 0, 2))
+    return Table.of(people, dimension=recogniser.dimension)
 
 
 def _enrolled(recogniser: Recogniser, people: dict[str, list[Path]]) -> Iterable[tuple[str, Vectors, Vectors]]:
     for name, photos in people.items():
         for photo in photos:
             try:
-                face = recogniser.describe_for_enrolment(_read(photo))
+                face = recogniser.describe_for_enrolment(read_photo(photo))
             except FaceappError as error:
                 logger.warning("%s is not used: %s", photo, error.detail)
             else:
                 yield name, face.descriptor, face.low_descriptor
-
-
-def _read(photo: Path) -> bytes:
-    try:
-        return photo.read_bytes()
-    except OSError as error:
-        raise BadRequest(f"{photo} cannot be read: {error.strerror or error}.") from error

@@ -32,10 +32,6 @@ class Box:
     right: float
     bottom: float
 
-    @property
-    def area_px(self) -> float:
-        return max(0.0, self.right - self.left) * max(0.0, self.bottom - self.top)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:

@@ -46,13 +46,7 @@ class Worker:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._recogniser = Recogniser(
-            embedder=settings.embedder,
-            weights=settings.weights,
-            precision=settings.precision,
-            device=settings.device,
-            **settings.photo_limits,
-        )
+        self._recogniser = Recogniser(**settings.model_options)
         self._storage = Storage(settings)
         self.forgetting = Forgetting(settings, self._storage)
         self._gallery = Gallery(
@@ -65,6 +59,8 @@ class Worker:
         self._time_limit_s = settings.task_soft_limit_s
         self._memory_bytes = settings.worker_memory_mib * MIB
         self._threshold = settings.largest_distance(self._recogniser.threshold)
+        # However far the answers may be, who is told of at an enrolment is like the photo.
+        self._alike = settings.threshold or self._recogniser.threshold
         self.photo_s = self._recogniser.rehearse()
         """What a photo takes on this machine, by a made-up one; None when that cannot be told before the first."""
 
@@ -193,6 +189,9 @@ class Worker:
                     face = self._recogniser.describe_for_enrolment(photo.data)
             except (ImageError, EnrolmentError, RecognitionTooSlow) as error:
                 failures.append(PhotoFailure(file_name=photo.file_name, code=error.code, detail=error.detail))
+                if isinstance(error, RecognitionTooSlow):
+                    # No second warning comes: the next photo would take the process with it.
+                    break
             else:
                 found.append(NewPhoto(data=photo.data, descriptor=face.descriptor, low_descriptor=face.low_descriptor))
         enrolment = Enrolment(id=request_id, name=waiting[0].name, failures=tuple(failures))
@@ -207,7 +206,7 @@ class Worker:
     def _store(self, enrolment: Enrolment, photos: list[NewPhoto]) -> Enrolment:
         """The enrolment when its photos are in the gallery, or with the reason why they cannot be."""
         try:
-            notices = self._gallery.notices(enrolment.name, photos, threshold=self._threshold)
+            notices = self._gallery.notices(enrolment.name, photos, threshold=self._alike)
             photo_ids = self._gallery.enrol(enrolment.name, photos, request_id=enrolment.id)
         except (GalleryMismatch, GalleryFull, InvalidName) as error:
             return _refused(enrolment, error)

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ import urllib3
 from faceapp import oneshot
 from faceapp.config import Settings
 from faceapp.data_file import import_data
-from faceapp.errors import BadRequest, ConfigError, GalleryMismatch, InvalidName, NotFound
+from faceapp.errors import BadRequest, ConfigError, GalleryFull, GalleryMismatch, InvalidName, NotFound
 from faceapp.gallery import Gallery, People
 from faceapp.gallery.imported import import_vectors
+from faceapp.gallery.people import VECTORS
 from faceapp.labelled import Labelled, choose, read_labels
 from faceapp.local.course import for_course
 from faceapp.recognition import Recogniser, vision
@@ -174,11 +176,11 @@ def test_a_data_file_is_a_gallery_that_is_searched_listed_and_forgotten(
         match = gallery.search(np.eye(512, dtype=np.float32)[1], low_resolution=low, threshold=0.1)
         assert (match.name, match.distance) == ("bob", 0.0)
     assert [(each.name, each.photos) for each in people.list_people()] == [("ann", 2), ("bob", 1)]
-    [vector_id] = people.get("bob")
+    [vector_id] = people.find("bob")[1]
     with pytest.raises(NotFound):
         people.photo("bob", vector_id)
     people.forget("bob")
-    people.forget_photo("ann", people.get("ann")[0])
+    people.forget_photo("ann", people.find("ann")[1][0])
     assert [(each.name, each.photos) for each in people.list_people()] == [("ann", 1)]
 
 
@@ -194,10 +196,40 @@ def test_a_data_file_that_does_not_fit_is_refused(stack: Settings, facenet: Path
 
 def test_vectors_of_two_models_do_not_come_together(stack: Settings) -> None:
     storage = Storage(stack)
-    assert import_vectors(storage, [("ann", np.ones(128, np.float32))], model="dlib") == 1
+    assert import_vectors(storage, [("ann", np.ones(128, np.float32))], model="dlib", max_photos=9) == 1
     with pytest.raises(GalleryMismatch, match="Another model than facenet described 1 "):
-        import_vectors(storage, [("bob", np.ones(512, np.float32))], model="facenet")
-    assert import_vectors(storage, [], model="facenet") == 0
+        import_vectors(storage, [("bob", np.ones(512, np.float32))], model="facenet", max_photos=9)
+    assert import_vectors(storage, [], model="facenet", max_photos=9) == 0
+
+
+def test_vectors_that_are_there_stay_as_they_are(stack: Settings) -> None:
+    """Doing it twice is doing it once: S3 keeps the time since when they are enrolled."""
+    storage, ann = Storage(stack), ("ann", np.ones(128, np.float32))
+
+    def since() -> list[datetime]:
+        return [each for _, _, each in storage.list_gallery_since(VECTORS)]
+
+    def later() -> bool:
+        storage.put_gallery("clock", b"")
+        [(_, _, now)] = storage.list_gallery_since("clock")
+        return now > first
+
+    import_vectors(storage, [ann], model="dlib", max_photos=9)
+    [first] = since()
+    wait_until(later, what="another second")
+    import_vectors(storage, [ann, ann], model="dlib", max_photos=9)
+    assert since() == [first]
+
+
+def test_vectors_beyond_what_the_gallery_may_hold_are_refused(stack: Settings) -> None:
+    """S14: FACEAPP_GALLERY_MAX_PHOTOS holds for an import, and nothing of it is stored."""
+    storage = Storage(stack)
+    people = [(name, np.full(128, n, np.float32)) for n, name in enumerate(["ann", "bob", "eve"])]
+    with pytest.raises(GalleryFull, match="may hold 2"):
+        import_vectors(storage, people, model="dlib", max_photos=2)
+    assert list(storage.list_gallery(VECTORS)) == []
+    for _ in range(2):
+        assert import_vectors(storage, people[:2], model="dlib", max_photos=2) == 2
 
 
 @pytest.fixture

@@ -15,7 +15,9 @@ from PIL import ExifTags, Image
 from faceapp import images
 from faceapp.config import Settings
 from faceapp.errors import FaceappError, ImageError, ImageTooLarge, ImageTruncated, ImageUnsupported
-from faceapp.images import decoding
+from faceapp.gallery.media_types import media_type
+from faceapp.images import decoding, formats
+from faceapp.images.formats import scan
 from faceapp.schema import Photo
 
 LIMITS = {"max_pixels": 1_000_000, "max_side_px": 2_000}
@@ -436,6 +438,22 @@ def test_a_large_area_of_one_colour_is_no_hole(options: dict[str, Any]) -> None:
         255,
         255,
     )
+
+
+@pytest.mark.parametrize("format", images.FORMATS)
+def test_the_gallery_tells_formats_alike(format: str) -> None:
+    """What a photo of the gallery is sent as, which is told without the decoders."""
+    data = encoded(noise(), format)
+    assert media_type(data) == f"image/{scan(data).format.lower()}" == f"image/{format.lower()}"
+
+
+@pytest.mark.parametrize("major", [b"mif1", b"msf1", b"avif", b"avis", b"heic", b"hevc"])
+@pytest.mark.parametrize("format", ["HEIF", "AVIF"])
+def test_the_gallery_tells_brands_alike(format: str, major: bytes) -> None:
+    """An AVIF whose major brand is mif1 was sent as image/heif."""
+    data = encoded(noise(), format)
+    data = data[:8] + major + data[12:]
+    assert media_type(data) == f"image/{formats._brand(data).lower()}"
 
 
 @pytest.mark.parametrize("format", ["GIF", "BMP", "TIFF", "HEIF", "AVIF"])

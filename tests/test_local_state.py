@@ -15,6 +15,7 @@ import pytest
 from faceapp.errors import LocalError
 from faceapp.local.state import GalleryState, default_folder, lock
 from tests.aws import plain_client
+from tests.services import wait_until
 
 
 class Bucket:
@@ -203,3 +204,27 @@ def test_a_folder_of_before_is_for_this_user_alone(tmp_path: Path) -> None:
     places = (folder.parent, folder, folder / "gallery", folder / "gallery" / "face")
     assert [path.stat().st_mode & 0o777 for path in places] == [0o700, 0o700, 0o700, 0o600]
     assert tmp_path.stat().st_mode == before
+
+
+def test_who_had_a_photo_first_has_had_it_first_after_a_restart(s3: Any, folder: Path) -> None:
+    """R9: all came back within one second, so the alphabet decided whose photo it is."""
+    photo_id = "0" * 24
+    zoe, amy = (f"vectors/{name}/{photo_id}" for name in ("zoe", "amy"))
+    bucket = Bucket(s3)
+
+    def since(bucket: Bucket) -> dict[str, Any]:
+        return {each["Key"]: each["LastModified"] for each in s3.list_objects_v2(Bucket=bucket.name)["Contents"]}
+
+    def amy_is_later() -> bool:
+        bucket.put(**{amy: b"vector"})
+        times = since(bucket)
+        return bool(times[zoe] < times[amy])
+
+    bucket.put(**{zoe: b"vector"})
+    wait_until(amy_is_later, what="another second")
+    for _ in range(2):
+        bucket.state(folder).save()
+        bucket = Bucket(s3)
+        assert bucket.state(folder).restore() == 3
+        times = since(bucket)
+        assert times[zoe] < times[amy]

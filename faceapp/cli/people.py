@@ -75,12 +75,12 @@ def _import_data(data: Path, *, aws: bool) -> None:
 
 def _import_labelled(client: Any, folder: Path, labels: Path) -> None:
     from faceapp.labelled import choose, read_labels
-    from faceapp.oneshot import make_recogniser
+    from faceapp.recognition import Recogniser
 
     labelled, missing = read_labels(folder, labels)
     if missing:
         click.echo(f"{len(missing)} photos that {labels} names are not in {folder}: {', '.join(missing[:5])}", err=True)
-    recogniser = make_recogniser(settings())
+    recogniser = Recogniser(**settings().model_options)
     choice = choose(recogniser, labelled, threshold=settings().largest_distance(recogniser.threshold))
     for name, photos in choice.people.items():
         client.enrol(name, photos)

@@ -7,7 +7,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -91,20 +91,21 @@ class Gallery:
         ]
         self._refresh_at = 0.0
         self.refresh()
-        self._check_room([VECTORS + each.path for each in entries])
+        self.check_room([VECTORS + each.path for each in entries])
         Writer(self._storage, request_id, is_same=_say_the_same).write(name, entries)
         self._refresh_at = 0.0
         return [each.id for each in photos]
 
-    def _check_room(self, keys: Sequence[str]) -> None:
-        """Raises GalleryMismatch or GalleryFull when photos of these keys cannot be enrolled now."""
+    def check_room(self, keys: Iterable[str]) -> None:
+        """Raises GalleryMismatch or GalleryFull when these vectors' keys cannot be enrolled, as of the last refresh."""
+        wanted = set(keys)
         foreign = [key for key, (_, other_model) in self._skipped.items() if other_model]
-        if foreign and not set(foreign).issuperset(keys):
+        if foreign and not wanted.issubset(foreign):
             raise GalleryMismatch(
                 f"Another model than {self._model} described {len(foreign)} of the gallery's photos: enrol those "
                 "again first, or set FACEAPP_EMBEDDER to the model that described them."
             )
-        new = {key for key in keys if key not in self._table and key not in self._skipped}
+        new = {key for key in wanted if key not in self._table and key not in self._skipped}
         if len(self) + len(self._skipped) + len(new) > self._max_photos and new:
             raise GalleryFull(
                 f"The gallery holds {len(self) + len(self._skipped)} photos and may hold {self._max_photos}: forget "

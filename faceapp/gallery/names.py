@@ -55,8 +55,10 @@ def clean(name: str) -> str:
         raise InvalidName(f"The name has {len(kept)} characters: it takes 1 to {MAX_NAME}.")
     if ".." in kept:
         raise InvalidName(f"A name cannot have two dots in a row, as at character {kept.index('..') + 1} of this one.")
-    if not (_is_letter(kept[0]) or kept[0].isdecimal() or kept[0] == "'") or not likeness(kept):
-        raise InvalidName(f"A name begins with a letter or a digit, not with {_called(kept[0])}.")
+    if not (_is_letter(kept[0]) or kept[0].isdecimal() or kept[0] == "'"):
+        raise InvalidName(f"A name begins with a letter, a digit or ', not with {_called(kept[0])}.")
+    if not likeness(kept):
+        raise InvalidName("The name has neither a letter nor a digit: it needs one.")
     if likeness(kept) in RESERVED:
         raise InvalidName(f"{kept!r} cannot be a person's name: it is an answer of the service.")
     return kept

@@ -42,7 +42,8 @@ class People:
     """The gallery as the web tier sees it. It reads no vectors: the rights to list, to read `photos/`, to delete and to
     write `version` are enough.
 
-    Every method raises InvalidName for what cannot be a name, and StorageUnavailable.
+    Every method that takes any spelling of a name raises InvalidName for what cannot be one; every method raises
+    StorageUnavailable.
     """
 
     def __init__(self, storage: Storage) -> None:
@@ -54,11 +55,11 @@ class People:
         counts = Counter(key[0] for key in keys if key)
         return [Person(name=name, photos=photos) for name, photos in sorted(counts.items())]
 
-    def get(self, name: str) -> list[str]:
-        """The ids of the person's photos. Raises PersonNotFound."""
+    def find(self, name: str) -> tuple[str, list[str]]:
+        """The name as it is enrolled, and the ids of the person's photos. Raises PersonNotFound."""
         for spelling in names.spellings(name):
             if photo_ids := self._photo_ids(spelling):
-                return photo_ids
+                return spelling, photo_ids
         raise self._nobody(name)
 
     def is_enrolled(self, name: str) -> bool:
@@ -89,8 +90,8 @@ class People:
         raise NotFound(f"{name!r} has no photo {photo_id}.")
 
     def forget(self, name: str) -> None:
-        """Remove the person's vectors and photos from every object. Raises PersonNotFound."""
-        if not any(self._forget(folder_of(each)) for each in self.spellings(name)):
+        """Remove the vectors and photos of exactly this name from every object. Raises PersonNotFound."""
+        if not self._forget(folder_of(name)):
             raise self._nobody(name)
 
     def forget_photo(self, name: str, photo_id: str) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import bisect
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from faceapp.gallery.people import name_of
+from faceapp.gallery.people import PHOTO_ID_DIGITS, VECTORS, name_of, path_of
 from faceapp.schema import UNKNOWN, Candidate
 
 
@@ -63,6 +63,17 @@ class Table:
     @classmethod
     def empty(cls, dimension: int) -> Table:
         return cls((), (), np.zeros((2, 0, dimension), dtype=np.float32))
+
+    @classmethod
+    def of(cls, people: Iterable[tuple[str, NDArray[np.float32], NDArray[np.float32]]], *, dimension: int) -> Table:
+        """A table that is in no bucket: names with two descriptors ([D]), of the face as seen and at low resolution."""
+        ordered = sorted(
+            (VECTORS + path_of(name, f"{number:0{PHOTO_ID_DIGITS}x}"), seen, low)
+            for number, (name, seen, low) in enumerate(people)
+        )
+        rows = np.array([(seen, low) for _, seen, low in ordered], dtype=np.float32)
+        keys = [key for key, _, _ in ordered]
+        return cls(keys, [""] * len(keys), rows.reshape(-1, 2, dimension).transpose(1, 0, 2))
 
     def __len__(self) -> int:
         return len(self.keys)

@@ -121,8 +121,7 @@ def enrol(name: str) -> flask.Response:
 @blueprint.get("/people/<path:name>")
 def person(name: str) -> flask.Response:
     """One person and their photos."""
-    [name, *_] = dispatch.current().people.spellings(name)
-    photo_ids = dispatch.current().people.get(name)
+    name, photo_ids = dispatch.current().people.find(name)
     return flask.jsonify(name=name, photos=[_photo(name, photo_id) for photo_id in photo_ids])
 
 

@@ -114,6 +114,7 @@ class Auth:
         if scheme.lower() == "bearer" and (own := owned(text.strip(), self.settings.local_key)):
             # The machine's own, which no rate holds up.
             logs.bind(key=own.id)
+            flask.g.role = own.role
         elif scheme.lower() == "bearer":
             self._check_key(self._known(text.strip()), ROLES.get(operation, ADMIN))
         elif not self._needs_none(request, operation):

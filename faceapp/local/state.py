@@ -11,6 +11,9 @@ import fcntl
 import hashlib
 import json
 import os
+import time
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,12 +21,16 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from faceapp.credential import states_folder
 from faceapp.errors import LocalError
+from faceapp.gallery.people import VECTORS, split_key
 
 MARKS = ("version", "keys/keys.json")
 """Objects that tell of changes: the gallery replaces the first after each, and the API keys are all in the second."""
 FLEETING = ("incoming/", "forgetting/", "scaler/")
 """Photos that wait to be enrolled, orders to forget somebody in results, and the scaler's lease: their requests, the
 results and that scaler will not be there any more."""
+
+TICK_S = 1.0
+"""The embedded S3 dates objects by whole seconds."""
 
 
 def default_folder(prefix: str) -> Path:
@@ -79,8 +86,12 @@ class GalleryState:
         """Put the mirrored objects into the bucket, and say how many. Raises LocalError when the folder is damaged."""
         try:
             index = json.loads(self._index.read_text("utf-8"))
-            for key, name in index.items():
-                self._s3.put_object(Bucket=self._bucket, Key=key, Body=(self._folder / name).read_bytes())
+            for n, keys in enumerate(_rounds(index.keys())):
+                if n:
+                    time.sleep(TICK_S)
+                for key in keys:
+                    body = (self._folder / index[key]).read_bytes()
+                    self._s3.put_object(Bucket=self._bucket, Key=key, Body=body)
         except FileNotFoundError as error:
             if error.filename == str(self._index):
                 return 0
@@ -138,7 +149,7 @@ class GalleryState:
     def _objects(self) -> list[tuple[str, str]]:
         pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self._bucket)
         found = [each for page in pages for each in page.get("Contents", ())]
-        # The oldest first, as they are restored: of two people with one photo the gallery names whoever was first.
+        # The oldest first, as they are restored.
         found.sort(key=lambda each: each["LastModified"])
         return [(each["Key"], each["ETag"]) for each in found if not each["Key"].startswith(FLEETING)]
 
@@ -152,3 +163,22 @@ class GalleryState:
             # The disk may be full: what was written of it helps nobody.
             part.unlink(missing_ok=True)
             raise
+
+
+def _rounds(keys: Iterable[str]) -> list[list[str]]:
+    """The keys in rounds, each to be stored in later seconds than the one before.
+
+    Of two people with one photo the gallery names whoever was first, so their vectors are in two rounds. Nearly always
+    there is one round.
+    """
+    rounds: list[list[str]] = [[]]
+    before: Counter[str] = Counter()
+    for key in keys:
+        found = split_key(key) if key.startswith(VECTORS) else None
+        n = before[found[1]] if found else 0
+        if found:
+            before[found[1]] += 1
+        if n == len(rounds):
+            rounds.append([])
+        rounds[n].append(key)
+    return rounds
