@@ -9,9 +9,7 @@ import os
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from functools import cache, partial
-from ipaddress import ip_address
 from typing import Any
-from urllib.parse import urlsplit
 
 import boto3
 import botocore.session
@@ -20,6 +18,7 @@ from botocore.exceptions import BotoCoreError, IncompleteReadError
 from botocore.utils import IMDSRegionProvider, parse_timestamp
 
 from faceapp.config import Settings, settings
+from faceapp.door import is_loopback_url
 from faceapp.errors import ConfigError
 
 EMBEDDED_REGION = "us-east-1"
@@ -95,7 +94,7 @@ def region() -> str:
             return found
     except BotoCoreError as error:
         raise ConfigError(f"The AWS profile cannot be used: {error}") from error
-    if is_loopback(os.environ.get("AWS_ENDPOINT_URL", "")):
+    if is_loopback_url(os.environ.get("AWS_ENDPOINT_URL", "")):
         return EMBEDDED_REGION
     if found := _instance_region():
         return found
@@ -106,15 +105,6 @@ def region() -> str:
 def _instance_region() -> str:
     """EC2's answer on an instance, empty elsewhere and where AWS_EC2_METADATA_DISABLED is true."""
     return IMDSRegionProvider(botocore.session.get_session()).provide() or ""
-
-
-def is_loopback(endpoint: str) -> bool:
-    """Whether the URL's host is this machine."""
-    host = urlsplit(endpoint).hostname or ""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def connections(settings: Settings) -> int:

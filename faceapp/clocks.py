@@ -13,16 +13,20 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 
+def sent_s(date: str | None) -> float:
+    """The time of a `Date` header (Unix time, in whole seconds); this machine's where it is missing or unreadable."""
+    try:
+        return parsedate_to_datetime(date).timestamp() if date else time.time()
+    except (ValueError, OverflowError):
+        return time.time()
+
+
 def answered_s(answer: Mapping[str, Any]) -> float:
     """When AWS sent this boto3 answer, by its own clock (Unix time, in whole seconds).
 
     This machine's clock where the answer has no readable `Date`, as behind a proxy that strips it.
     """
-    date = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
-    try:
-        return parsedate_to_datetime(date).timestamp() if date else time.time()
-    except ValueError:
-        return time.time()
+    return sent_s(answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date"))
 
 
 def answered(answer: Mapping[str, Any]) -> datetime:

@@ -49,10 +49,10 @@ def fresh() -> dict[str, str]:
 def kept(folder: Path, key: str, ports: Mapping[str, int], environ: Mapping[str, str]) -> Iterator[None]:
     """Say in `folder` what the start answers to at its `ports`, until the block ends; `environ` is what boto3 needs."""
     exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in sorted(environ.items()))
-    _write(folder / START, json.dumps({"key": key, "ports": dict(ports)}))
-    _write(folder / CURL, f'header = "Authorization: Bearer {key}"\n')
-    _write(folder / AWS, exports)
     try:
+        _write(folder / START, json.dumps({"key": key, "ports": dict(ports)}))
+        _write(folder / CURL, f'header = "Authorization: Bearer {key}"\n')
+        _write(folder / AWS, exports)
         yield
     finally:
         for name in FILES:
@@ -74,7 +74,10 @@ def local_key_for(url: str, settings: Settings | None = None) -> str:
         return ""
     if own := (settings or environment_settings()).local_key:
         return own
-    port = urlsplit(url).port
+    try:
+        port = urlsplit(url).port
+    except ValueError:  # there is no such port
+        return ""
     for file in sorted(states_folder().glob(f"*/{START}")):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
             start = json.loads(file.read_text("utf-8"))

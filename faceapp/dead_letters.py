@@ -305,7 +305,7 @@ class DeadLetters:
         task = str(document["headers"]["task"]) if document else None
         request_id = _request_id(document)
         attributes = held.raw.get("Attributes", {})
-        unfit = refusal(body, tasks=TASKS, time_limit_s=self._settings.task_time_limit_s)
+        unfit = refusal(body, tasks=TASKS)
         photo, reason = self._look_up(
             task, request_id, f"no worker takes it: {unfit}" if unfit else f"failed {tries} times"
         )

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable
+import socket
+from collections.abc import Iterable, Mapping
 from enum import Enum
 from functools import lru_cache
 from urllib.parse import urlsplit
@@ -112,12 +113,29 @@ def names_loopback(host: str) -> bool:
     return not name.startswith("127.") or all(int(part) < 256 for part in name.split("."))
 
 
+def is_loopback_address(address: str) -> bool:
+    """Whether listening on `address` (a name or a number) is listening to this machine alone."""
+    try:
+        found = socket.getaddrinfo(address or None, None, flags=socket.AI_PASSIVE)
+    except OSError:
+        return False
+    return all(ipaddress.ip_address(str(each[4][0]).partition("%")[0]).is_loopback for each in found)
+
+
 def is_loopback_url(url: str) -> bool:
     """Whether a URL's host is one of the loopback's own names."""
     try:
         return names_loopback(urlsplit(url).netloc)
     except ValueError:
         return False
+
+
+def no_proxy(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables by which no proxy is asked for this machine, nor for what `environ` excepts in either of them."""
+    named = [each.strip() for name in ("no_proxy", "NO_PROXY") for each in environ.get(name, "").split(",")]
+    # An asterisk means every host only where it stands alone.
+    hosts = "*" if "*" in named else ",".join(dict.fromkeys(filter(None, [*named, "127.0.0.1", "localhost"])))
+    return {"no_proxy": hosts, "NO_PROXY": hosts}
 
 
 def _host_of(origin: str) -> str:

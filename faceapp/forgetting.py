@@ -31,8 +31,8 @@ from faceapp import broker
 from faceapp.broker.messages import FORGET
 from faceapp.config import Settings
 from faceapp.errors import SchemaError
-from faceapp.schema import Recognition
-from faceapp.storage import REQUEST_ID, GalleryObject, Storage, StoredResult, first_id_after
+from faceapp.schema import REQUEST_ID, Recognition
+from faceapp.storage import GalleryObject, Storage, StoredResult, first_id_after
 
 logger = logging.getLogger(__name__)
 

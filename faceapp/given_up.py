@@ -18,7 +18,7 @@ from faceapp.storage import Storage
 logger = logging.getLogger(__name__)
 
 CLOCKS_AGREE_S = 2.0
-"""SQS says when a message came, this machine what time it is now."""
+"""How long a photo waited is told by SQS's clock, which answers in whole seconds, and by this machine's between."""
 ASIDE = "it is put aside for somebody to look at."
 
 

@@ -8,6 +8,8 @@ import secrets
 
 FORM = re.compile(r"fa_([0-9a-f]{8})_([0-9A-Za-z_-]{43})")
 SECRET_BYTES = 32
+ROLES = ("recognise", "enrol", "admin")
+"""What a key is for; each may do what those before it may."""
 
 
 def new_id() -> str:

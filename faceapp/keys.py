@@ -27,13 +27,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 from faceapp.errors import BadRequest, FaceappError, KeyNotFound, KeysUnreadable, StorageUnavailable
-from faceapp.key_text import FORM, new_id, new_secret, text_of
+from faceapp.key_text import FORM, ROLES, new_id, new_secret, text_of
 from faceapp.storage import Storage
 
 OBJECT = "keys/keys.json"
 VERSION = 1
-RECOGNISE, ENROL, ADMIN = ROLES = ("recognise", "enrol", "admin")
-"""Each may do what those before it may."""
+RECOGNISE, ENROL, ADMIN = ROLES
 
 MAX_NAME = 64
 MOST_KEYS = 1000

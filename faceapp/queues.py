@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from faceapp import aws
 from faceapp.broker import sqs_client
 from faceapp.broker.clients import queue_urls
 from faceapp.config import Settings
@@ -33,7 +34,7 @@ class Queue:
 
 def client() -> Any:
     """An SQS client for `queues`, for whoever wants a quick answer or none. Any thread may use it."""
-    return sqs_client(read_timeout=3, retries={"mode": "standard", "total_max_attempts": 1})
+    return sqs_client(read_timeout=3, retries=aws.ONCE)
 
 
 def queues(sqs: Any, settings: Settings) -> list[Queue]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
 import types
 import typing
@@ -19,6 +20,8 @@ from typing import Any, ClassVar, Literal, TypeVar
 from faceapp.errors import FaceappError, SchemaError, by_code
 
 VERSION = 1
+ID_DIGITS = 32
+REQUEST_ID = re.compile(f"[0-9a-f]{{{ID_DIGITS}}}")
 UNKNOWN = "unknown"
 NO_FACE = "no_face"
 

@@ -10,13 +10,13 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
-from email.utils import parsedate_to_datetime
 from typing import Any, Generic, TypeVar
 
 from botocore.exceptions import BotoCoreError, ClientError
 from kombu.exceptions import KombuError, OperationalError
 
 from faceapp import aws
+from faceapp.clocks import answered_s
 from faceapp.config import Settings
 from faceapp.errors import BrokerUnavailable, FaceappError, FleetError
 from faceapp.gallery import People
@@ -195,8 +195,7 @@ def _instances(settings: Settings) -> tuple[Instance, ...]:
     try:
         ec2 = aws.client("ec2", read_timeout=AWS_ANSWERS_S, retries=aws.ONCE)
         for page in ec2.get_paginator("describe_instances").paginate(Filters=filters):
-            date = page["ResponseMetadata"]["HTTPHeaders"].get("date")
-            now_s = parsedate_to_datetime(date).timestamp() if date else time.time()
+            now_s = answered_s(page)
             for reservation in page["Reservations"]:
                 found += [_instance(each, now_s) for each in reservation["Instances"]]
     except (BotoCoreError, ClientError) as error:

@@ -22,7 +22,7 @@ from faceapp import aws
 from faceapp.clocks import answered
 from faceapp.config import Settings
 from faceapp.errors import NotFound, RecognitionNotFound, StorageUnavailable
-from faceapp.schema import Recognition
+from faceapp.schema import ID_DIGITS, REQUEST_ID, Recognition
 
 INCOMING = "incoming/"
 MISSING = {"NoSuchKey", "404", "NotFound"}
@@ -35,8 +35,6 @@ OCTETS = "application/octet-stream"
 KEYS_PER_DELETE = 1000
 KEYS_PER_LIST = 1000
 PHOTO_NUMBER = re.compile("[0-9]{1,4}")
-ID_DIGITS = 32
-REQUEST_ID = re.compile(f"[0-9a-f]{{{ID_DIGITS}}}")
 DIGITS = "0123456789abcdef"
 MAX_RESULT_BYTES = 16 * 1024 * 1024
 """A photo of 10,000 faces gives a result of 10 MB."""
@@ -149,10 +147,7 @@ class Storage:
         return self._clients[process]
 
     def _new_client(self) -> Any:
-        limits = QUICK if self._quick else PATIENT
-        return aws.client(
-            "s3", owner=self.settings.account, max_pool_connections=aws.connections(self.settings), **limits
-        )
+        return aws.client("s3", **(QUICK if self._quick else PATIENT))
 
     def ready(self) -> None:
         """Ask for all three buckets (three calls). Raises StorageUnavailable unless each is there and open to us."""

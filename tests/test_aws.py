@@ -85,7 +85,7 @@ def test_an_instance_is_in_its_own_region(nowhere: Path, monkeypatch: pytest.Mon
             aws._instance_region.cache_clear()
 
 
-@pytest.mark.parametrize("endpoint", ["", "https://minio.example.org", "http://127.0.0.1.example.org"])
+@pytest.mark.parametrize("endpoint", ["", "https://minio.example.org", "http://127.0.0.1.example.org", "http://[::1"])
 def test_no_region_is_a_sentence_that_names_the_variable(
     nowhere: Path, monkeypatch: pytest.MonkeyPatch, endpoint: str
 ) -> None:
@@ -209,9 +209,13 @@ def test_a_client_keeps_as_many_connections_as_requests_can_be_open() -> None:
 
 
 @pytest.mark.parametrize("account", ["", "123456789012"])
-def test_every_call_of_s3_says_whose_the_bucket_must_be(stack: Settings, account: str) -> None:
+def test_every_call_of_s3_says_whose_the_bucket_must_be(
+    stack: Settings, monkeypatch: pytest.MonkeyPatch, account: str
+) -> None:
     """S12: the name of a bucket that was deleted may be anybody's the next moment."""
-    storage, said = Storage(dataclasses.replace(stack, account=account)), list[tuple[str, Any]]()
+    own = dataclasses.replace(stack, account=account)
+    monkeypatch.setattr(aws, "settings", lambda: own)
+    storage, said = Storage(own), list[tuple[str, Any]]()
 
     def listen(request: Any, event_name: str, **_: Any) -> None:
         said.append((event_name.rpartition(".")[2], request.headers.get("x-amz-expected-bucket-owner")))

@@ -21,12 +21,13 @@ import pytest
 from botocore.exceptions import BotoCoreError, ClientError, IncompleteReadError
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 from kombu.asynchronous import Hub as EventLoop
+from kombu.asynchronous.aws.sqs.connection import AsyncSQSConnection
 from kombu.asynchronous.http.curl import CurlClient
 from vine import promise
 
 from faceapp import broker
 from faceapp import stack as deployment
-from faceapp.broker.transport import AsyncConnection, HTTPConnection
+from faceapp.broker.transport import CLOCK, AsyncConnection, HTTPConnection
 from faceapp.config import Settings
 from faceapp.errors import BrokerUnavailable
 from tests import echo as echo_app
@@ -334,6 +335,17 @@ def test_a_refused_poll_is_an_empty_one(stack: Settings, status: int) -> None:
     with broker.create_app(stack).connection_for_read() as connection:
         received = asks._on_list_ready(None, [], "ReceiveMessage", Answer(status))
         assert connection.default_channel._on_messages_ready("url", "req-queue", received) == 0
+
+
+@pytest.mark.parametrize("date", [None, "", "soon", "Mon, 99 Nov 2026 14:00:00 GMT"])
+def test_a_poll_whose_answer_has_no_readable_date_keeps_its_messages(
+    aws: str, monkeypatch: pytest.MonkeyPatch, date: str | None
+) -> None:
+    """Raised into the event loop, it would be the queue's last poll; this machine's clock is believed."""
+    monkeypatch.setattr(AsyncSQSConnection, "_on_list_ready", lambda *_: {"Messages": [{"Body": "x"}]})
+    asks = AsyncConnection(sqs_connection=broker.sqs_client(), http_client=object())
+    answer = asks._on_list_ready(None, [], "ReceiveMessage", Answer(200, date=date))
+    assert abs(answer["Messages"][0][CLOCK] + time.monotonic() - time.time()) < 600
 
 
 def test_a_poll_that_cannot_be_signed_is_tried_again(

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,22 @@ def faceapp(*arguments: str | Path, **environ: str) -> subprocess.CompletedProce
     own = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "FACEAPP_"))}
     command = [sys.executable, "-m", "faceapp", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=240, env={**own, **environ})
+
+
+def test_a_look_at_the_settings_that_breaks_says_where(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """`faceapp web` ended with status 1 and said nothing."""
+
+    services = import_module("faceapp.cli.services")
+
+    def broken() -> None:
+        raise ValueError("for a test")
+
+    monkeypatch.setattr(services, "_check", broken)
+    with pytest.raises(SystemExit, match="1"):
+        services._check_apart()
+    assert "ValueError: for a test" in capfd.readouterr().err
 
 
 def test_help_lists_the_commands() -> None:

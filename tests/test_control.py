@@ -103,6 +103,19 @@ def test_a_worker_takes_its_queue_with_it(aws: str, base: Settings, app: Any, tm
     assert subscribed(settings) == set()
 
 
+def test_a_sweep_that_breaks_off_confirms_no_suspect(stack: Settings) -> None:
+    """A queue that was in use at the sweep after it stayed a suspect, and went at the next bad look."""
+    sqs, now_s, suspects = sqs_client(), [0.0], Suspects(apart_s=LOOKS_APART_S, clock=lambda: now_s[0])
+    url = sqs.create_queue(QueueName=f"{stack.prefix}-gone-asleep", tags={TAG: "1"})["QueueUrl"]
+    with pytest.raises(ClientError, match="NonExistentQueue"):
+        sweep(dataclasses.replace(stack, prefix=f"{stack.prefix}-gone"), suspects)
+    sqs.tag_queue(QueueUrl=url, Tags={TAG: str(int(time.time()))})
+    assert sweep(stack, suspects) == []
+    sqs.tag_queue(QueueUrl=url, Tags={TAG: "1"})
+    now_s[0] = LOOKS_APART_S
+    assert sweep(stack, suspects) == []
+
+
 @pytest.mark.parametrize("ahead_s", [-7200, 7200])
 def test_a_wrong_clock_sweeps_no_queue_in_use(stack: Settings, ahead_s: int) -> None:
     """The owner's clock at first, and then that of the scaler, which sweeps."""

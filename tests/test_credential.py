@@ -33,6 +33,7 @@ def test_commands_find_the_start_that_answers_there(folder: Path) -> None:
             assert credential.key_for(url, nobody) == key
         for url in ("http://127.0.0.1:8124", "http://127.0.0.1", "http://example.org:8123", "https://10.0.0.1:8123"):
             assert credential.key_for(url, nobody) == ""
+        assert credential.key_for("http://localhost:99999", nobody) == ""
         assert credential.key_for("http://127.0.0.1:8123", Settings(api_key="mine")) == "mine"
         assert credential.local_key_for("http://127.0.0.1:8123", Settings(api_key="mine")) == key
         assert {each.name for each in folder.iterdir()} == set(credential.FILES)
@@ -59,6 +60,13 @@ def test_what_a_killed_start_left_is_replaced_and_what_is_damaged_is_passed_over
     with credential.kept(folder, key, {"web": 8123}, {}):
         assert json.loads((folder / credential.START).read_text())["key"] == key
         assert credential.key_for("http://127.0.0.1:8123", Settings()) == key
+
+
+def test_a_start_that_cannot_write_all_of_it_leaves_none_of_it(folder: Path) -> None:
+    (folder / f"{credential.AWS}.part").mkdir()
+    with pytest.raises((IsADirectoryError, PermissionError)), credential.kept(folder, new_text(), {"web": 8123}, {}):
+        pass
+    assert not any((folder / name).exists() for name in credential.FILES)
 
 
 def test_each_start_has_another_and_nothing_is_told_by_the_access_key() -> None:

@@ -23,6 +23,7 @@ from faceapp.schema import Failure, Recognition
 from faceapp.storage import Storage
 from tests.aws import plain_client
 from tests.services import aws_environ, celery_worker, environ, wait_until
+from tests.test_messages import message as whole_message
 
 pytestmark = pytest.mark.usefixtures("aws")
 
@@ -286,6 +287,12 @@ def test_an_id_that_begins_several_is_refused(put: Callable[[str], str], letters
     with pytest.raises(DeadLetterNotFound, match="2 dead letters begin with 'same-beginning': give more of the"):
         letters.show(["same-beginning"])
     assert [each.request_id for each in letters.show(["same-beginning-1"])] == ["same-beginning-1"]
+
+
+def test_a_sender_may_allow_more_time_than_the_operator(put: Callable[[str], str], letters: DeadLetters) -> None:
+    """The workers took it, and the operator read that none does."""
+    put(json.dumps(whole_message(headers__timelimit=[600, 590])))
+    assert [each.reason for each in letters.listing().letters] == ["failed 3 times"]
 
 
 def test_a_body_that_is_no_task_is_shown_as_what_it_is(put: Callable[[str], str], letters: DeadLetters) -> None:

@@ -17,11 +17,11 @@ import yaml
 from botocore.stub import Stubber
 
 from faceapp import stack
-from faceapp.aws import is_loopback
 from faceapp.config import Settings
 from faceapp.deploy import changes, choices, show, template
 from faceapp.deploy.apply import Event, execute, follow
 from faceapp.deploy.target import Target
+from faceapp.door import is_loopback_url
 from faceapp.errors import ConfigError, DeployError
 from faceapp.scaling.machine import STACK, TIER
 from tests.aws import KEY, plain_client
@@ -486,8 +486,8 @@ def test_a_loopback_never_gets_the_users_credentials(deploy: Deploy) -> None:
 
 
 def test_what_a_loopback_is() -> None:
-    assert all(map(is_loopback, ["http://127.0.0.1:4566", "http://localhost:1", "http://[::1]:4566"]))
-    assert not any(map(is_loopback, ["", "https://ec2.us-east-1.amazonaws.com", "http://127.0.0.1.example.org"]))
+    assert all(map(is_loopback_url, ["http://127.0.0.1:4566", "http://localhost:1", "http://[::1]:4566"]))
+    assert not any(map(is_loopback_url, ["", "https://ec2.us-east-1.amazonaws.com", "http://127.0.0.1.example.org"]))
 
 
 def test_settings_that_have_a_parameter_become_it() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from faceapp.door import Reason, came_by_proxy, is_loopback_url, names_loopback, reason_against
+from faceapp.door import Reason, came_by_proxy, is_loopback_url, names_loopback, no_proxy, reason_against
 
 HOST = ("Host", "127.0.0.1:8000")
 
@@ -91,6 +91,20 @@ def test_no_text_around_it_makes_a_name_of_the_loopbacks(text: str) -> None:
 )
 def test_no_credential_of_a_start_goes_to_another_host(url: str, is_ours: bool) -> None:
     assert is_loopback_url(url) is is_ours
+
+
+@pytest.mark.parametrize(
+    ("environ", "hosts"),
+    [
+        ({}, "127.0.0.1,localhost"),
+        ({"no_proxy": "a.example, localhost"}, "a.example,localhost,127.0.0.1"),
+        ({"no_proxy": "a.example", "NO_PROXY": "b.example,a.example"}, "a.example,b.example,127.0.0.1,localhost"),
+        ({"NO_PROXY": "*"}, "*"),
+    ],
+)
+def test_no_proxy_is_asked_for_this_machine_and_what_the_user_excepted(environ: dict[str, str], hosts: str) -> None:
+    """What stood in no_proxy alone, as most tools write it, was lost."""
+    assert no_proxy(environ) == {"no_proxy": hosts, "NO_PROXY": hosts}
 
 
 def test_a_request_without_a_host_or_with_two() -> None:

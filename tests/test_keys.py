@@ -21,8 +21,8 @@ from faceapp import keys as module
 from faceapp.cli import main
 from faceapp.config import Settings
 from faceapp.errors import BadRequest, ConfigError, KeyNotFound, KeysUnreadable, StorageUnavailable
-from faceapp.key_text import FORM
-from faceapp.keys import OBJECT, ROLES, Key, Keyring, Keys, Minted, dump, match, parse
+from faceapp.key_text import FORM, ROLES
+from faceapp.keys import OBJECT, Key, Keyring, Keys, Minted, dump, match, parse
 from faceapp.storage import GalleryObject, Storage
 from tests.services import wait_until
 

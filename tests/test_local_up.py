@@ -28,7 +28,7 @@ from faceapp.local import compute, up
 from faceapp.local.processes import Services
 from faceapp.local.progress import Progress
 from faceapp.scaling.lease import KEY
-from faceapp.storage import REQUEST_ID
+from faceapp.schema import REQUEST_ID
 from tests.aws import session
 from tests.services import PATIENCE_S, wait_until
 from tests.test_cli import faceapp

@@ -7,7 +7,7 @@ import json
 import subprocess
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -553,6 +553,25 @@ def test_workers_beat_slowly_and_send_events_without_an_option() -> None:
     events.beat_slowly(worker)
     assert worker.options == {"heartbeat_interval": 5}
     assert echo.app.conf.worker_send_task_events
+
+
+def test_a_heartbeat_says_how_many_processes_there_are_now(aws: str, echo_settings: Settings, tmp_path: Path) -> None:
+    """What Flower's buttons change was never told."""
+    settings = dataclasses.replace(echo_settings, prefix=echo.prefix(echo_settings), scaler_port=3)
+    told: list[int | None] = []
+
+    class Told(Workers):
+        def on_event(self, event: Mapping[str, Any]) -> None:
+            if event["type"] == "worker-heartbeat":
+                told.append(event.get("processes"))
+            super().on_event(event)
+
+    Listener(settings, Told(service_s=1.0)).start()
+    options = ("--concurrency", "1", "--hostname", f"celery@{HOST}", "--heartbeat-interval", "1")
+    with celery_worker("tests.echo", tmp_path / "log", environ(aws, echo_settings), *options):
+        wait_until(lambda: 1 in told, what="a heartbeat")
+        broker.create_app(settings).control.pool_grow(1, destination=[f"celery@{HOST}"])
+        wait_until(lambda: 2 in told, what="a heartbeat with the new process")
 
 
 def test_a_scaler_that_begins_is_told_of_workers_that_are_there(

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from faceapp.config import Settings
+from faceapp.http.scaler import ScalerStatus
 from faceapp.scaling import status_server
 from faceapp.scaling.status import Status
 from faceapp.scaling.status_server import CONNECTIONS, REQUEST_BYTES, StatusServer
@@ -70,7 +71,7 @@ def test_foreign_hosts_pages_and_proxies_read_nothing(server: StatusServer, head
         assert (status, text.startswith("This is for programs of this machine. ")) == (403, True)
 
 
-def test_programs_and_a_typed_address_read_it(server: StatusServer) -> None:
+def test_programs_and_a_typed_address_read_it(server: StatusServer, aws: str) -> None:
     assert json.loads(ask(server)[1])["policy"] == "work"
     assert "faceapp_scaler_leader" in ask(server, "/metrics", Host=f"localhost:{server.port}")[1]
     assert ask(server, Sec_Fetch_Site="none", Sec_Fetch_Mode="navigate")[0] == 200
@@ -86,6 +87,28 @@ def test_on_another_address_it_answers_private_networks_and_still_no_page() -> N
             assert ask(server, **headers)[0] == 403
     finally:
         server.stop()
+
+
+def test_a_name_of_the_loopback_is_the_loopback() -> None:
+    """The scaler took other names than localhost for a network, and the web tier was refused there."""
+    server = serving("127.1")
+    try:
+        assert ask(server, Via="1.1 proxy")[0] == 403
+        status = ScalerStatus(Settings(scaler_host="127.1", scaler_port=server.port)).get()
+        assert status is not None
+        assert status["policy"] == "work"
+    finally:
+        server.stop()
+
+
+def test_an_error_of_ours_is_logged(server: StatusServer, caplog: pytest.LogCaptureFixture) -> None:
+    def broken() -> None:
+        raise RuntimeError("for a test")
+
+    server._server.RequestHandlerClass.status.document = broken  # type: ignore[attr-defined]
+    with pytest.raises(http.client.RemoteDisconnected):
+        ask(server)
+    wait_until(lambda: "RuntimeError: for a test" in caplog.text, what="the traceback in the log")
 
 
 def test_a_silent_connection_ends(server: StatusServer, monkeypatch: pytest.MonkeyPatch) -> None:

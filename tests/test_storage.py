@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from faceapp.config import Settings
 from faceapp.errors import NotFound, RecognitionNotFound, SchemaError, StorageUnavailable
-from faceapp.schema import Box, Face, Photo, Recognition
-from faceapp.storage import MAX_FILE_NAME_BYTES, REQUEST_ID, Storage, encode_file_name, first_id_after
+from faceapp.schema import REQUEST_ID, Box, Face, Photo, Recognition
+from faceapp.storage import MAX_FILE_NAME_BYTES, Storage, encode_file_name, first_id_after
 
 PHOTO = bytes(range(256)) * 8
 

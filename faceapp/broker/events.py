@@ -36,12 +36,21 @@ _last: EventDispatcher | None = None
 
 
 _facts: dict[str, float] = {}
+_worker: Any = None
+"""Celery's, in a worker."""
 
 
-def tell_of_worker(*, photo_s: float | None = None, processes: int | None = None) -> None:
-    """Let this worker's signs of life say what its model takes for a photo, and how many it works on at once."""
-    told = {"photo_s": photo_s, "processes": processes}
-    _facts.update({name: value for name, value in told.items() if value is not None})
+def tell_of_worker(*, photo_s: float | None) -> None:
+    """Let this worker's signs of life say what its model takes for a photo, if that is known."""
+    if photo_s is not None:
+        _facts["photo_s"] = photo_s
+
+
+def _processes() -> dict[str, int]:
+    """How many photos this worker works on at once, which remote control may change."""
+    # The pool has no size before it has started.
+    size = getattr(getattr(_worker, "pool", None), "num_processes", None) or getattr(_worker, "concurrency", None)
+    return {"processes": size} if isinstance(size, int) else {}
 
 
 class EventDispatcher(celery.events.dispatcher.EventDispatcher):
@@ -92,7 +101,7 @@ class EventDispatcher(celery.events.dispatcher.EventDispatcher):
         if type == "worker-offline":  # a goodbye is not to overtake what was before it
             self.flush()
         if type in ("worker-online", "worker-heartbeat"):
-            fields = {**_facts, **fields}
+            fields = {**_facts, **_processes(), **fields}
         return super().send(type, *args, **fields)
 
     def close(self) -> None:
@@ -137,8 +146,8 @@ def beat_slowly(sender: Any, **_: Any) -> None:
     # Celery has a command line option for it (celery/celery#1966) and no setting; 'celery -A faceapp.tasks worker' is
     # to be enough.
     # The sender is a worker, or nobody where only the model is loaded (faceapp.local.zygote).
-    if isinstance(processes := getattr(sender, "concurrency", None), int):
-        tell_of_worker(processes=processes)
+    global _worker
+    _worker = sender
     options = getattr(sender, "options", None)
     if options is not None and not options.get("heartbeat_interval"):
         options["heartbeat_interval"] = HEARTBEAT_S

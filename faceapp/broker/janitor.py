@@ -43,6 +43,10 @@ class Suspects:
         self._seen: dict[str, tuple[str, float]] = {}
         self._looked: set[str] = set()
 
+    def begin(self) -> None:
+        """A look at everything begins; one before it that came to no end says nothing."""
+        self._looked = set()
+
     def confirmed(self, what: str, *, sign: str = "") -> bool:
         """Note that `what` looks abandoned; whether it did so `apart_s` ago, with the same sign."""
         self._looked.add(what)
@@ -51,10 +55,9 @@ class Suspects:
             known = self._seen[what] = sign, self._clock()
         return self._clock() - known[1] >= self._apart_s
 
-    def clear(self) -> None:
-        """A look at everything is over: what did not look abandoned in it is no suspect any more."""
+    def end(self) -> None:
+        """The look is over: what did not look abandoned in it is no suspect any more."""
         self._seen = {what: known for what, known in self._seen.items() if what in self._looked}
-        self._looked = set()
 
 
 class Janitor:
@@ -115,6 +118,7 @@ def sweep(settings: Settings, suspects: Suspects, *, abandoned_s: float = ABANDO
     """
     sqs, sns = sqs_client(), sns_client()
     deleted = []
+    suspects.begin()
     for url in queue_urls(sqs, f"{settings.prefix}-"):
         with _tolerance(url):
             used = _abandoned_since(sqs, url, abandoned_s)
@@ -132,7 +136,7 @@ def sweep(settings: Settings, suspects: Suspects, *, abandoned_s: float = ABANDO
                 if gone and suspects.confirmed(subscription):
                     sns.unsubscribe(SubscriptionArn=subscription)
                     deleted.append(subscription)
-    suspects.clear()
+    suspects.end()
     if deleted:
         logger.info("deleted what killed processes had left behind: %s", ", ".join(deleted))
     return deleted

@@ -9,6 +9,8 @@ from typing import Any
 
 import celery.app.amqp
 
+from faceapp.schema import REQUEST_ID
+
 TASK_DEFAULTS: dict[str, Any] = {
     "shadow": None,
     "eta": None,
@@ -52,7 +54,6 @@ LONGEST_ERASE_S = LONGEST_TASK_S + 60
 """A photo is erased once more when every task that may have it has ended."""
 RECOGNIZE, ENROL = "faceapp.recognize", "faceapp.enrol"
 FORGET, ERASE = "faceapp.forget", "faceapp.erase"
-REQUEST_ID = re.compile(r"[0-9a-f]{32}")
 TASK_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 PLAIN_TEXT = ("lang", "argsrepr", "kwargsrepr", "root_id", "parent_id", "shadow", "origin", "request_id", "traceparent")
 """Headers that are a text, or nothing."""
@@ -60,14 +61,14 @@ NOTHING = ("eta", "expires", "group", "group_index", "stamped_headers", "stamps"
 """Headers that no task here has: none is to wait in a worker, or is one of several."""
 
 
-def refusal(body: str, *, tasks: Container[str], time_limit_s: float = LONGEST_TASK_S) -> str:
+def refusal(body: str, *, tasks: Container[str]) -> str:
     """Why the message `body` cannot be given to a worker that has `tasks`; empty when it can.
 
     Celery believes a message: it deletes one that it does not understand, gives a wrong one a process of its pool, and
     may end by one whose headers have other types than its own. Who may write to the queue must not be able to do that.
     """
     try:
-        _check(json.loads(body), tasks, time_limit_s)
+        _check(json.loads(body), tasks)
     except RecursionError:
         return "it is nested too deeply"
     except _Refused as error:
@@ -81,13 +82,13 @@ class _Refused(Exception):
     """What is wrong, as a clause whose subject is the message."""
 
 
-def _check(envelope: Any, tasks: Container[str], time_limit_s: float) -> None:
+def _check(envelope: Any, tasks: Container[str]) -> None:
     headers = envelope.get("headers") if isinstance(envelope, dict) else None
     task = headers.get("task") if isinstance(headers, dict) else None
     if not isinstance(headers, dict) or not isinstance(task, str):
         raise _Refused("it is no Celery task")
     _need(task in tasks, f"its task {task[:64]!r} is none of ours")
-    _check_headers(headers, time_limit_s)
+    _check_headers(headers)
     _check_properties(envelope.get("properties"))
     content = envelope.get("content-type"), envelope.get("content-encoding")
     _need(content == ("application/json", "utf-8"), "its content is not JSON in UTF-8")
@@ -100,7 +101,7 @@ def _check(envelope: Any, tasks: Container[str], time_limit_s: float) -> None:
     _check_call(task, *call)
 
 
-def _check_headers(headers: dict[str, Any], time_limit_s: float) -> None:
+def _check_headers(headers: dict[str, Any]) -> None:
     id, limits = headers.get("id"), headers.get("timelimit")
     _need(isinstance(id, str) and TASK_ID.fullmatch(id), "its id is no id")
     for name in PLAIN_TEXT:
@@ -112,8 +113,8 @@ def _check_headers(headers: dict[str, Any], time_limit_s: float) -> None:
     _need(headers.get("ignore_result") in (None, False, True), "its header ignore_result is neither true nor false")
     if limits is not None:
         _need(isinstance(limits, list) and len(limits) == 2, "its time limits are not two")
-        fit = [each is None or (type(each) in (int, float) and 0 < each <= time_limit_s) for each in limits]
-        _need(all(fit), f"its time limits are not within {time_limit_s:g} s")
+        fit = [each is None or (type(each) in (int, float) and 0 < each <= LONGEST_TASK_S) for each in limits]
+        _need(all(fit), f"its time limits are not within {LONGEST_TASK_S:g} s")
 
 
 def _check_properties(properties: Any) -> None:

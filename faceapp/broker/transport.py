@@ -8,7 +8,6 @@ import math
 import os
 import threading
 import time
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 import pycurl
@@ -25,6 +24,7 @@ from faceapp.broker.control import REPLY_EXCHANGE
 from faceapp.broker.fanout import FANOUT_EXCHANGES, Fanout, arn, listener_attributes, topic_name
 from faceapp.broker.polls import polls
 from faceapp.broker.temporary import SECOND, temporary_queues
+from faceapp.clocks import sent_s
 from faceapp.errors import BrokerUnavailable
 
 logger = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ def _clock_s(date: str | None) -> float:
     The answer says whole seconds, so a clock that agrees with it is believed.
     """
     own_s = time.time()
-    sqs_s = parsedate_to_datetime(date).timestamp() if date else own_s
+    sqs_s = sent_s(date)
     return (own_s if abs(sqs_s - own_s) <= CLOCKS_AGREE_S else sqs_s) - time.monotonic()
 
 

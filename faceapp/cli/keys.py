@@ -8,8 +8,7 @@ import click
 
 from faceapp.cli.common import which_aws
 from faceapp.config import settings
-
-ROLES = ("recognise", "enrol", "admin")
+from faceapp.key_text import ROLES
 
 
 @click.group()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from pathlib import Path
 
 import click
@@ -84,6 +85,8 @@ def _check_apart() -> None:
         except ConfigError as error:
             click.echo(f"Error: {error.detail}", err=True)
             status = 2
+        except Exception:
+            traceback.print_exc()
         finally:
             os._exit(status)
     if status := os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):

@@ -12,6 +12,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from faceapp import aws, credential
 from faceapp.config import Settings
+from faceapp.door import is_loopback_url, no_proxy
 from faceapp.errors import ConfigError, DeployError
 
 LIMITS: dict[str, Any] = {
@@ -44,7 +45,7 @@ class Target:
     @property
     def embedded(self) -> bool:
         """Whether this is an AWS on this machine, where nothing is billed and nothing can be lost."""
-        return aws.is_loopback(self.endpoint)
+        return is_loopback_url(self.endpoint)
 
     def __str__(self) -> str:
         where = f" at {self.endpoint}" if self.endpoint else ""
@@ -73,7 +74,7 @@ def connect(
     endpoint = endpoint or os.environ.get("AWS_ENDPOINT_URL", "")
     if endpoint and urlsplit(endpoint).scheme not in ("http", "https"):
         raise ConfigError(f"--endpoint-url {endpoint} is no URL: it takes one like http://127.0.0.1:4566")
-    if aws.is_loopback(endpoint):
+    if is_loopback_url(endpoint):
         _forget_the_account(endpoint)
     if endpoint:
         os.environ["AWS_ENDPOINT_URL"] = endpoint
@@ -101,5 +102,4 @@ def _forget_the_account(endpoint: str) -> None:
         AWS_EC2_METADATA_DISABLED="true",
     )
     # A proxy would be asked for the loopback, too.
-    hosts = ",".join(filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1", "localhost"]))
-    os.environ["NO_PROXY"] = os.environ["no_proxy"] = hosts
+    os.environ.update(no_proxy(os.environ))

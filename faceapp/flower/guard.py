@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
-import socket
 from typing import Any
 from urllib.parse import urlencode
 
 from tornado.httputil import HTTPHeaders, HTTPServerRequest
 from tornado.web import OutputTransform, RequestHandler
 
-from faceapp.door import Reason, reason_against
+from faceapp.door import Reason, is_loopback_address, reason_against
 from faceapp.errors import ConfigError
 from faceapp.key_text import FORM
 
@@ -36,22 +34,13 @@ def is_protected(options: Any) -> bool:
 
 def check_address(options: Any) -> None:
     """Raises ConfigError when others could reach a Flower that asks nobody for a password."""
-    if is_protected(options) or options.unix_socket or is_loopback(options.address):
+    if is_protected(options) or options.unix_socket or is_loopback_address(options.address):
         return
     where = options.address or "every address of this machine"
     raise ConfigError(
         f"Flower on {where} would let anybody stop the workers: set FACEAPP_FLOWER_BASIC_AUTH=USER:PASSWORD or "
         "--auth, or let it listen on 127.0.0.1."
     )
-
-
-def is_loopback(address: str) -> bool:
-    """Whether listening on `address` (a name or a number) is listening to this machine alone."""
-    try:
-        found = socket.getaddrinfo(address or None, None, flags=socket.AI_PASSIVE)
-    except OSError:
-        return False
-    return all(ipaddress.ip_address(str(each[4][0]).partition("%")[0]).is_loopback for each in found)
 
 
 class Guard:

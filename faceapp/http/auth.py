@@ -24,8 +24,8 @@ from faceapp.config import Settings
 from faceapp.door import Reason, is_other_page, reason_against
 from faceapp.errors import CrossSite, KeyInvalid, RateLimited, RoleMissing, Unauthorized
 from faceapp.http.problems import Problem
+from faceapp.key_text import ROLES as KEY_ROLES
 from faceapp.keys import ADMIN, ENROL, RECOGNISE, Key, Keyring, owned
-from faceapp.keys import ROLES as KEY_ROLES
 from faceapp.storage import Storage
 
 CLASSIC = "POST /"

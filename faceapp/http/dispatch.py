@@ -49,7 +49,7 @@ CLIENT_S = 3.0
 READY_S = 1.0
 """An answer of S3 and SQS is good for as long: probes come from many sides."""
 STORED_AT_ONCE = 64
-"""Photos; as many connections to S3 are kept open."""
+"""Photos, in one web process; those beyond wait for a place."""
 UNSURE = {RecognitionFailed.code, RecognitionExpired.code}
 """Failures of a task that may have enrolled the photos before it was killed."""
 LOOK_AFTER_S = 15.0

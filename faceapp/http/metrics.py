@@ -31,12 +31,12 @@ from faceapp import __version__, tasks
 from faceapp.config import Settings
 from faceapp.errors import FaceappError
 from faceapp.http.auth import reason_of
+from faceapp.http.server import METRICS_FOLDER
 from faceapp.schema import UNKNOWN, Enrolment, Recognition, Timings
 
 ANSWER_BUCKETS_S = (0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300)
 """From a warm worker's answer to what a whole burst waits; 120 is FACEAPP_SCALER_SLO_S, 300 FACEAPP_WEB_WAIT_S."""
 STAGE_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
-FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 
 blueprint = flask.Blueprint("metrics", __name__)
 
@@ -191,7 +191,7 @@ class Metrics:
         """Everything, in Prometheus's text format; of all web processes when there are several."""
         self._catch_up()
         registry = self._registry
-        if folder := os.environ.get(FOLDER):
+        if folder := os.environ.get(METRICS_FOLDER):
             registry = CollectorRegistry()
             _Processes(registry, path=folder)  # type: ignore[no-untyped-call]
         return generate_latest(registry)

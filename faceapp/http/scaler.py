@@ -6,6 +6,7 @@ The scaler listens on the loopback of the machine that the web tier runs on, whe
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 import urllib.request
@@ -27,8 +28,8 @@ class ScalerStatus:
     """The scaler's status, asked for when it is wanted and kept for a moment. Any thread may call."""
 
     def __init__(self, settings: Settings) -> None:
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.scaler_host, settings.scaler_host)
-        self._url = f"http://{f'[{host}]' if ':' in host else host}:{settings.scaler_port}/status"
+        self._host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.scaler_host, settings.scaler_host)
+        self._port = settings.scaler_port
         self._lock = threading.Lock()
         self._asked_s = float("-inf")
         self._status: dict[str, Any] | None = None
@@ -45,7 +46,9 @@ class ScalerStatus:
         try:
             # A proxy of the environment's would look for the loopback somewhere else.
             opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-            with opener.open(self._url, timeout=TIMEOUT_S) as answer:
+            # By its number: on the loopback the scaler answers to no other name.
+            host = f"[{self._host}]" if ":" in self._host else socket.gethostbyname(self._host)
+            with opener.open(f"http://{host}:{self._port}/status", timeout=TIMEOUT_S) as answer:
                 status: dict[str, Any] = json.load(answer)
                 return status
         except (OSError, ValueError):

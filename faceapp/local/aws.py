@@ -22,9 +22,8 @@ from collections.abc import Collection
 from typing import Any
 
 from faceapp.config import settings
-from faceapp.credential import aws_keys
+from faceapp.credential import aws_keys, fresh
 from faceapp.errors import ConfigError
-from faceapp.key_text import new_text
 
 LISTENING = "listening on "
 
@@ -36,10 +35,8 @@ def main(arguments: list[str] | None = None) -> None:
     port = parser.parse_args(arguments).port
     try:
         given = settings().local_key
-        key = given or new_text()
-        keys = aws_keys(key)
-        made = {"FACEAPP_LOCAL_KEY": key, **keys}
-        told = "" if given else "".join(f"\nexport {name}={value}" for name, value in made.items())
+        keys = aws_keys(given) if given else fresh()
+        told = "" if given else "".join(f"\nexport {name}={value}" for name, value in keys.items())
         serve(port=port, key_ids=[keys["AWS_ACCESS_KEY_ID"]], told=told)
     except ConfigError as error:
         sys.exit(error.detail)

@@ -23,6 +23,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from faceapp import aws, credential, samples, stack
 from faceapp.client import Client
 from faceapp.config import Settings
+from faceapp.door import no_proxy
 from faceapp.errors import FaceappError, LocalError
 from faceapp.folders import Enrolled, enrol_people, find_people, sample_people
 from faceapp.http.scaler import ScalerStatus
@@ -309,8 +310,7 @@ def environment(settings: Settings) -> dict[str, str]:
         PYTHONUNBUFFERED="1",
     )
     # A proxy would be asked for the loopback, too.
-    environ["NO_PROXY"] = environ["no_proxy"] = ",".join(filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1"]))
-    return environ
+    return {**environ, **no_proxy(os.environ)}
 
 
 def ports_of(settings: Settings) -> dict[str, int]:

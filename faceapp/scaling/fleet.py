@@ -13,12 +13,12 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from email.utils import parsedate_to_datetime
 from typing import Any, Protocol
 
 from botocore.exceptions import BotoCoreError, ClientError
 
 from faceapp import aws
+from faceapp.clocks import answered_s
 from faceapp.config import Settings
 from faceapp.errors import ConfigError, FleetError
 from faceapp.scaling.backoff import Backoff, Trouble, trouble
@@ -389,9 +389,7 @@ class EC2Fleet:
         return found
 
     def _see_clock(self, answer: Any) -> None:
-        date = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
-        ec2_s = parsedate_to_datetime(date).timestamp() if date else time.time()
-        self._skew_s = ec2_s - self._clock()
+        self._skew_s = answered_s(answer) - self._clock()
 
     def _expect(self, machine: Machine) -> None:
         self._expected[machine.id] = self._clock() + BELIEVED_S, machine

@@ -193,7 +193,7 @@ def _read(client: Any, bucket: str) -> tuple[str | None, Mapping[str, Any]]:
         answer = client.get_object(Bucket=bucket, Key=KEY)
         body = answer["Body"].read()
     except ClientError as error:
-        if error.response["Error"]["Code"] in MISSING - {"NoSuchBucket"}:
+        if error.response["Error"]["Code"] in MISSING:
             return None, {}
         raise StorageUnavailable(f"The scaler's lease cannot be read: {error}") from error
     except BotoCoreError as error:

@@ -6,7 +6,7 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from faceapp import broker
+from faceapp import aws, broker
 from faceapp.config import Settings
 from faceapp.errors import BrokerUnavailable
 from faceapp.scaling.policies.base import Counts
@@ -23,7 +23,7 @@ class Depth:
 
     def __init__(self, settings: Settings, *, queue_name: str = "", client: Any = None) -> None:
         self._name = queue_name or settings.request_queue
-        self._client = client or broker.sqs_client(read_timeout=5, retries={"total_max_attempts": 1})
+        self._client = client or broker.sqs_client(read_timeout=5, retries=aws.ONCE)
         self._url = ""
 
     def ask(self) -> Counts:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import socket
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from typing import Any
@@ -17,9 +19,11 @@ from typing import Any
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from faceapp.config import Settings
-from faceapp.door import names_loopback, reason_against
+from faceapp.door import is_loopback_address, reason_against
 from faceapp.errors import ConfigError
 from faceapp.scaling.status import Status
+
+logger = logging.getLogger(__name__)
 
 CONNECTIONS = 16
 """Served at once; more are closed unanswered."""
@@ -117,6 +121,8 @@ class _Server(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that went away or was cut: no line for that."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            logger.exception("the scaler's status was not told")
 
 
 def _cut(connection: socket.socket) -> None:
@@ -130,7 +136,7 @@ class StatusServer:
 
     def __init__(self, settings: Settings, status: Status) -> None:
         host, port = settings.scaler_host, settings.scaler_port
-        handler = type("Handler", (_Handler,), {"status": status, "network": not _is_loopback(host)})
+        handler = type("Handler", (_Handler,), {"status": status, "network": not is_loopback_address(host)})
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         server = type("Server", (_Server,), {"address_family": family})
         try:
@@ -152,7 +158,3 @@ class StatusServer:
     def stop(self) -> None:
         self._server.shutdown()
         self._server.server_close()
-
-
-def _is_loopback(host: str) -> bool:
-    return names_loopback(f"[{host}]" if ":" in host else host)
