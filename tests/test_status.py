@@ -22,7 +22,7 @@ from faceapp.config import Settings
 from faceapp.queues import Queue
 from faceapp.scaling.machine import DRAINING, READY, STACK
 from faceapp.status import Instance, Part, Status, Worker, ask
-from tests.aws import plain_client
+from tests.aws import KEY, plain_client
 from tests.services import aws_environ, celery_worker, environ, wait_until
 
 IMAGE = "ami-12c6146b"
@@ -196,7 +196,8 @@ class TestWhichAws:
     @pytest.fixture
     def here(self, deployed: Settings, aws_endpoint: str) -> dict[str, str]:
         """Where `faceapp up` is running."""
-        return {"FACEAPP_AWS_PORT": str(urlsplit(aws_endpoint).port), "FACEAPP_PREFIX": deployed.prefix}
+        port = str(urlsplit(aws_endpoint).port)
+        return {"FACEAPP_AWS_PORT": port, "FACEAPP_PREFIX": deployed.prefix, "FACEAPP_LOCAL_KEY": KEY}
 
     def test_without_variables_it_is_the_embedded_one(self, home: dict[str, str], here: dict[str, str]) -> None:
         for options in ((), ("--local",)):
@@ -223,7 +224,9 @@ class TestWhichAws:
     def test_local_never_asks_an_account(self, account: dict[str, str]) -> None:
         done = faceapp("dead-letters", "list", "--local", **account, FACEAPP_AWS_PORT=str(NOBODY))
         assert (done.returncode, done.stdout) == (1, "")
-        assert done.stderr.startswith("Error: No embedded AWS answers at http://127.0.0.1:1: is 'faceapp up' running")
+        assert done.stderr.startswith(
+            "Error: No embedded AWS of yours answers at http://127.0.0.1:1: is 'faceapp up' running"
+        )
 
     def test_what_only_listens_on_the_port_is_not_taken_for_it(self, home: dict[str, str]) -> None:
         class Other(BaseHTTPRequestHandler):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import urllib.request
+from contextlib import suppress
 from dataclasses import replace
 from typing import Literal
 
@@ -93,4 +94,7 @@ def _account(*, look_further: bool) -> str:
     if credentials is None:
         return ""
     profile = f", profile {session.profile_name}" if credentials.method == "shared-credentials-file" else ""
-    return f"AWS, {aws.region()} (credentials: {credentials.method}{profile})"
+    # Which account is meant can be asked without a region, too; a call of it then says that there is none.
+    with suppress(ConfigError):
+        profile = f"{profile}, region {aws.region()}"
+    return f"AWS (credentials: {credentials.method}{profile})"
