@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 import flask
 
 from faceapp.config import Settings
-from faceapp.errors import FaceappError, MissingFile, UploadTooLarge
+from faceapp.errors import FaceappError, MissingFile, TooManyFiles, UploadTooLarge
 from faceapp.http import forms, inspection, metrics
 from faceapp.schema import Photo
 
@@ -52,9 +52,10 @@ class Request(flask.Request):
         raise NotImplementedError("forms are read by faceapp.http.uploads.read")
 
 
-def read(request: flask.Request, fields: tuple[str, ...] = ()) -> list[Upload | Refusal]:
+def read(request: flask.Request, fields: tuple[str, ...] = (), *, most: int | None = None) -> list[Upload | Refusal]:
     """The files of the request's form, in order; with `fields`, only those are looked at.
 
+    With more than `most` of them, none is looked at: then it is TooManyFiles, too.
     Raises EmptyBody, MissingFile, BadRequest for a form that cannot be read, TooManyFiles and UploadTooLarge for a
     request over the limits. What is wrong with a single file is its Refusal.
     """
@@ -69,6 +70,10 @@ def read(request: flask.Request, fields: tuple[str, ...] = ()) -> list[Upload | 
     found = [file for file in files if not fields or file.field in fields]
     if not found:
         raise _missing(form, fields, files)
+    if most and len(found) > most:
+        raise TooManyFiles(
+            f"Here are {len(found)} photos, and at most {most} can be sent: /v1/recognitions takes many."
+        )
     checked = [_check(file, settings) for file in found]
     for each in checked:
         if isinstance(each, Refusal):
