@@ -240,6 +240,15 @@ def test_photos_that_are_too_many_are_not_looked_at(client: FlaskClient, monkeyp
     assert looked_at == [8]
 
 
+@pytest.mark.parametrize("path", ["/v1//people", "//v1/people", "/v1/people//Somebody", "/static//page.js"])
+def test_slashes_in_a_row_lead_nowhere(client: FlaskClient, path: str) -> None:
+    """S1: the answer was 308 to the host that the request named."""
+    for headers in ({"Host": "localhost"}, {"Host": "evil.example"}, {"Host": "evil.example", "Authorization": "x"}):
+        answer = client.get(path, headers=headers, base_url="http://localhost")
+        assert answer.status_code in {400, 401, 403, 404, 421}
+        assert "Location" not in answer.headers
+
+
 @stores_nothing
 def test_text_without_end_in_a_form(client: FlaskClient) -> None:
     problem(client.post("/", data={"note": "x" * 1_000_000, "file": File(plain())}), 413, "upload_too_large")
