@@ -19,6 +19,9 @@ UPLOADS = {"classic.answer": "inputFile", "api.recognise": "photo", "api.enrol":
 # Anything that a reader of a one-line answer could take for the end of the line.
 _LINE_BREAKING = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
+# Unicode's Bidi_Control: they show what stands behind them in another order, and so the name in another's place.
+_BIDI_CONTROLS = re.compile(r"[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
 
 @dataclass(kw_only=True)
 class Upload:
@@ -116,8 +119,9 @@ def _media_type(photo: Photo) -> str:
 
 
 def clean_name(file_name: str) -> str:
-    """The last part of a path of either kind, on one line; `photo` if nothing is left."""
-    name = _LINE_BREAKING.sub(" ", file_name.encode(errors="replace").decode()).replace("\\", "/")
+    """The last part of a path of either kind, on one line and without bidi controls; `photo` if nothing is left."""
+    shown = _BIDI_CONTROLS.sub("", file_name.encode(errors="replace").decode())
+    name = _LINE_BREAKING.sub(" ", shown).replace("\\", "/")
     return name.rstrip("/ ").rpartition("/")[2].strip() or "photo"
 
 
