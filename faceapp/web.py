@@ -43,6 +43,8 @@ def create_app(settings: Settings | None = None) -> Flask:
     """
     settings = settings or environment_settings()
     app = Flask(__name__, static_folder=None)
+    # Werkzeug would send `//people` to `/people` on whatever host the request names, before its key is looked at.
+    app.url_map.merge_slashes = False
     app.request_class = uploads.Request
     app.config.update(
         FACEAPP=settings,

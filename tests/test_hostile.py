@@ -3,6 +3,8 @@ benchmark's (benchmarks.hostile), which posts the same shapes at full size."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from urllib.parse import urlsplit
@@ -13,7 +15,7 @@ import pytest
 from benchmarks import shapes
 from benchmarks.hostile import post
 from faceapp.config import Settings
-from tests.services import wait_until
+from tests.services import REPOSITORY, environ, wait_until
 from tests.test_web_overload import Web
 from tests.web import web_server
 
@@ -36,6 +38,28 @@ STATUSES = {
     "begun and silent": {"-"},
 }
 OTHERWISE = {"202", "400", "413", "415", "422"}
+
+
+FILES = 32
+MEANWHILE = """
+from gevent import monkey
+monkey.patch_all()
+import sys
+import gevent
+from tests.test_images_bounds import STRANGERS
+from tests.web import File, client_of
+
+client, data = client_of(), STRANGERS[sys.argv[1]](int(sys.argv[2]))
+other = client.application.test_client()
+photos = [File(data) for _ in range(int(sys.argv[3]))]
+other.get("/healthz")
+post = gevent.spawn(client.post, "/v1/recognitions", data={"photo": photos})
+answered = 0
+while not post.ready():
+    gevent.sleep(0)
+    answered += other.get("/healthz").status_code == 200
+print(post.get().status_code, answered)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +86,22 @@ def test_a_hostile_request_is_answered_and_others_meanwhile(web: Web, shape: sha
         assert web.ask(path="/healthz")[0] == 200
     assert answers[0] in STATUSES.get(shape.name, OTHERWISE)
     assert [each.pid for each in web.process.children()] == pids
+
+
+@pytest.mark.parametrize(
+    ("name", "size_bytes"), [("avif, associations", 54_000), ("heic, boxes", 32_000), ("jpeg, empty APP14", 12_000)]
+)
+def test_others_are_answered_between_the_files_of_a_form(name: str, size_bytes: int) -> None:
+    """S2: files up to 64 KiB were looked at one after the other, and nobody else was answered meanwhile."""
+    done = subprocess.run(
+        [sys.executable, "-c", MEANWHILE, name, str(size_bytes), str(FILES)],
+        cwd=REPOSITORY,
+        env=environ("http://127.0.0.1:9", Settings()),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    status, answered = map(int, done.stdout.split())
+    assert status in {413, 415, 422}
+    assert answered >= FILES - 1

@@ -66,6 +66,8 @@ def test_a_name_that_people_have_is_taken(name: str, kept: str) -> None:
         (f"علی{ZWNJ}", "can stand only between letters"),
         (f"{ZWNJ}علی", "can stand only between letters"),
         (f"علی{ZWNJ}{ZWNJ}رضا", "can stand only between letters"),
+        (f"日{ZWNJ}本", "can stand only between letters of a script that joins them"),
+        ("\u05d0\u200d\u05d1", "can stand only between letters of a script that joins them"),
         ("a" + "\u0316" * 5, "Character 6 of the name ('\u0316', COMBINING GRAVE ACCENT BELOW, U+0316) is one mark"),
         ("\u0301a", "Character 1 of the name ('\u0301', COMBINING ACUTE ACCENT, U+0301) needs a letter before it"),
         ("a b \u0301c", "needs a letter before it"),
@@ -103,7 +105,22 @@ def test_a_refusal_names_the_character(name: str, says: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["unknown", "UNKNOWN ", "ｕｎｋｎｏｗｎ", "Ｕnknown", "no_face", "No Face", "no-face", "unknown."]
+    "name",
+    [
+        "unkn\u043ewn",
+        "unkn\u03bfwn",
+        "\u039dO F\u0410C\u0415",
+        "n\u00f6 face",
+        "u\u0336n\u0336k\u0336n\u0336o\u0336w\u0336n\u0336",
+        "unknown",
+        "UNKNOWN ",
+        "ｕｎｋｎｏｗｎ",
+        "Ｕnknown",
+        "no_face",
+        "No Face",
+        "no-face",
+        "unknown.",
+    ],
 )
 def test_the_services_own_answers_are_no_names(name: str) -> None:
     """S11: neither as people see them, nor as they are typed in another width."""

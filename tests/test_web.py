@@ -88,6 +88,8 @@ def test_the_largest_face_is_the_answer(client: FlaskClient, person: str, sample
         ("quo\"te's.jpg", "quo\"te's.jpg", "quo\"te's"),
         ("😀" * 1000 + ".jpg", "😀" * 1000 + ".jpg", "😀" * 1000),
         ("half \ud83d surrogate.jpg", "half ? surrogate.jpg", "half ? surrogate"),
+        ("me\u202egpj.exe\u2066.jpg", "megpj.exe.jpg", "megpj.exe"),
+        ("\u200f.\u061c", ".", "."),
         ("", "photo", "photo"),
         ("///", "photo", "photo"),
     ],

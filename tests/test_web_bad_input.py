@@ -12,7 +12,9 @@ import pytest
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from faceapp.config import Settings
+from faceapp.config import PhotoLimits, Settings
+from faceapp.http import inspection
+from faceapp.schema import Photo
 from tests.web import (
     BOUNDARY,
     File,
@@ -218,6 +220,33 @@ def test_a_hundred_files(client: FlaskClient, method: str, url: str, field: str)
 def test_two_files_in_the_classic_form(client: FlaskClient) -> None:
     document = problem(client.post("/", data={"file": [File(plain()), File(plain())]}), 413, "too_many_files")
     assert "/v1/recognitions" in document["detail"]
+
+
+@stores_nothing
+def test_photos_that_are_too_many_are_not_looked_at(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """S2: POST / looked at all files of a form before it said that it takes one."""
+    looked_at: list[int] = []
+    inspect = inspection.inspect
+
+    def counting(data: bytes, limits: PhotoLimits) -> Photo:
+        looked_at.append(len(data))
+        return inspect(data, limits)
+
+    monkeypatch.setattr(inspection, "inspect", counting)
+    photos = [File(plain(64, 64)) for _ in range(32)]
+    problem(client.post("/", data={"file": photos}), 413, "too_many_files")
+    assert looked_at == []
+    assert client.post("/", data={"file": File(b"no photo")}).status_code == 415
+    assert looked_at == [8]
+
+
+@pytest.mark.parametrize("path", ["/v1//people", "//v1/people", "/v1/people//Somebody", "/static//page.js"])
+def test_slashes_in_a_row_lead_nowhere(client: FlaskClient, path: str) -> None:
+    """S1: the answer was 308 to the host that the request named."""
+    for headers in ({"Host": "localhost"}, {"Host": "evil.example"}, {"Host": "evil.example", "Authorization": "x"}):
+        answer = client.get(path, headers=headers, base_url="http://localhost")
+        assert answer.status_code in {400, 401, 403, 404, 421}
+        assert "Location" not in answer.headers
 
 
 @stores_nothing

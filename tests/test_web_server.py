@@ -124,6 +124,17 @@ def test_a_name_with_dots_and_encoded_slashes_is_refused(web: str) -> None:
         assert '"name_invalid"' in text
 
 
+@pytest.mark.parametrize("name", ["SCRIPT_NAME", "PATH_INFO", "X-Forwarded-Proto"])
+@pytest.mark.parametrize("value", ["/v1", "//evil.example", "https"])
+def test_no_header_says_which_path_a_request_is_of(web: str, name: str, value: str) -> None:
+    """S1: gunicorn believed SCRIPT_NAME from the loopback: 500 in HTML, or links to another host."""
+    answer, text = ask(web, "POST", "/v1/recognitions", form({"a": File(plain())}), **{name: value})
+    assert answer.status == 202, text
+    location = answer.getheader("Location", "")
+    assert location.startswith("/v1/recognitions/")
+    assert f'"self":"{location}"' in text
+
+
 def test_a_taken_port_is_one_sentence() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         settings = replace(Settings(), web_port=taken.getsockname()[1])

@@ -29,6 +29,33 @@ WRITTEN_AS = {
 """Characters that people and their keyboards use for one another, and what they are kept as."""
 JOINERS = frozenset("\u200c\u200d")
 """ZERO WIDTH NON-JOINER and ZERO WIDTH JOINER: Persian, Sinhala and others cannot be written without them."""
+JOINING = frozenset(
+    [
+        "ARABIC",
+        "SYRIAC",
+        "NKO",
+        "DEVANAGARI",
+        "BENGALI",
+        "GURMUKHI",
+        "GUJARATI",
+        "ORIYA",
+        "TAMIL",
+        "TELUGU",
+        "KANNADA",
+        "MALAYALAM",
+        "SINHALA",
+        "KHMER",
+        "MYANMAR",
+        "TIBETAN",
+    ]
+)
+"""Scripts written with joiners, as the names of their characters begin. Elsewhere a joiner only hides a difference."""
+LOOKS_LIKE = str.maketrans(
+    "\u0430\u03b1\u0251\u1d00\u0441\u03f2\u1d04\u0435\u03b5\u1d07\u0192\ua730\u043a\u03ba\u049b\u1d0b\u03bd\u03b7\u0578\u0274\u043e\u03bf\u0585"
+    "\u1d0f\u00f8\u03c5\u057d\u028b\u1d1c\u051d\u0461\u03c9\u1d21",
+    "aaaaccceeeffkkkknnnnooooouuuuwwww",
+)
+"""Letters of other scripts and what they look like, for the letters of RESERVED (Unicode's confusables.txt)."""
 INVISIBLE = re.compile(
     "[\u00ad\u034f\u061c\u115f-\u1160\u17b4-\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f"
     "\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
@@ -59,7 +86,7 @@ def clean(name: str) -> str:
         raise InvalidName(f"A name begins with a letter, a digit or ', not with {_called(kept[0])}.")
     if not likeness(kept):
         raise InvalidName("The name has neither a letter nor a digit: it needs one.")
-    if likeness(kept) in RESERVED:
+    if _look(likeness(kept)) in RESERVED:
         raise InvalidName(f"{kept!r} cannot be a person's name: it is an answer of the service.")
     return kept
 
@@ -109,9 +136,8 @@ def _check(name: str, place: int, character: str) -> None:
     """Raises InvalidName unless the character may stand there."""
     before = name[place - 1] if place else " "
     if character in JOINERS:
-        # Scripts that need them have no case. Within others they only hide a difference.
         after = name[place + 1 : place + 2]
-        if _is_caseless(before) and after and _is_caseless(after):
+        if _is_joined(before) and after and _is_joined(after):
             return
         raise InvalidName(f"{_at(name, place)} can stand only between letters of a script that joins them.")
     if _is_invisible(character):
@@ -139,8 +165,15 @@ def _is_letter(character: str) -> bool:
     return unicodedata.category(character)[0] == "L"
 
 
-def _is_caseless(character: str) -> bool:
-    return unicodedata.category(character) in {"Lo", "Mn", "Mc"}
+def _is_joined(character: str) -> bool:
+    written = unicodedata.category(character) in {"Lo", "Mn", "Mc"}
+    return written and unicodedata.name(character, "").partition(" ")[0] in JOINING
+
+
+def _look(likeness: str) -> str:
+    """The likeness in Latin letters, as far as it could be read as one of RESERVED, and without marks."""
+    apart = unicodedata.normalize("NFD", likeness.translate(LOOKS_LIKE))
+    return "".join(each for each in apart if unicodedata.category(each)[0] != "M").translate(LOOKS_LIKE)
 
 
 def _is_invisible(character: str) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 import flask
 
-from faceapp.errors import RecognitionTimeout, TooManyFiles
+from faceapp.errors import RecognitionTimeout
 from faceapp.http import dispatch, uploads
 from faceapp.http.problems import Problem
 from faceapp.schema import Recognition
@@ -19,10 +19,7 @@ blueprint = flask.Blueprint("classic", __name__)
 @blueprint.post("/")
 def answer() -> flask.Response:
     """`<file name without extension>:<name>`; the request waits until there is an answer."""
-    files = uploads.read(flask.request, FIELDS)
-    if len(files) > 1:
-        raise TooManyFiles(f"POST / takes one photo, here are {len(files)}: /v1/recognitions takes many at once.")
-    (file,) = files
+    (file,) = uploads.read(flask.request, FIELDS, most=1)
     if isinstance(file, uploads.Refusal):
         raise file.error
     recognition = _recognise(file)

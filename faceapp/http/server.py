@@ -72,6 +72,10 @@ class Server(BaseApplication):  # type: ignore[misc] # gunicorn is untyped
             "logger_class": Lines,
             "proc_name": "faceapp-web",
             "control_socket_disable": True,
+            # gunicorn would let any process of this machine say which path, script and scheme a request is of.
+            "forwarded_allow_ips": "",
+            "forwarder_headers": "",
+            "secure_scheme_headers": {},
             "pre_fork": give_slot,
             "post_worker_init": take_slot,
             "child_exit": forget_gauges,

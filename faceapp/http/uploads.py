@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 import flask
 
 from faceapp.config import Settings
-from faceapp.errors import FaceappError, MissingFile, UploadTooLarge
+from faceapp.errors import FaceappError, MissingFile, TooManyFiles, UploadTooLarge
 from faceapp.http import forms, inspection, metrics
 from faceapp.schema import Photo
 
@@ -18,6 +18,9 @@ UPLOADS = {"classic.answer": "inputFile", "api.recognise": "photo", "api.enrol":
 
 # Anything that a reader of a one-line answer could take for the end of the line.
 _LINE_BREAKING = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+
+# Unicode's Bidi_Control: they show what stands behind them in another order, and so the name in another's place.
+_BIDI_CONTROLS = re.compile(r"[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 @dataclass(kw_only=True)
@@ -52,9 +55,10 @@ class Request(flask.Request):
         raise NotImplementedError("forms are read by faceapp.http.uploads.read")
 
 
-def read(request: flask.Request, fields: tuple[str, ...] = ()) -> list[Upload | Refusal]:
+def read(request: flask.Request, fields: tuple[str, ...] = (), *, most: int | None = None) -> list[Upload | Refusal]:
     """The files of the request's form, in order; with `fields`, only those are looked at.
 
+    With more than `most` of them, none is looked at: then it is TooManyFiles, too.
     Raises EmptyBody, MissingFile, BadRequest for a form that cannot be read, TooManyFiles and UploadTooLarge for a
     request over the limits. What is wrong with a single file is its Refusal.
     """
@@ -69,6 +73,10 @@ def read(request: flask.Request, fields: tuple[str, ...] = ()) -> list[Upload | 
     found = [file for file in files if not fields or file.field in fields]
     if not found:
         raise _missing(form, fields, files)
+    if most and len(found) > most:
+        raise TooManyFiles(
+            f"Here are {len(found)} photos, and at most {most} can be sent: /v1/recognitions takes many."
+        )
     checked = [_check(file, settings) for file in found]
     for each in checked:
         if isinstance(each, Refusal):
@@ -111,8 +119,9 @@ def _media_type(photo: Photo) -> str:
 
 
 def clean_name(file_name: str) -> str:
-    """The last part of a path of either kind, on one line; `photo` if nothing is left."""
-    name = _LINE_BREAKING.sub(" ", file_name.encode(errors="replace").decode()).replace("\\", "/")
+    """The last part of a path of either kind, on one line and without bidi controls; `photo` if nothing is left."""
+    shown = _BIDI_CONTROLS.sub("", file_name.encode(errors="replace").decode())
+    name = _LINE_BREAKING.sub(" ", shown).replace("\\", "/")
     return name.rstrip("/ ").rpartition("/")[2].strip() or "photo"
 
 

@@ -50,8 +50,8 @@ class Parts:
         self._most = most
         self.visited = 0
 
-    def visit(self) -> None:
-        self.visited += 1
+    def visit(self, number: int = 1) -> None:
+        self.visited += number
         if self.visited > self._most:
             raise ImageError("The photo's file is in more pieces than a camera or a program makes: save it again.")
 
