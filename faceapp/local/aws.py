@@ -27,6 +27,12 @@ from faceapp.errors import ConfigError
 from faceapp.key_text import new_text
 
 LISTENING = "listening on "
+HEAD_S = 15.0
+"""For a request's first line, and for the rest of its head: a client that does not send it is cut."""
+
+
+class SlowHead(OSError, ValueError):
+    """The request's head took too long. pywsgi ends the connection for an OSError, or answers 400 for a ValueError."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -63,6 +69,18 @@ def serve(*, port: int, key_ids: Collection[str], told: str = "") -> None:
     from faceapp.local.hangups import CONNECTION, NoticeHangups
 
     class Handler(WSGIHandler):  # type: ignore[misc] # gevent has no type hints
+        def read_requestline(self) -> str:
+            # A client keeps its connection idle between two requests for as long as it likes.
+            if self.requestline is not None:
+                self.rfile.peek(1)
+            with gevent.Timeout(HEAD_S, SlowHead("The request took too long.")):
+                line: str = super().read_requestline()
+                return line
+
+        def read_request(self, raw_requestline: str) -> bool:
+            with gevent.Timeout(HEAD_S, SlowHead("The request's head took too long.")):
+                return bool(super().read_request(raw_requestline))
+
         def get_environ(self) -> dict[str, Any]:
             # The path before its escapes were decoded, which gevent leaves out (gevent/gevent#67): without it moto
             # decodes an object's key a second time.
