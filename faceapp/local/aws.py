@@ -23,6 +23,7 @@ from typing import Any
 
 from faceapp.config import settings
 from faceapp.credential import aws_keys
+from faceapp.door import hides_headers
 from faceapp.errors import ConfigError
 from faceapp.key_text import new_text
 
@@ -79,7 +80,10 @@ def serve(*, port: int, key_ids: Collection[str], told: str = "") -> None:
 
         def read_request(self, raw_requestline: str) -> bool:
             with gevent.Timeout(HEAD_S, SlowHead("The request's head took too long.")):
-                return bool(super().read_request(raw_requestline))
+                super().read_request(raw_requestline)
+            if hides_headers(self.headers):
+                raise ValueError("A line of the request's head is no header.")
+            return True
 
         def get_environ(self) -> dict[str, Any]:
             # The path before its escapes were decoded, which gevent leaves out (gevent/gevent#67): without it moto
