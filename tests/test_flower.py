@@ -294,6 +294,20 @@ def test_a_request_that_does_not_end_is_cut(watched: Flower, sent: str) -> None:
         assert client.recv(100) == b""
 
 
+def test_neither_keys_nor_what_cannot_be_read_are_logged(watched: Flower) -> None:
+    """Tornado's lines had the text that it could not read, and addresses with a key in them."""
+    address = urlsplit(watched.url)
+    for head in ("GET /Secretname HTTP/x", f"GET /{KEY} HTTP/1.1\r\nSecretname", f"POST /?key={KEY} HTTP/1.1"):
+        with socket.create_connection((address.hostname, address.port), timeout=240) as client:
+            client.sendall(f"{head}\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+            assert client.recv(100).startswith(b"HTTP/1.1 4")
+    wait_until(lambda: "POST /?key=fa_" in watched.log.read_text(), what="the line")
+    text = watched.log.read_text()
+    assert "Malformed HTTP message: HTTPInput" in text
+    assert "Secretname" not in text
+    assert KEY not in text
+
+
 def test_numbers_need_no_credential_on_this_machine(watched: Flower) -> None:
     program = Flower(watched.url, watched.process, watched.log, {})
     assert program.get("/metrics").status == 200

@@ -70,6 +70,11 @@ def serve(*, port: int, key_ids: Collection[str], told: str = "") -> None:
     from faceapp.local.hangups import CONNECTION, NoticeHangups
 
     class Handler(WSGIHandler):  # type: ignore[misc] # gevent has no type hints
+        def log_error(self, msg: str, *args: Any) -> None:
+            # pywsgi quotes requests, which have keys and people's names in them.
+            error = sys.exc_info()[0]
+            logging.getLogger("faceapp.local.aws").info("bad request: %s", error.__name__ if error else "unknown")
+
         def read_requestline(self) -> str:
             # A client keeps its connection idle between two requests for as long as it likes.
             if self.requestline is not None:
