@@ -14,6 +14,8 @@ import ipaddress
 import re
 import socket
 from collections.abc import Iterable, Mapping
+from email import errors
+from email.message import Message
 from enum import Enum
 from functools import lru_cache
 from urllib.parse import urlsplit
@@ -44,6 +46,25 @@ PROXIES = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 """Headers that proxies, load balancers, CDNs and tunnels add, by family."""
+
+
+NO_HEADERS = (
+    errors.MissingHeaderBodySeparatorDefect,
+    errors.FirstHeaderLineIsContinuationDefect,
+    errors.InvalidHeaderDefect,
+    errors.MisplacedEnvelopeHeaderDefect,
+)
+"""What the standard library says of a head with lines that are none."""
+
+
+def hides_headers(head: Message[str, str]) -> bool:
+    """Whether a head that `http.client` parsed has odd lines: it passes over whatever follows the first of them.
+
+    Lines that are folded are odd, too, and values with NUL in them.
+    """
+    if head.get_unixfrom() or any(isinstance(each, NO_HEADERS) for each in head.defects):
+        return True
+    return any(control in value for value in head.values() for control in "\0\r\n")
 
 
 def reason_against(

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+import sys
 from collections.abc import Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from types import MappingProxyType
 from typing import Any
 
 from faceapp.config import Settings, strange
+from faceapp.key_text import FORM
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +43,10 @@ TELLTALES = (
 )
 """What they tell below WARNING must not be in a log at any level."""
 
+SERVERS = ("gunicorn.error", "tornado.general")
+"""They quote requests that they cannot read, with keys and names in them."""
+QUOTES = re.compile(r"(Invalid request|Malformed HTTP message|Error handling request)\b")
+
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 """A request id that a client may choose."""
 
@@ -57,6 +63,8 @@ def configure(settings: Settings, *, service: str = "faceapp") -> None:
     quiet = TELLTALES if settings.log_level == "DEBUG" else TELLTALES + NARRATORS
     for name in quiet:
         logging.getLogger(name).setLevel(logging.WARNING)
+    for name in SERVERS:
+        logging.getLogger(name).addFilter(unquote)
     _tell_strange_variables()
 
 
@@ -65,6 +73,24 @@ def _tell_strange_variables() -> None:
     # Once a process: a worker sets its logging up twice.
     for clause in strange(os.environ).values():
         logger.warning("%s: it is passed over", clause)
+
+
+def unquote(record: logging.LogRecord) -> bool:
+    """A logging filter: of a server's line about a request that it cannot read, only the error's kind stays."""
+    if found := QUOTES.match(record.getMessage()):
+        error = sys.exc_info()[0]
+        record.msg, record.args = f"{found[1]}: {error.__name__ if error else 'unknown'}", ()
+    return True
+
+
+def is_request_id(text: str) -> bool:
+    """Whether a client may choose `text` for its request's id. An API key is none: it would be in every line."""
+    return REQUEST_ID.fullmatch(text) is not None and FORM.search(text) is None
+
+
+def without_keys(text: str) -> str:
+    """`text` with the secrets taken out of API keys: an address that somebody made up may have one in it."""
+    return FORM.sub(r"fa_\1_(secret)", text)
 
 
 def bind(**fields: str) -> None:
@@ -87,6 +113,9 @@ class HumanFormatter(logging.Formatter):
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(processName)s %(name)s: %(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        return without_keys(super().format(record))
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         line, request = super().formatMessage(record), request_id()
@@ -120,4 +149,4 @@ class JsonFormatter(logging.Formatter):
             line["exception"] = self.formatException(record.exc_info)
         if record.stack_info:
             line["stack"] = self.formatStack(record.stack_info)
-        return json.dumps(line, default=str)
+        return without_keys(json.dumps(line, default=str))

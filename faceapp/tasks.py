@@ -238,7 +238,7 @@ def _begin(task_id: str, task: Any, **_: Any) -> None:
     """What is logged from here on carries the web tier's request id; a span goes on with its trace."""
     request_id, trail = str(task.request.get("request_id", "")), ExitStack()
     # A photo that came without a request id of its own travels under it.
-    request_id = request_id if logs.REQUEST_ID.fullmatch(request_id) else task_id
+    request_id = request_id if logs.is_request_id(request_id) else task_id
     logs.bind(request_id=request_id, task=task.name, task_id=task_id)
     span = tracing.span(
         f"process {task.name}",

@@ -17,13 +17,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 import boto3
 import pytest
 
 from faceapp import stack as deployment
 from faceapp.config import Settings
+from faceapp.flower.app import BODY_BYTES
 from tests import echo
 from tests.aws import ACCESS, BEARER, KEY
 from tests.services import REPOSITORY, celery_worker, environ, wait_until
@@ -269,6 +270,42 @@ def test_without_the_starts_credential_it_shows_nothing(watched: Flower, path: s
         assert stranger.post("/api/task/async-apply/faceapp.forget", "{}").status == 401
         assert stranger.get(f"/?key={KEY[:-1]}A").status == 401
     assert watched.workers()[WORKER]["status"] is True
+
+
+@pytest.mark.parametrize("size", ["Content-Length: 2000000", "Transfer-Encoding: chunked"])
+def test_a_large_body_is_refused_before_it_is_read(watched: Flower, size: str) -> None:
+    """Tornado read up to 100 MiB of each before the guard answered."""
+    address = urlsplit(watched.url)
+    with socket.create_connection((address.hostname, address.port), timeout=240) as client:
+        client.sendall(f"POST /api/workers HTTP/1.1\r\nHost: localhost\r\n{size}\r\n\r\n".encode())
+        if "chunked" in size:
+            client.sendall(f"{BODY_BYTES + 1:x}\r\n".encode())
+        assert client.recv(100).startswith(b"HTTP/1.1 400 ")
+
+
+@pytest.mark.parametrize(
+    "sent", ["", "GET / HTTP/1.1\r\nHost: loc", "POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nx"]
+)
+def test_a_request_that_does_not_end_is_cut(watched: Flower, sent: str) -> None:
+    """It stayed open for ever."""
+    address = urlsplit(watched.url)
+    with socket.create_connection((address.hostname, address.port), timeout=240) as client:
+        client.sendall(sent.encode())
+        assert client.recv(100) == b""
+
+
+def test_neither_keys_nor_what_cannot_be_read_are_logged(watched: Flower) -> None:
+    """Tornado's lines had the text that it could not read, and addresses with a key in them."""
+    address = urlsplit(watched.url)
+    for head in ("GET /Secretname HTTP/x", f"GET /{KEY} HTTP/1.1\r\nSecretname", f"POST /?key={KEY} HTTP/1.1"):
+        with socket.create_connection((address.hostname, address.port), timeout=240) as client:
+            client.sendall(f"{head}\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+            assert client.recv(100).startswith(b"HTTP/1.1 4")
+    wait_until(lambda: "Malformed HTTP message" in watched.log.read_text(), what="the line")
+    text = watched.log.read_text()
+    assert "Malformed HTTP message: HTTPInput" in text
+    assert "Secretname" not in text
+    assert KEY not in text
 
 
 def test_numbers_need_no_credential_on_this_machine(watched: Flower) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import io
 import os
+import socket
 import subprocess
 import sys
 from typing import Any
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from faceapp.local.aws import LISTENING
 from faceapp.local.aws_guard import Guard, key_id_of
 from tests.aws import ACCESS, COUNTER, REGION, session
+from tests.test_status_server import ODD_LINES
 
 NAMED = f"AWS4-HMAC-SHA256 Credential={ACCESS['AWS_ACCESS_KEY_ID']}/20260101/us-east-1/s3/aws4_request, Signature=0"
 QUEUES = {"Content-Type": "application/x-amz-json-1.0", "X-Amz-Target": "AmazonSQS.ListQueues"}
@@ -120,6 +122,34 @@ def test_a_presigned_address_opens_its_object(aws_endpoint: str, version: str | 
     with urlopen(url) as answer:
         assert answer.read() == b"kept"
     assert ask(aws_endpoint, path=url.partition(aws_endpoint)[2].replace(ACCESS["AWS_ACCESS_KEY_ID"], "A"))[0] == 403
+
+
+@pytest.mark.parametrize("sent", ["", "GET / HT", "GET / HTTP/1.1\r\nHost: 127"])
+def test_a_head_that_does_not_end_is_cut(aws_endpoint: str, sent: str) -> None:
+    """It stayed open for ever. A connection that had its answer may be idle for longer."""
+    address = urlsplit(aws_endpoint)
+    kept = http.client.HTTPConnection(address.netloc, timeout=240)
+    try:
+        kept.request("GET", "/", headers={"Authorization": NAMED})
+        assert kept.getresponse().read()
+        with socket.create_connection((address.hostname, address.port), timeout=240) as client:
+            client.sendall(sent.encode())
+            assert client.recv(100).partition(b"\r\n")[0] in (b"", b"HTTP/1.1 400 Bad Request")
+        opened = kept.sock
+        kept.request("GET", "/", headers={"Authorization": NAMED})
+        assert (kept.getresponse().status, kept.sock) == (200, opened)
+    finally:
+        kept.close()
+
+
+@pytest.mark.parametrize("odd", ODD_LINES)
+def test_no_header_hides_behind_an_odd_line(aws_endpoint: str, odd: str) -> None:
+    """S1, S8."""
+    address = urlsplit(aws_endpoint)
+    with socket.create_connection((address.hostname, address.port), timeout=240) as client:
+        head = f"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: {NAMED}\r\n{odd}\r\n\r\n"
+        client.sendall(head.encode())
+        assert client.recv(1000).split()[1] in (b"400", b"403")
 
 
 SERVICES = {

@@ -77,6 +77,25 @@ def test_who_is_forgotten_leaves_no_file(s3: Any, folder: Path) -> None:
     assert again.contents() == {"photos/bob/1": b"bob"}
 
 
+def test_what_is_deleted_while_it_is_saved_is_left_out(s3: Any, folder: Path) -> None:
+    """A person who was forgotten during a save made it fail: `The gallery could not be kept`."""
+    bucket = Bucket(s3)
+    bucket.put(photos__ann__1=b"ann", photos__bob__1=b"bob")
+    watching = plain_client("s3", s3.meta.endpoint_url)
+
+    def forget(**_: Any) -> None:
+        s3.delete_object(Bucket=bucket.name, Key="photos/bob/1")
+
+    watching.meta.events.register("before-call.s3.GetObject", forget)
+    state = GalleryState(watching, bucket.name, folder)
+    state.save()
+    bucket.put()
+    state.save()
+    again = Bucket(s3)
+    again.state(folder).restore()
+    assert again.contents() == {"photos/ann/1": b"ann"}
+
+
 def test_a_photo_replaced_under_its_key_is_saved_anew(s3: Any, folder: Path) -> None:
     bucket, again = Bucket(s3), Bucket(s3)
     state = bucket.state(folder)

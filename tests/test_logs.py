@@ -6,12 +6,13 @@ import base64
 import http.client
 import json
 import logging
+import socket
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote, urlsplit
 
 import boto3
@@ -24,7 +25,7 @@ from faceapp.errors import GalleryMismatch, StorageUnavailable
 from faceapp.gallery import Gallery, NewPhoto
 from faceapp.schema import Box, Enrolment, Face, Failure, PhotoFailure, Recognition
 from faceapp.storage import Storage
-from tests.aws import BEARER
+from tests.aws import BEARER, KEY
 from tests.services import celery_worker, environ, wait_until
 from tests.web import BOUNDARY, File, client_of, form, plain, problem, web_server
 
@@ -131,6 +132,49 @@ def test_another_request_id_is_ours(stack: Settings, chosen: str) -> None:
     answer = client_of(stack).get("/v1/people", headers={"X-Request-ID": chosen})
     assert answer.headers["X-Request-ID"] != chosen
     assert len(bytes.fromhex(answer.headers["X-Request-ID"])) == 16
+
+
+@pytest.mark.usefixtures("aws")
+def test_a_key_is_no_request_id(stack: Settings) -> None:
+    """It came back in the answer, and was in every line and message."""
+    answer = client_of(stack).get("/v1/people", headers={"X-Request-ID": f"a.{KEY}"})
+    assert KEY not in answer.headers["X-Request-ID"]
+
+
+@pytest.mark.parametrize("format", ["human", "json"])
+def test_no_line_has_a_key(written: Callable[[], str], format: Literal["human", "json"]) -> None:
+    logs.configure(replace(Settings(), log_format=format))
+    try:
+        raise ValueError(KEY)
+    except ValueError:
+        logging.getLogger("a").exception("401 POST /?key=%s", KEY, extra={"fields": {"key": KEY}})
+    text = written()
+    assert "401 POST /?key=fa_" in text
+    assert KEY not in text
+
+
+UNREADABLE = [
+    f"GET /v1/people HTTP/1.1\r\nHost: localhost\r\nAuthorization Bearer {KEY} of Secretname\r\n\r\n",
+    "GET /v1/people/Secretname\r\n\r\n",
+    "GET /v1/people/Secretname HTTP/x\r\nHost: localhost\r\n\r\n",
+    "GET v1/people/Secretname HTTP/1.1\r\nHost: localhost\r\nSCRIPT_NAME: /Secretname\r\n\r\n",
+]
+
+
+def test_a_request_that_cannot_be_read_is_not_quoted(aws_endpoint: str, stack: Settings, tmp_path: Path) -> None:
+    """gunicorn's lines had the text that it could not read."""
+    log = tmp_path / "log"
+    with web_server(aws_endpoint, stack, log) as (url, _):
+        address = urlsplit(url)
+        for head in UNREADABLE:
+            with socket.create_connection((address.hostname, address.port), timeout=240) as client:
+                client.sendall(head.encode())
+                assert client.recv(100).startswith(b"HTTP/1.1 4")
+        wait_until(lambda: "Invalid request: InvalidHeader" in log.read_text(), what="the line")
+        text = log.read_text()
+    assert "Invalid request: InvalidRequestLine" in text or "Invalid request: InvalidHTTPVersion" in text
+    assert "Secretname" not in text
+    assert KEY not in text
 
 
 def posted(url: str, photo: bytes, path: str = "/", method: str = "POST", **headers: str) -> tuple[int, str, str]:

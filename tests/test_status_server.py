@@ -19,6 +19,15 @@ from faceapp.scaling.status_server import CONNECTIONS, REQUEST_BYTES, StatusServ
 from tests.services import wait_until
 from tests.test_flower import free_port
 
+ODD_LINES = [
+    "garbage\r\nX-Forwarded-For: 127.0.0.1",
+    "X-Forwarded-For : 127.0.0.1",
+    ": 1\r\nX-Forwarded-For: 127.0.0.1",
+    "X-One: 1\r\n X-Forwarded-For: 127.0.0.1",
+    "X-One: 1\rX-Forwarded-For: 127.0.0.1",
+    "X-One: 1\0",
+]
+
 
 def serving(host: str = "127.0.0.1") -> StatusServer:
     settings = Settings(prefix="nobody", scaler_host=host, scaler_port=free_port())
@@ -69,6 +78,14 @@ def test_foreign_hosts_pages_and_proxies_read_nothing(server: StatusServer, head
     for path in ("/status", "/metrics"):
         status, text = ask(server, path, **headers)
         assert (status, text.startswith("This is for programs of this machine. ")) == (403, True)
+
+
+@pytest.mark.parametrize("odd", ODD_LINES)
+def test_no_header_hides_behind_an_odd_line(server: StatusServer, odd: str) -> None:
+    """S8: the standard library reads headers up to the first line that is none, and `X-Forwarded-For` came after."""
+    with opened(server) as client:
+        client.sendall(f"GET /status HTTP/1.1\r\nHost: 127.0.0.1\r\n{odd}\r\n\r\n".encode())
+        assert client.recv(1000).split()[1] in (b"400", b"403")
 
 
 def test_programs_and_a_typed_address_read_it(server: StatusServer, aws: str) -> None:

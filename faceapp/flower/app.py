@@ -20,7 +20,7 @@ from celery.events import EventReceiver
 from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPServerRequest
 from tornado.ioloop import IOLoop
-from tornado.netutil import bind_unix_socket
+from tornado.netutil import bind_sockets, bind_unix_socket
 from tornado.web import RequestHandler
 
 from faceapp import logs, queues
@@ -37,6 +37,12 @@ LONGEST_PAUSE_S = 30.0
 """Between two tries to listen to a broker that does not answer."""
 FORGET_S = 60.0
 """A worker whose events are missing counts as gone when it has not answered for so long, either."""
+BODY_BYTES = 1024 * 1024
+"""A request's body, which Tornado reads before the guard answers. Tasks' arguments are the largest that is sent."""
+HEAD_BYTES = 64 * 1024
+HEAD_S = 15.0
+"""How long a connection has for its next request's head, and so may be idle, too."""
+BODY_S = 15.0
 
 
 class Events(flower.events.Events):
@@ -157,11 +163,24 @@ class Flower(flower.app.Flower):
             logger.warning("Flower's pages need a key: set FACEAPP_LOCAL_KEY, or FACEAPP_FLOWER_BASIC_AUTH")
 
     def _listen(self) -> int | None:
-        if self.options.unix_socket and not guard.is_protected(self.options):
+        # Flower's own server has no bounds: bodies of up to 100 MiB each, and heads that never end.
+        server = HTTPServer(
+            self,
+            ssl_options=self.ssl_options,
+            xheaders=self.options.xheaders,
+            max_header_size=HEAD_BYTES,
+            max_body_size=BODY_BYTES,
+            idle_connection_timeout=HEAD_S,
+            body_timeout=BODY_S,
+        )
+        if self.options.unix_socket:
             # Flower opens its socket file to every user of the machine (since mher/flower#725).
-            HTTPServer(self).add_socket(bind_unix_socket(self.options.unix_socket, mode=0o600))
+            mode = 0o777 if guard.is_protected(self.options) else 0o600
+            server.add_socket(bind_unix_socket(self.options.unix_socket, mode=mode))
             return None
-        port: int | None = super().start_http_server()
+        sockets = bind_sockets(self.options.port, address=self.options.address)
+        server.add_sockets(sockets)
+        port: int = sockets[0].getsockname()[1]
         return port
 
     def find_handler(self, request: HTTPServerRequest, **named: Any) -> Any:

@@ -28,7 +28,7 @@ def _begin() -> None:
     # Keys and tasks are named by us, never by a client: this id is ours whatever the request's id is.
     flask.g.own_id = dispatch.new_id()
     chosen = flask.request.headers.get("X-Request-ID", "")
-    flask.g.request_id = chosen if logs.REQUEST_ID.fullmatch(chosen) else flask.g.own_id
+    flask.g.request_id = chosen if logs.is_request_id(chosen) else flask.g.own_id
     flask.g.began_s = time.monotonic()
     logs.bind(request_id=flask.g.request_id)
     flask.g.trail = ExitStack()

@@ -23,9 +23,16 @@ from typing import Any
 
 from faceapp.config import settings
 from faceapp.credential import aws_keys, fresh
+from faceapp.door import hides_headers
 from faceapp.errors import ConfigError
 
 LISTENING = "listening on "
+HEAD_S = 15.0
+"""For a request's first line, and for the rest of its head: a client that does not send it is cut."""
+
+
+class SlowHead(OSError, ValueError):
+    """The request's head took too long. pywsgi ends the connection for an OSError, or answers 400 for a ValueError."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -60,6 +67,26 @@ def serve(*, port: int, key_ids: Collection[str], told: str = "") -> None:
     from faceapp.local.hangups import CONNECTION, NoticeHangups
 
     class Handler(WSGIHandler):  # type: ignore[misc] # gevent has no type hints
+        def log_error(self, msg: str, *args: Any) -> None:
+            # pywsgi quotes requests, which have keys and people's names in them.
+            error = sys.exc_info()[0]
+            logging.getLogger("faceapp.local.aws").info("bad request: %s", error.__name__ if error else "unknown")
+
+        def read_requestline(self) -> str:
+            # A client keeps its connection idle between two requests for as long as it likes.
+            if self.requestline is not None:
+                self.rfile.peek(1)
+            with gevent.Timeout(HEAD_S, SlowHead("The request took too long.")):
+                line: str = super().read_requestline()
+                return line
+
+        def read_request(self, raw_requestline: str) -> bool:
+            with gevent.Timeout(HEAD_S, SlowHead("The request's head took too long.")):
+                super().read_request(raw_requestline)
+            if hides_headers(self.headers):
+                raise ValueError("A line of the request's head is no header.")
+            return True
+
         def get_environ(self) -> dict[str, Any]:
             # The path before its escapes were decoded, which gevent leaves out (gevent/gevent#67): without it moto
             # decodes an object's key a second time.

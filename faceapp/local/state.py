@@ -124,7 +124,12 @@ class GalleryState:
         for key, etag in self._objects():
             index[key] = name = hashlib.sha256(f"{key}\n{etag}".encode()).hexdigest()
             if not (self._folder / name).exists():
-                body = self._s3.get_object(Bucket=self._bucket, Key=key)["Body"].read()
+                try:
+                    body = self._s3.get_object(Bucket=self._bucket, Key=key)["Body"].read()
+                except self._s3.exceptions.NoSuchKey:
+                    # Deleted since the listing: the index has nothing of it, either.
+                    del index[key]
+                    continue
                 self._write(self._folder / name, body)
         self._write(self._index, json.dumps(index, indent=1).encode())
         for file in self._folder.iterdir():

@@ -19,7 +19,7 @@ from typing import Any
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from faceapp.config import Settings
-from faceapp.door import is_loopback_address, reason_against
+from faceapp.door import hides_headers, is_loopback_address, reason_against
 from faceapp.errors import ConfigError
 from faceapp.scaling.status import Status
 
@@ -57,6 +57,14 @@ class _Handler(BaseHTTPRequestHandler):
     def setup(self) -> None:
         super().setup()
         self.rfile = _Bounded(self.rfile)  # type: ignore[assignment]
+
+    def parse_request(self) -> bool:
+        if not super().parse_request():
+            return False
+        if hides_headers(self.headers):
+            self._answer(400, "text/plain", b"A line of the request's head is no header.\n")
+            return False
+        return True
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
