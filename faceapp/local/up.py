@@ -59,6 +59,8 @@ class Options:
     """A folder of `name/photo.jpg` to enrol."""
     fresh: bool = False
     """Start without the people of the last time."""
+    samples: bool = True
+    """Enrol the sample people when the gallery is empty."""
     verbose: bool = False
     """Show what the services log."""
 
@@ -192,7 +194,7 @@ class _Local:
         known = self.client.people()
         if found:
             what = f"people from {self.options.people}"
-        elif known:
+        elif known or not self.options.samples:
             return
         else:
             what, found = "a first gallery from sample photos", self._samples()
