@@ -12,7 +12,7 @@ from faceapp.config import settings
 
 
 @click.group()
-@click.option("--url", default=URL, show_default=True, help="Where the service is.")
+@click.option("--url", **URL, help="Where the service is.")
 @click.pass_context
 def people(context: click.Context, url: str) -> None:
     """Enrol, list and forget people."""
@@ -125,7 +125,7 @@ def forget(client: Any, name: str) -> None:
 
 @click.command()
 @click.argument("photos", nargs=-1, required=True, type=FOLDER)
-@click.option("--url", default=URL, show_default=True, help="Where the service is.")
+@click.option("--url", **URL, help="Where the service is.")
 @click.option("--local", is_flag=True, help="Recognise in this process: no service, no AWS. Prints the names only.")
 @click.option("--gallery", metavar="DIR|data.pt", type=FOLDER, help="With --local: a folder DIR/<name>/<photo>.jpg.")
 def recognize(photos: tuple[Path, ...], url: str, local: bool, gallery: Path | None) -> None:
