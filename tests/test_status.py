@@ -224,6 +224,14 @@ class TestWhichAws:
             assert done.returncode == 0, done.stderr
             assert "No dead letters (the embedded AWS of 'faceapp up'" in done.stdout
 
+    def test_a_dry_run_of_the_scaler_asks_it_too(self, account: dict[str, str], here: dict[str, str]) -> None:
+        done = faceapp("scaler", "--dry-run", "--local", **account, **here)
+        assert done.returncode == 2
+        assert "A dry run on the embedded AWS of 'faceapp up'" in done.stderr
+        assert "There is no launch template" in done.stderr
+        assert "say which is meant" in faceapp("scaler", "--dry-run", **account, **here).stderr
+        assert "go with --dry-run" in faceapp("scaler", "--local", **account, **here).stderr
+
     def test_with_an_account_as_well_it_must_be_said(self, account: dict[str, str], here: dict[str, str]) -> None:
         done = faceapp("dead-letters", "purge", "--all", "--yes", **account, **here)
         assert (done.returncode, done.stdout) == (2, "")
