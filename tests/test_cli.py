@@ -93,7 +93,7 @@ def test_a_gallery_goes_with_local_only(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_people_is_one_sentence(tmp_path: Path) -> None:
-    for folder, sentence in ((tmp_path, "holds no photos"), (tmp_path / "none", "is not a folder")):
+    for folder, sentence in ((tmp_path, "holds no folders of photos"), (tmp_path / "none", "is not a folder")):
         for command in (["up", "--people"], ["people", "--url", NOBODY, "import"]):
             done = faceapp(*command, folder)
             assert done.returncode == 1

@@ -18,6 +18,7 @@ from faceapp import oneshot
 from faceapp.config import Settings
 from faceapp.data_file import import_data
 from faceapp.errors import BadRequest, ConfigError, GalleryMismatch, InvalidName, NotFound
+from faceapp.folders import find_people
 from faceapp.gallery import Gallery, People
 from faceapp.gallery.imported import import_vectors
 from faceapp.labelled import Labelled, choose, read_labels
@@ -70,7 +71,13 @@ def test_labels_of_photos_that_are_not_there_are_told(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("a,b\nc,d\n", "names no photo"), ("test_000\n", "Line 1"), ("test_000,\n", "Line 1"), ("", "names no photo")],
+    [
+        ("a,b\nc,d\n", "names no photo"),
+        ("test_000\n", "Line 1"),
+        ("test_000,\n", "Line 1"),
+        ("", "names no photo"),
+        ("Image;Results\ntest_000;Barack\n", "A comma belongs between them"),
+    ],
 )
 def test_labels_that_cannot_be_used_are_refused(folder: Path, text: str, says: str) -> None:
     with pytest.raises(BadRequest, match=says):
@@ -82,6 +89,14 @@ def test_a_csv_that_is_none_is_refused(folder: Path) -> None:
         read_labels(folder, folder / "missing.csv")
     with pytest.raises(BadRequest, match="UTF-8"):
         read_labels(folder, folder / "test_000.jpg")
+
+
+def test_a_folder_that_is_not_there_and_one_without_folders_are_told(folder: Path) -> None:
+    """A user's first tries of `people import`."""
+    with pytest.raises(BadRequest, match="missing is not a folder"):
+        read_labels(folder / "missing", csv_of(folder, "test_000,Barack\n"))
+    with pytest.raises(BadRequest, match="take --csv"):
+        find_people(folder)
 
 
 def labelled(folder: Path, *names: str) -> list[Labelled]:
