@@ -70,7 +70,8 @@ class Client:
             answer = self._http.request(method, f"{self.url}{path}", **content)
         except urllib3.exceptions.HTTPError as error:
             raise ServiceUnreachable(
-                f"Nothing answers at {self.url}: is faceapp running there? ('faceapp up' starts it; {error})"
+                f"Nothing answers at {self.url}: is faceapp running there? ('faceapp up' starts it, and --url or "
+                f"FACEAPP_WEB_PORT says where it is; {error})"
             ) from error
         if answer.status < 400:
             return answer.data

@@ -26,7 +26,7 @@ from faceapp.door import is_loopback_url
 from faceapp.key_text import FORM, new_text
 
 START, CURL, AWS = FILES = ("start.json", "curl.conf", "aws.env")
-"""What the commands read; what curl takes with -K; what a shell reads before boto3 or the aws command is used."""
+"""What the commands read; what curl takes with -K; what a shell reads before boto3, aws or celery is used."""
 
 
 def states_folder() -> Path:
@@ -47,7 +47,7 @@ def fresh() -> dict[str, str]:
 
 @contextlib.contextmanager
 def kept(folder: Path, key: str, ports: Mapping[str, int], environ: Mapping[str, str]) -> Iterator[None]:
-    """Say in `folder` what the start answers to at its `ports`, until the block ends; `environ` is what boto3 needs."""
+    """Say in `folder` what the start answers to at its `ports`, until the block ends; `environ` is for a shell."""
     exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in sorted(environ.items()))
     try:
         _write(folder / START, json.dumps({"key": key, "ports": dict(ports)}))

@@ -30,7 +30,10 @@ def find_people(folder: Path) -> dict[str, list[Path]]:
     people = {each.name: _photos(each) for each in sorted(folder.iterdir()) if each.is_dir()}
     people = {name: photos for name, photos in people.items() if photos}
     if not people:
-        raise BadRequest(f"{folder} holds no photos: they belong into one folder per person, as in name/photo.jpg.")
+        flat = " Photos that lie in one folder take --csv of 'faceapp people import'." if _photos(folder) else ""
+        raise BadRequest(
+            f"{folder} holds no folders of photos: they belong into one folder per person, as in name/photo.jpg.{flat}"
+        )
     return people
 
 

@@ -49,6 +49,8 @@ def read_labels(folder: Path, labels: Path) -> tuple[list[Labelled], list[str]]:
     A line is a file's name, with or without its extension, and a person's name. A first line that names no file is a
     header. Raises BadRequest for a CSV that cannot be read, and when none of its photos is there.
     """
+    if not folder.is_dir():
+        raise BadRequest(f"{folder} is not a folder: it should hold the photos that {labels} names.")
     found, missing = [], []
     for number, (file, name) in enumerate(_rows(labels)):
         photo = _photo(folder, file)
@@ -69,7 +71,10 @@ def _rows(labels: Path) -> Iterator[tuple[str, str]]:
                 if not any(cells):
                     continue
                 if len(cells) < 2 or not all(cells[:2]):
-                    raise BadRequest(f"Line {number} of {labels} is no file's name and person's name: {','.join(row)}")
+                    comma = " A comma belongs between them, not a semicolon." if ";" in "".join(row) else ""
+                    raise BadRequest(
+                        f"Line {number} of {labels} is no file's name and person's name: {','.join(row)}.{comma}"
+                    )
                 yield cells[0], cells[1]
     except OSError as error:
         raise BadRequest(f"{labels} cannot be read: {error.strerror or error}.") from error

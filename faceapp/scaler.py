@@ -14,6 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from faceapp import tracing
 from faceapp.broker.janitor import Janitor
@@ -297,7 +298,8 @@ def run(settings: Settings, *, dry_run: bool = False, stop: threading.Event | No
         alarms=None if dry_run else Alarms(settings),
         status=status,
     )
-    server = StatusServer(settings, status)
+    # A dry run has the port of no scaler that acts, which may run on this machine, too.
+    server = StatusServer(replace(settings, scaler_port=0) if dry_run else settings, status)
     janitor = Janitor(
         settings,
         leads=lambda: lease is not None and lease.held,

@@ -5,6 +5,7 @@ Each part is asked at the same time as the others, and one that does not answer 
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from kombu.exceptions import KombuError, OperationalError
 from faceapp import aws
 from faceapp.clocks import answered_s
 from faceapp.config import Settings
+from faceapp.door import is_loopback_url
 from faceapp.errors import BrokerUnavailable, FaceappError, FleetError
 from faceapp.gallery import People
 from faceapp.http.scaler import ScalerStatus
@@ -95,11 +97,15 @@ class Status:
     workers: Part[tuple[Worker, ...]]
     scaler: Part[Scaler]
     people: Part[int]
+    scaler_expected: bool = False
+    """Whether the scaler should answer: the AWS is on this machine. An account's answers on its web-instance only."""
 
     @property
     def problems(self) -> tuple[str, ...]:
         """What somebody should look at, a sentence each; empty when all is well."""
         parts: tuple[Part[Any], ...] = (self.queues, self.instances, self.workers, self.people)
+        if self.scaler_expected:
+            parts = (*parts, self.scaler)
         found = list(dict.fromkeys(each.trouble for each in parts if each.trouble))
         for queue in self.queues.value or ():
             if queue.kind == "dead letters" and queue.messages:
@@ -152,6 +158,7 @@ def ask(settings: Settings, app: Any, *, aws: str) -> Status:
         workers=workers.part(until_s),
         scaler=word,
         people=people.part(until_s),
+        scaler_expected=is_loopback_url(os.environ.get("AWS_ENDPOINT_URL", "")),
     )
 
 

@@ -83,6 +83,20 @@ def test_a_service_that_is_not_there_is_one_sentence(command: list[str]) -> None
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("command", [["people", "list"], ["recognize", "PHOTO"], ["bench", "load", "--images", "DIR"]])
+def test_the_service_is_looked_for_where_faceapp_up_has_it(
+    command: list[str], samples: dict[str, Path], tmp_path: Path
+) -> None:
+    """Each command finds the start of its environment, and says how to name another one."""
+    photo = samples["obama.jpg"]
+    shutil.copy(photo, tmp_path)
+    given = [{"PHOTO": str(photo), "DIR": str(tmp_path)}.get(each, each) for each in command]
+    done = faceapp(*given, FACEAPP_WEB_PORT="9", XDG_STATE_HOME=str(tmp_path))
+    assert done.returncode == 1
+    assert "Error: Nothing answers at http://127.0.0.1:9: is faceapp running there?" in done.stderr
+    assert "FACEAPP_WEB_PORT" in done.stderr
+
+
 def test_a_photo_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
     done = faceapp("recognize", "--url", NOBODY, tmp_path / "none.jpg")
     assert done.returncode == 1
@@ -96,7 +110,7 @@ def test_a_gallery_goes_with_local_only(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_people_is_one_sentence(tmp_path: Path) -> None:
-    for folder, sentence in ((tmp_path, "holds no photos"), (tmp_path / "none", "is not a folder")):
+    for folder, sentence in ((tmp_path, "holds no folders of photos"), (tmp_path / "none", "is not a folder")):
         for command in (["up", "--people"], ["people", "--url", NOBODY, "import"]):
             done = faceapp(*command, folder)
             assert done.returncode == 1

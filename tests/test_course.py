@@ -19,6 +19,7 @@ from faceapp import oneshot
 from faceapp.config import Settings
 from faceapp.data_file import import_data
 from faceapp.errors import BadRequest, ConfigError, GalleryFull, GalleryMismatch, InvalidName, NotFound
+from faceapp.folders import find_people
 from faceapp.gallery import Gallery, People
 from faceapp.gallery.imported import import_vectors
 from faceapp.gallery.people import VECTORS
@@ -72,7 +73,13 @@ def test_labels_of_photos_that_are_not_there_are_told(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("a,b\nc,d\n", "names no photo"), ("test_000\n", "Line 1"), ("test_000,\n", "Line 1"), ("", "names no photo")],
+    [
+        ("a,b\nc,d\n", "names no photo"),
+        ("test_000\n", "Line 1"),
+        ("test_000,\n", "Line 1"),
+        ("", "names no photo"),
+        ("Image;Results\ntest_000;Barack\n", "A comma belongs between them"),
+    ],
 )
 def test_labels_that_cannot_be_used_are_refused(folder: Path, text: str, says: str) -> None:
     with pytest.raises(BadRequest, match=says):
@@ -84,6 +91,14 @@ def test_a_csv_that_is_none_is_refused(folder: Path) -> None:
         read_labels(folder, folder / "missing.csv")
     with pytest.raises(BadRequest, match="UTF-8"):
         read_labels(folder, folder / "test_000.jpg")
+
+
+def test_a_folder_that_is_not_there_and_one_without_folders_are_told(folder: Path) -> None:
+    """A user's first tries of `people import`."""
+    with pytest.raises(BadRequest, match="missing is not a folder"):
+        read_labels(folder / "missing", csv_of(folder, "test_000,Barack\n"))
+    with pytest.raises(BadRequest, match="take --csv"):
+        find_people(folder)
 
 
 def labelled(folder: Path, *names: str) -> list[Labelled]:
@@ -242,8 +257,7 @@ def course(tmp_path: Path) -> Iterator[Running]:
 def test_from_a_folder_and_a_csv_to_the_graders_run(course: Running, folder: Path) -> None:
     """G4: what docs/course.md says, and then 60 photos at once, each in a request of its own."""
     labels = "Image,Results\ntest_000,Barack\ntest_001,Joe\ntest_002,Eileen\ntest_003,Barack\ntest_004,Barack\n"
-    for name in course.client.people():
-        course.client.forget(name)
+    assert course.client.people() == {}, "a grader's people could be answered with the samples' names"
     state = {"XDG_STATE_HOME": str(course.log.parent)}
     done = faceapp("people", "--url", course.client.url, "import", folder, "--csv", csv_of(folder, labels), **state)
     assert done.returncode == 0, done.stderr
@@ -266,6 +280,13 @@ def test_from_a_folder_and_a_csv_to_the_graders_run(course: Running, folder: Pat
         answers = list(pool.map(lambda each: ask(*each), asked))
     assert answers == [f"{stem}:{names[of]}" for stem, of in asked]
     check_buckets(course, len(asked))
+
+    course.client.enrol("Somebody Else", [folder / "test_003.jpg"])
+    more = csv_of(folder, f"{labels}test_999,Joe\n")
+    done = faceapp("people", "--url", course.client.url, "import", folder, "--csv", more, **state)
+    assert done.returncode == 1
+    assert done.stdout.endswith("5 of 6 photos are answered right.\n")
+    assert f"{more} does not name everybody in the gallery (1 more)" in done.stderr
 
 
 def check_buckets(course: Running, count: int) -> None:

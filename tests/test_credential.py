@@ -13,6 +13,7 @@ from faceapp import credential
 from faceapp.config import Settings
 from faceapp.errors import ConfigError
 from faceapp.key_text import FORM, new_text
+from faceapp.local import up
 from tests.test_cli import faceapp
 
 
@@ -67,6 +68,16 @@ def test_a_start_that_cannot_write_all_of_it_leaves_none_of_it(folder: Path) -> 
     with pytest.raises((IsADirectoryError, PermissionError)), credential.kept(folder, new_text(), {"web": 8123}, {}):
         pass
     assert not any((folder / name).exists() for name in credential.FILES)
+
+
+def test_a_shell_that_reads_the_file_looks_at_the_right_start() -> None:
+    """The prefix and the ports are in it as well as AWS's variables, and nothing else of the start's settings."""
+    settings = Settings(prefix="mine", web_port=8123, aws_port=4123, scaler_port=8124, flower_port=5123)
+    exported = up.for_a_shell(up.environment(settings))
+    ours = {name: value for name, value in exported.items() if name.startswith("FACEAPP_")}
+    assert Settings.from_environ(ours) == settings
+    assert ours.keys() == {"FACEAPP_PREFIX", *(f"FACEAPP_{each}_PORT" for each in ("WEB", "AWS", "SCALER", "FLOWER"))}
+    assert exported["AWS_ENDPOINT_URL"] == "http://127.0.0.1:4123"
 
 
 def test_each_start_has_another_and_nothing_is_told_by_the_access_key() -> None:

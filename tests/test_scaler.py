@@ -723,8 +723,11 @@ def test_the_command_scales_shows_it_and_ends_without_stopping_anything(
 
 def test_the_command_in_a_dry_run_changes_nothing(aws: str, settings: Settings, tmp_path: Path) -> None:
     send(aws, settings, 3)
-    port, log = free_port(), tmp_path / "log"
-    with process(aws, settings, log, "--dry-run", FACEAPP_SCALER_PORT=str(port)) as child:
+    log = tmp_path / "log"
+    with (
+        socket.create_server(("127.0.0.1", 0)) as acting,
+        process(aws, settings, log, "--dry-run", FACEAPP_SCALER_PORT=str(acting.getsockname()[1])) as child,
+    ):
         wait_until(lambda: "would create app-tier-instance-1, app-tier-instance-2" in log.read_text(), what="a line")
         child.terminate()
         assert child.wait(240) == 0

@@ -10,6 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -21,6 +22,8 @@ from faceapp import stack as deployment
 from faceapp.config import Settings
 from faceapp.queues import Queue
 from faceapp.scaling.machine import DRAINING, READY, STACK
+from faceapp.scaling.status import Status as ScalerStatus
+from faceapp.scaling.status_server import StatusServer
 from faceapp.status import Instance, Part, Status, Worker, ask
 from tests.aws import KEY, plain_client
 from tests.services import aws_environ, celery_worker, environ, wait_until
@@ -69,7 +72,12 @@ def faceapp(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]
 
 @pytest.mark.usefixtures("worker", "aws")
 def test_everything_is_seen_at_once(deployed: Settings, aws_endpoint: str) -> None:
-    done = faceapp("status", "--json", **environ(aws_endpoint, deployed, FACEAPP_SCALER_PORT=str(NOBODY)))
+    server = StatusServer(replace(deployed, scaler_port=0), ScalerStatus(deployed))
+    server.start()
+    try:
+        done = faceapp("status", "--json", **environ(aws_endpoint, deployed, FACEAPP_SCALER_PORT=str(server.port)))
+    finally:
+        server.stop()
 
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout)
@@ -86,8 +94,19 @@ def test_everything_is_seen_at_once(deployed: Settings, aws_endpoint: str) -> No
     (answered,) = found["workers"]["value"]
     assert (answered["name"], answered["processes"], answered["active"]) == ("celery@app-tier-instance-10", 2, 0)
     assert found["people"] == {"value": 0, "trouble": ""}
-    assert found["scaler"]["value"] is None
-    assert found["scaler"]["trouble"].startswith(f"The scaler does not answer at 127.0.0.1:{NOBODY}")
+    assert (found["scaler"]["trouble"], found["scaler"]["value"]["leader"]) == ("", False)
+
+
+@pytest.mark.usefixtures("worker", "aws")
+def test_a_scaler_that_should_be_here_and_does_not_answer_is_a_problem(deployed: Settings, aws_endpoint: str) -> None:
+    """It was a line among others, above "All is well."."""
+    done = faceapp("status", "--json", **environ(aws_endpoint, deployed, FACEAPP_SCALER_PORT=str(NOBODY)))
+    assert done.returncode == 1
+    found = json.loads(done.stdout)
+    assert (found["healthy"], found["scaler_expected"], found["scaler"]["value"]) == (False, True, None)
+    [problem] = found["problems"]
+    assert problem == found["scaler"]["trouble"]
+    assert problem.startswith(f"The scaler does not answer at 127.0.0.1:{NOBODY}")
 
 
 @pytest.mark.usefixtures("aws")
@@ -114,8 +133,9 @@ def test_waiting_dead_letters_are_said_and_fail_the_command(deployed: Settings, 
 def test_a_part_that_does_not_answer_leaves_the_others(stack: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL_EC2", f"http://127.0.0.1:{NOBODY}")
     plain_client("s3", os.environ["AWS_ENDPOINT_URL"]).delete_bucket(Bucket=stack.gallery_bucket)
-    app = broker.create_app(stack)
-    found = ask(stack, app, aws="here")
+    nobody = replace(stack, scaler_port=NOBODY)
+    app = broker.create_app(nobody)
+    found = ask(nobody, app, aws="here")
     app.close()
     assert found.instances.trouble.startswith("EC2 does not answer: Could not connect")
     assert found.people.trouble.startswith(f"The bucket {stack.gallery_bucket} refused")
@@ -124,7 +144,7 @@ def test_a_part_that_does_not_answer_leaves_the_others(stack: Settings, monkeypa
         stack.dead_letter_queue,
         stack.response_queue,
     ]
-    assert found.problems == (found.instances.trouble, found.people.trouble)
+    assert found.problems == (found.instances.trouble, found.people.trouble, found.scaler.trouble)
     assert not found.healthy
 
 
@@ -204,6 +224,14 @@ class TestWhichAws:
             done = faceapp("dead-letters", "list", *options, **home, **here)
             assert done.returncode == 0, done.stderr
             assert "No dead letters (the embedded AWS of 'faceapp up'" in done.stdout
+
+    def test_a_dry_run_of_the_scaler_asks_it_too(self, account: dict[str, str], here: dict[str, str]) -> None:
+        done = faceapp("scaler", "--dry-run", "--local", **account, **here)
+        assert done.returncode == 2
+        assert "A dry run on the embedded AWS of 'faceapp up'" in done.stderr
+        assert "There is no launch template" in done.stderr
+        assert "say which is meant" in faceapp("scaler", "--dry-run", **account, **here).stderr
+        assert "go with --dry-run" in faceapp("scaler", "--local", **account, **here).stderr
 
     def test_with_an_account_as_well_it_must_be_said(self, account: dict[str, str], here: dict[str, str]) -> None:
         done = faceapp("dead-letters", "purge", "--all", "--yes", **account, **here)

@@ -165,7 +165,10 @@ class _Load:
             async with self._http.get(url, timeout=aiohttp.ClientTimeout(total=10)) as answer:
                 await answer.read()
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise ServiceUnreachable(f"Nothing answers at {self._options.url}: is faceapp running there?") from error
+            raise ServiceUnreachable(
+                f"Nothing answers at {self._options.url}: is faceapp running there? (The argument URL or "
+                "FACEAPP_WEB_PORT says where it is.)"
+            ) from error
 
     async def _post_all(self) -> None:
         todo = iter(range(len(self._photos)))

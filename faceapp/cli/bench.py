@@ -16,7 +16,7 @@ def bench() -> None:
 
 
 @bench.command()
-@click.argument("url", default=URL)
+@click.argument("url", default=URL["default"])
 @click.option("--images", required=True, type=FOLDER, metavar="DIR", help="<name><number>.jpg or <name>/<photo>.jpg.")
 @click.option(
     "--concurrency", type=click.IntRange(1, 20_000), default=1000, show_default=True, help="Requests at once."

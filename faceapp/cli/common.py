@@ -13,7 +13,11 @@ from faceapp.config import settings
 from faceapp.errors import ConfigError, FaceappError
 
 FOLDER = click.Path(path_type=Path)
-URL = "http://127.0.0.1:8000"
+URL: dict[str, Any] = {
+    "default": lambda: f"http://127.0.0.1:{settings().web_port}",
+    "show_default": "http://127.0.0.1:FACEAPP_WEB_PORT",
+}
+"""Of the option or argument that says where the service is: the port is that of `faceapp up` with this environment."""
 
 
 def warn_of_plain_http(client: Any) -> None:

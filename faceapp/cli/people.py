@@ -12,7 +12,7 @@ from faceapp.config import settings
 
 
 @click.group()
-@click.option("--url", default=URL, show_default=True, help="Where the service is.")
+@click.option("--url", **URL, help="Where the service is.")
 @click.pass_context
 def people(context: click.Context, url: str) -> None:
     """Enrol, list and forget people."""
@@ -74,6 +74,7 @@ def _import_data(data: Path, *, aws: bool) -> None:
 
 
 def _import_labelled(client: Any, folder: Path, labels: Path) -> None:
+    from faceapp.gallery.names import clean
     from faceapp.labelled import choose, read_labels
     from faceapp.recognition import Recogniser
 
@@ -85,12 +86,19 @@ def _import_labelled(client: Any, folder: Path, labels: Path) -> None:
     for name, photos in choice.people.items():
         client.enrol(name, photos)
         click.echo(f"{name}: {', '.join(photo.name for photo in photos)}")
-    right = len(labelled) - len(choice.wrong)
-    click.echo(f"{right} of {len(labelled)} photos are answered right.")
+    right, total = len(labelled) - len(choice.wrong), len(labelled) + len(missing)
+    click.echo(f"{right} of {total} photos are answered right.")
+    named = {each.name for each in labelled} | {clean(name) for name in choice.people}
+    if others := client.people().keys() - named:
+        click.echo(
+            f"Warning: {labels} does not name everybody in the gallery ({len(others)} more), and those may be answered "
+            "instead: forget them ('faceapp people forget NAME'), or start with --fresh.",
+            err=True,
+        )
     for photo, answer in list(choice.wrong.items())[:10]:
         click.echo(f"{photo.name} is answered {answer}.", err=True)
-    if choice.wrong:
-        raise click.ClickException(f"{len(choice.wrong)} photos are answered wrong.")
+    if right < total:
+        raise click.ClickException(f"{total - right} photos are answered wrong or are not there.")
 
 
 def _import_folder(client: Any, folder: Path) -> None:
@@ -117,7 +125,7 @@ def forget(client: Any, name: str) -> None:
 
 @click.command()
 @click.argument("photos", nargs=-1, required=True, type=FOLDER)
-@click.option("--url", default=URL, show_default=True, help="Where the service is.")
+@click.option("--url", **URL, help="Where the service is.")
 @click.option("--local", is_flag=True, help="Recognise in this process: no service, no AWS. Prints the names only.")
 @click.option("--gallery", metavar="DIR|data.pt", type=FOLDER, help="With --local: a folder DIR/<name>/<photo>.jpg.")
 def recognize(photos: tuple[Path, ...], url: str, local: bool, gallery: Path | None) -> None:

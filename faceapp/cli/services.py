@@ -6,6 +6,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -26,7 +27,8 @@ def up(people: Path | None, fresh: bool, course: str | None, verbose: bool) -> N
     from faceapp.local.up import up as run
 
     chosen = for_course(settings(), course, os.environ) if course else settings()
-    run(chosen, Options(people=people, fresh=fresh, verbose=verbose))
+    # A grader's people could be answered with the names of the samples.
+    run(chosen, Options(people=people, fresh=fresh, samples=not course, verbose=verbose))
 
 
 @click.command()
@@ -59,11 +61,22 @@ def flower(flower_options: tuple[str, ...]) -> None:
 
 @click.command()
 @click.option("--dry-run", is_flag=True, help="Change nothing: say what would be started and stopped.")
-def scaler(dry_run: bool) -> None:
-    """Start and stop workers by the queue's depth."""
+@click.option("--local", "wanted", flag_value="local", help="With --dry-run: ask the embedded AWS of 'faceapp up'.")
+@click.option("--aws", "wanted", flag_value="aws", help="With --dry-run: ask the account of boto3's credentials.")
+def scaler(dry_run: bool, wanted: Any) -> None:
+    """Start and stop workers by the queue's depth, until Ctrl-C.
+
+    A dry run asks the AWS that the operator's commands ask, and its status is on a free port, beside the scaler's own.
+    """
     from faceapp import logs, tracing
     from faceapp.scaler import run
 
+    if wanted and not dry_run:
+        raise click.UsageError("--local and --aws go with --dry-run.")
+    if dry_run:
+        from faceapp.local.target import choose
+
+        click.echo(f"A dry run on {choose(settings(), wanted)}", err=True)
     _check()
     logs.configure(settings(), service="faceapp-scaler")
     tracing.load("faceapp-scaler")

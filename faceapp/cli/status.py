@@ -24,8 +24,9 @@ def status(aws: str, as_json: bool, watch: bool) -> None:
     A part that does not answer is a line that says so; the others are shown all the same.
 
     The exit status is 0 when all is well. It is 1 when SQS, EC2, S3 or a ready instance's worker does not answer, when
-    the scaler is in trouble, when dead letters wait, or when requests wait and there is neither a worker nor a scaler.
-    No worker at all is well, and so is a scaler that cannot be reached from here.
+    the scaler is in trouble, when dead letters wait, or when requests wait and there is neither a worker nor a scaler,
+    and with an AWS on this machine also when the scaler does not answer. No worker at all is well, and so is an
+    account's scaler that cannot be reached from here.
     """
     from faceapp import tables, tasks
     from faceapp.status import ask

@@ -48,6 +48,8 @@ LONGEST_TICK_S = 1.0
 WORKER_START_S = 3.0
 """From the end of an instance's boot to its worker's first sign of life."""
 AWS = "embedded AWS"
+OF_A_START = ("FACEAPP_PREFIX", "FACEAPP_WEB_PORT", "FACEAPP_AWS_PORT", "FACEAPP_SCALER_PORT", "FACEAPP_FLOWER_PORT")
+"""What tells one start from another, of its settings."""
 # moto knows a few machine images; any of them will do, nothing boots from it.
 IMAGE = "ami-12c6146b"
 
@@ -60,6 +62,8 @@ class Options:
     """A folder of `name/photo.jpg` to enrol."""
     fresh: bool = False
     """Start without the people of the last time."""
+    samples: bool = True
+    """Enrol the sample people when the gallery is empty."""
     verbose: bool = False
     """Show what the services log."""
 
@@ -81,7 +85,7 @@ def up(settings: Settings, options: Options) -> None:
     progress = Progress()
     with (
         state.lock(folder),
-        credential.kept(folder, settings.local_key, ports_of(settings), only_aws(environ)),
+        credential.kept(folder, settings.local_key, ports_of(settings), for_a_shell(environ)),
         Services(folder / "logs", environ, follow=options.verbose, warn=progress.warn) as services,
     ):
         local = _Local(settings, options, services, progress)
@@ -193,7 +197,7 @@ class _Local:
         known = self.client.people()
         if found:
             what = f"people from {self.options.people}"
-        elif known:
+        elif known or not self.options.samples:
             return
         else:
             what, found = "a first gallery from sample photos", self._samples()
@@ -252,7 +256,7 @@ class _Local:
 faceapp is ready.
   page       {self.client.url}/#key={key}
   API        {self.client.url}/docs#key={key}
-  AWS        {endpoint(self.settings)} (boto3, aws: source {shlex.quote(str(folder / credential.AWS))})
+  AWS        {endpoint(self.settings)} (boto3, aws, celery: source {shlex.quote(str(folder / credential.AWS))})
   Flower     {flower_url(self.settings)}/{flower}
   scaler     {scaler_url(self.settings)}/status ({self.settings.scaler_policy}: 0 to {most} workers)
   try it     curl -F inputFile=@{shlex.quote(str(photo))} {self.client.url}
@@ -318,9 +322,13 @@ def ports_of(settings: Settings) -> dict[str, int]:
     return {"web": settings.web_port, "AWS": settings.aws_port, "Flower": settings.flower_port}
 
 
-def only_aws(environ: Mapping[str, str]) -> dict[str, str]:
-    """What boto3 needs of the services' environment."""
-    return {name: value for name, value in environ.items() if name.startswith("AWS_") or name.lower() == "no_proxy"}
+def for_a_shell(environ: Mapping[str, str]) -> dict[str, str]:
+    """What boto3, celery and the commands need of the services' environment to look at this start."""
+    return {
+        name: value
+        for name, value in environ.items()
+        if name.startswith("AWS_") or name.lower() == "no_proxy" or name in OF_A_START
+    }
 
 
 def endpoint(settings: Settings) -> str:
