@@ -234,6 +234,32 @@ def test_it_fits_on_a_phone(phone: Page, samples: dict[str, Path]) -> None:
     assert width <= 360
 
 
+def test_the_bar_of_a_phone_has_the_key_on_a_line_of_its_own(phone: Page) -> None:
+    """At 375 px "Forget the key" was three lines that lay over "ready"."""
+    phone.set_viewport_size({"width": 375, "height": 740})
+    phone.evaluate("document.getElementById('key-forget').hidden = false")
+    forget, health = phone.locator("#key-forget"), phone.locator("#health")
+    link = phone.locator(".bar nav a").last.bounding_box()
+    box, ready = forget.bounding_box(), health.bounding_box()
+    assert box is not None
+    assert ready is not None
+    assert link is not None
+    assert box["height"] < 2 * link["height"]
+    assert box["y"] >= ready["y"] + ready["height"] or box["x"] >= ready["x"] + ready["width"]
+    assert phone.evaluate("document.documentElement.scrollWidth") <= 375
+
+
+def test_a_name_that_nobody_has_is_said(page: Page) -> None:
+    people = {"people": [{"name": f"Person {letter}", "photos": 1} for letter in "ABCDEFGHI"], "next": None}
+    page.route("**/v1/people*", lambda route: route.fulfill(json=people))
+    page.reload()
+    page.get_by_label("Find a name").fill("nobody")
+    expect(page.locator("#people-empty")).to_have_text("Nobody has such a name.")
+    page.get_by_label("Find a name").fill("person a")
+    expect(page.locator("#people-empty")).to_be_hidden()
+    expect(page.locator("#people-list li:visible")).to_have_count(1)
+
+
 def test_the_docs_page_shows_every_operation(page: Page, web: str) -> None:
     page.goto(f"{web}/docs")
     operations = sum(method != "parameters" for path in document()["paths"].values() for method in path)

@@ -107,6 +107,7 @@ async function showFace(row) {
 function applyFilter() {
   const wanted = filter.hidden ? "" : filter.value.trim().toLocaleLowerCase();
   for (const row of list.children) row.hidden = !row.dataset.name.toLocaleLowerCase().includes(wanted);
+  if (list.children.length) showEmpty([...list.children].every((row) => row.hidden) ? "Nobody has such a name." : "");
 }
 
 async function open(name) {
