@@ -284,7 +284,9 @@ def running(
         }
     )
     deployment.apply(own)
-    variables = {f"FACEAPP_{each.name.upper()}": str(getattr(own, each.name)) for each in fields(own)}
+    # The session's own credential stays.
+    open_ones = [each.name for each in fields(own) if not each.metadata["rule"].secret]
+    variables = {f"FACEAPP_{name.upper()}": str(getattr(own, name)) for name in open_ones}
     # The host of the instances cannot fork with a thread of numpy's, which is there before the product is asked.
     more = {"FAULTS_FOLDER": str(folder), "OPENBLAS_NUM_THREADS": "1"}
     environment = environ(endpoint or aws, own, **more, **variables)
