@@ -167,7 +167,7 @@ def test_a_prefix_of_digits_has_a_stack_whose_name_begins_with_a_letter(
             [sys.executable, "-m", "faceapp", "deploy", *options, "--endpoint-url", aws_endpoint],
             capture_output=True,
             text=True,
-            env={**own, "FACEAPP_PREFIX": prefix, **environ},
+            env={**own, "FACEAPP_LOCAL_KEY": KEY, "FACEAPP_PREFIX": prefix, **environ},
             stdin=subprocess.DEVNULL,
         )
         assert done.returncode == 0, said(done)
