@@ -411,7 +411,8 @@ def test_whoever_answers_wrongly_changes_nothing(
     aws_endpoint: str, deploy: Deploy, clients: Callable[[str], Any], prefix: str
 ) -> None:
     """At a terminal, where it asks."""
-    environ = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "FACEAPP_"))}
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "FACEAPP_"))}
+    environ = {**own, "FACEAPP_LOCAL_KEY": KEY}
 
     def type_in(answer: str, *command: str) -> tuple[int, str]:
         line = [sys.executable, "-m", "faceapp", "deploy", *command, "--endpoint-url", aws_endpoint, "--prefix", prefix]
