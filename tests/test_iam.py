@@ -438,6 +438,8 @@ def test_what_each_must_not_do(recorded: Recorded) -> None:
         ("scaler", "iam:PassRole", f"arn:aws:iam::{ACCOUNT}:role/{prefix}-worker", passing),
         ("worker", "s3:GetObject", f"{bucket}gallery-bucket/vectors/a/1", {}),
         ("worker", "s3:DeleteObject", f"{bucket}gallery-bucket/vectors/a/1", {}),
+        # An enrolment that fails takes back what it has put there (C7).
+        ("worker", "s3:DeleteObject", f"{bucket}gallery-bucket/photos/a/1", {}),
         ("worker", "s3:DeleteObject", f"{bucket}out-bucket/1", {}),
         ("worker", "sqs:SendMessage", arn("sqs", f"{prefix}-req-queue"), {}),
         ("web", "s3:DeleteObject", f"{bucket}out-bucket/1", {}),
@@ -451,7 +453,6 @@ def test_what_each_must_not_do(recorded: Recorded) -> None:
         ("worker", "s3:GetObject", f"{bucket}gallery-bucket/scaler/lease.json", {}),
         ("worker", "s3:DeleteObject", f"{bucket}gallery-bucket/scaler/lease.json", {}),
         ("worker", "s3:PutObject", f"{bucket}gallery-bucket/forgetting/1", {}),
-        ("worker", "s3:DeleteObject", f"{bucket}gallery-bucket/photos/a/1", {}),
         ("worker", "sqs:DeleteQueue", arn("sqs", f"{prefix}-req-queue"), {}),
         ("worker", "sns:Publish", arn("sns", f"{prefix}-celery-pidbox"), {}),
         ("worker", "sts:AssumeRole", f"arn:aws:iam::{ACCOUNT}:role/{prefix}-scaler", {}),
