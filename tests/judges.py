@@ -33,10 +33,10 @@ def photo(data: bytes) -> str:
     seen, refused = None, ""
     visited, visit = 0, scanning.Parts.visit
 
-    def counting(parts: scanning.Parts) -> None:
+    def counting(parts: scanning.Parts, number: int = 1) -> None:
         nonlocal visited
-        visited += 1
-        visit(parts)
+        visited += number
+        visit(parts, number)
 
     setattr(scanning.Parts, "visit", counting)  # noqa: B010 - mypy forbids =
     try:

@@ -22,6 +22,7 @@ from faceapp.gallery import People
 from faceapp.http.openapi import document
 from faceapp.keys import Keys
 from faceapp.storage import Storage
+from tests.aws import KEY
 from tests.web import encoded, nothing_new, plain, side_by_side, stored, web_server
 
 pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("worker")]
@@ -82,7 +83,7 @@ def opened(browser: Browser, web: str, **options: Any) -> Iterator[Page]:
     page.on("pageerror", lambda error: troubles.append(f"error: {error}"))
     page.on("console", lambda line: troubles.append(line.text) if "Content Security Policy" in line.text else None)
     page.on("request", lambda request: None if local(request.url, web) else troubles.append(f"asked {request.url}"))
-    page.goto(web)
+    page.goto(f"{web}/#key={KEY}")
     expect(page.locator("#health")).to_have_text("ready")
     yield page
     context.close()
