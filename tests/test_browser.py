@@ -67,23 +67,25 @@ def web(aws_endpoint: str, system: Settings, tmp_path_factory: pytest.TempPathFa
 @pytest.fixture
 def page(browser: Browser, web: str) -> Iterator[Page]:
     """The page, opened; whatever goes wrong in it, or leaves this machine, fails the test."""
-    yield from opened(browser, web)
+    yield from opened(browser, web, f"#key={KEY}")
 
 
 @pytest.fixture
 def phone(browser: Browser, web: str) -> Iterator[Page]:
     """The same on a phone."""
-    yield from opened(browser, web, viewport={"width": 360, "height": 740}, is_mobile=True, has_touch=True)
+    yield from opened(
+        browser, web, f"#key={KEY}", viewport={"width": 360, "height": 740}, is_mobile=True, has_touch=True
+    )
 
 
-def opened(browser: Browser, web: str, **options: Any) -> Iterator[Page]:
+def opened(browser: Browser, web: str, fragment: str = "", **options: Any) -> Iterator[Page]:
     context = browser.new_context(**options)
     context.set_default_timeout(TIMEOUT_MS)
     page, troubles = context.new_page(), []
     page.on("pageerror", lambda error: troubles.append(f"error: {error}"))
     page.on("console", lambda line: troubles.append(line.text) if "Content Security Policy" in line.text else None)
     page.on("request", lambda request: None if local(request.url, web) else troubles.append(f"asked {request.url}"))
-    page.goto(f"{web}/#key={KEY}")
+    page.goto(f"{web}/{fragment}")
     expect(page.locator("#health")).to_have_text("ready")
     yield page
     context.close()
