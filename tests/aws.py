@@ -23,6 +23,8 @@ REGION = "us-east-1"
 KEY = os.environ.setdefault("FACEAPP_LOCAL_KEY", new_text())
 """The credential of this session's embedded AWS and of the web tiers and Flowers that are started on it."""
 ACCESS = aws_keys(KEY)
+WRONG_KEY = KEY[:-1] + ("B" if KEY.endswith("A") else "A")
+"""One that differs from it in its last letter."""
 BEARER = {"Authorization": f"Bearer {KEY}"}
 """Headers for whatever asks for the credential over HTTP."""
 COUNTER = {"Authorization": f"Bearer {ACCESS['AWS_ACCESS_KEY_ID']}"}

@@ -26,7 +26,7 @@ from faceapp import stack as deployment
 from faceapp.config import Settings
 from faceapp.flower.app import BODY_BYTES
 from tests import echo
-from tests.aws import ACCESS, BEARER, KEY
+from tests.aws import ACCESS, BEARER, KEY, WRONG_KEY
 from tests.services import REPOSITORY, celery_worker, environ, wait_until
 
 WORKER = "celery@one"
@@ -261,14 +261,14 @@ def test_no_page_from_elsewhere_may_use_it(watched: Flower, headers: dict[str, s
 @pytest.mark.parametrize("path", ["/workers", "/api/workers", "/static/js/flower.js", "/nothing-here"])
 def test_without_the_starts_credential_it_shows_nothing(watched: Flower, path: str) -> None:
     """S4: a tunnel that adds no header looks like a program of this machine."""
-    for headers in ({}, {"Authorization": f"Bearer {KEY[:-1]}A"}, {"Cookie": f"faceapp-flower={KEY}"}):
+    for headers in ({}, {"Authorization": f"Bearer {WRONG_KEY}"}, {"Cookie": f"faceapp-flower={KEY}"}):
         stranger = Flower(watched.url, watched.process, watched.log, headers)
         answer = stranger.get(path)
         assert answer.status == 401
         assert "'faceapp up'" in answer.text
         assert stranger.post(f"/api/worker/shutdown/{WORKER}").status == 401
         assert stranger.post("/api/task/async-apply/faceapp.forget", "{}").status == 401
-        assert stranger.get(f"/?key={KEY[:-1]}A").status == 401
+        assert stranger.get(f"/?key={WRONG_KEY}").status == 401
     assert watched.workers()[WORKER]["status"] is True
 
 

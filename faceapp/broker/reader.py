@@ -31,6 +31,10 @@ DELETE_WITHIN_S = 1.0
 LEFT_S = 1
 """A message for another process is out of sight for so long: its reader is between two polls now and then."""
 
+SOON = 6
+"""After so many deliveries it is left for a second longer each time: who wanted it may be gone, and it would fill the
+polls of all others."""
+
 KEEP_EVERY_S = NOTE_EVERY_S / 4
 """How often a reader to whom nothing comes looks whether it is time to note that its queue is in use."""
 
@@ -159,18 +163,21 @@ class QueueReader(ABC):
             MessageSystemAttributeNames=["ApproximateReceiveCount"],
         )
         taken: list[str] = []
-        others: list[str] = []
+        others: dict[str, int] = {}
         for message in answer.get("Messages", ()):
             delivery = int(message.get("Attributes", {}).get("ApproximateReceiveCount", 1))
-            mine = self._deliver(message["Body"], delivery=delivery)
-            (taken if mine else others).append(message["ReceiptHandle"])
+            if self._deliver(message["Body"], delivery=delivery):
+                taken.append(message["ReceiptHandle"])
+            else:
+                others[message["ReceiptHandle"]] = LEFT_S + max(0, delivery - SOON)
         self._leave(others)
         return taken
 
-    def _leave(self, receipts: list[str]) -> None:
-        """Let another process have these messages, soon; if this fails, when their visibility timeout is over."""
+    def _leave(self, others: dict[str, int]) -> None:
+        """Let another process have these messages (receipt to seconds from now); late if this fails."""
         entries = [
-            {"Id": str(n), "ReceiptHandle": receipt, "VisibilityTimeout": LEFT_S} for n, receipt in enumerate(receipts)
+            {"Id": str(n), "ReceiptHandle": receipt, "VisibilityTimeout": seconds}
+            for n, (receipt, seconds) in enumerate(others.items())
         ]
         try:
             if entries:

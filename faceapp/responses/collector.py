@@ -20,8 +20,9 @@ FORGET_AFTER_S = 3600.0
 """An answer that nobody fetches is kept this long."""
 ASKED = 10_000
 """A process knows its own late and doubled answers by the last ids that it asked for."""
-DELIVERIES = 6
-"""An answer that is not for this process is left to others, until it was delivered so often: they are gone then."""
+DELIVERIES = 30
+"""An answer that is not for this process is left to others, until it was delivered so often: they are gone then. With
+two processes, one answer of a thousand million meets the wrong one every time; that takes it five minutes."""
 
 
 @dataclass
