@@ -34,7 +34,7 @@ check: $(DEVELOPS) $(CHECKS)
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/bandit --configfile pyproject.toml --quiet --recursive faceapp tools
+	$(BIN)/bandit --configfile pyproject.toml --quiet --recursive celery_sqs faceapp tools
 	$(BIN)/python tools/audit.py requirements.in requirements-dev.in
 	$(BIN)/cfn-lint deploy/*.yaml
 	$(CHECKOV)/bin/python -m checkov.main --framework cloudformation --directory deploy --compact --quiet --skip-download

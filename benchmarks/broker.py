@@ -45,8 +45,8 @@ from benchmarks.broker_plain import HEARTBEAT_S
 from benchmarks.live import photos_in_turn
 from benchmarks.path import System, burst, cpu_s, free_port
 from benchmarks.table import print_table
+from celery_sqs.transport.fanout import FANOUT_EXCHANGES, topic_name
 from faceapp import credential, stack
-from faceapp.broker.fanout import FANOUT_EXCHANGES, topic_name
 from faceapp.config import Settings
 from faceapp.local.processes import Service, Services
 from faceapp.local.up import IMAGE

@@ -21,7 +21,7 @@ from faceapp.config import settings
 
 POLL_S = 0.1
 HEARTBEAT_S = 2
-"""Celery's own; given on the command line, because faceapp.broker.events sets another."""
+"""Celery's own; given on the command line, because celery_sqs.events sets another."""
 
 
 class Channel(SQS.Channel):

@@ -19,9 +19,9 @@ from typing import Any, Literal
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from celery_sqs.clocks import answered_s
 from faceapp import broker
 from faceapp.broker.messages import ENROL, ERASE, FORGET, RECOGNIZE, refusal
-from faceapp.clocks import answered_s
 from faceapp.config import Settings
 from faceapp.errors import BrokerUnavailable, DeadLetterNotFound, FaceappError
 from faceapp.storage import Storage

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from celery_sqs.queues.clients import queue_urls
 from faceapp import aws
 from faceapp.broker import sqs_client
-from faceapp.broker.clients import queue_urls
 from faceapp.config import Settings
 from faceapp.errors import BrokerUnavailable
 

@@ -16,8 +16,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from celery_sqs.queues.janitor import Janitor
 from faceapp import tracing
-from faceapp.broker.janitor import Janitor
 from faceapp.config import Settings
 from faceapp.errors import BrokerUnavailable, ConfigError, FaceappError, FleetError, LeaseLost
 from faceapp.forgetting import LostOrders

@@ -16,8 +16,8 @@ from typing import Any, Generic, TypeVar
 from botocore.exceptions import BotoCoreError, ClientError
 from kombu.exceptions import KombuError, OperationalError
 
+from celery_sqs.clocks import answered_s
 from faceapp import aws
-from faceapp.clocks import answered_s
 from faceapp.config import Settings
 from faceapp.door import is_loopback_url
 from faceapp.errors import BrokerUnavailable, FaceappError, FleetError

@@ -18,8 +18,8 @@ from urllib.parse import quote, unquote
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from celery_sqs.clocks import answered
 from faceapp import aws
-from faceapp.clocks import answered
 from faceapp.config import Settings
 from faceapp.errors import NotFound, RecognitionNotFound, StorageUnavailable
 from faceapp.schema import ID_DIGITS, REQUEST_ID, Recognition

@@ -20,6 +20,8 @@ from celery import signals, states
 from celery.exceptions import Reject
 from kombu.exceptions import OperationalError
 
+from celery_sqs.events import tell_of_worker
+from celery_sqs.transport.channel import CLOCK
 from faceapp import broker, flower, logs, tracing
 from faceapp.broker import GivenUp
 from faceapp.broker.messages import ERASE, FORGET
@@ -227,7 +229,7 @@ def _queued_s(request: Any) -> float:
     try:
         message = request.properties["delivery_info"]["sqs_message"]
         sent_s = float(message["Attributes"]["SentTimestamp"]) / 1000
-        now_s = float(message[broker.transport.CLOCK]) + time.monotonic()
+        now_s = float(message[CLOCK]) + time.monotonic()
     except (AttributeError, KeyError, TypeError, ValueError):
         return 0.0
     return max(0.0, now_s - sent_s)
@@ -277,7 +279,7 @@ def _load(**_: Any) -> None:
     tracing.load("faceapp-worker")
     try:
         _worker().warm()
-        broker.events.tell_of_worker(photo_s=_worker().photo_s)
+        tell_of_worker(photo_s=_worker().photo_s)
     except Exception as error:
         logger.critical("the worker cannot work: %s", error, exc_info=not isinstance(error, FaceappError))
         raise SystemExit(1) from error

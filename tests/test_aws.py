@@ -19,8 +19,8 @@ from typing import Any
 
 import pytest
 
+from celery_sqs.queues.clients import QUICK, quick_sns_client, quick_sqs_client, sns_client, sqs_client
 from faceapp import aws, broker
-from faceapp.broker.clients import QUICK, quick_sns_client, quick_sqs_client, sns_client, sqs_client
 from faceapp.config import Settings
 from faceapp.deploy.target import Target
 from faceapp.errors import ConfigError

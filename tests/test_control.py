@@ -18,16 +18,17 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
+from celery_sqs import events
+from celery_sqs.queues import janitor, reader, temporary
+from celery_sqs.queues.clients import sns_client, sqs_client
+from celery_sqs.queues.janitor import LOOKS_APART_S, Janitor, Suspects, sweep
+from celery_sqs.queues.reader import KEEP_EVERY_S
+from celery_sqs.queues.temporary import ABANDONED_S, NOTE_EVERY_S, SECOND, TAG, TemporaryQueues, temporary_queues
+from celery_sqs.results import Collector
+from celery_sqs.transport.fanout import FANOUT_EXCHANGES, arn, topic_name
 from faceapp import broker
 from faceapp import stack as deployment
-from faceapp.broker import events, janitor, reader, temporary
-from faceapp.broker.clients import sns_client, sqs_client
-from faceapp.broker.fanout import FANOUT_EXCHANGES, arn, topic_name
-from faceapp.broker.janitor import LOOKS_APART_S, Janitor, Suspects, sweep
-from faceapp.broker.reader import KEEP_EVERY_S
-from faceapp.broker.temporary import ABANDONED_S, NOTE_EVERY_S, SECOND, TAG, TemporaryQueues, temporary_queues
 from faceapp.config import Settings
-from faceapp.responses import Collector
 from tests import echo as echo_app
 from tests.services import celery_worker, environ, wait_until
 

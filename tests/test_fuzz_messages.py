@@ -13,15 +13,15 @@ from flask.testing import FlaskClient
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from celery_sqs.control import Question, Replies
+from celery_sqs.results.collector import Collector
 from faceapp import dead_letters, logs
-from faceapp.broker.control import Question, Replies
 from faceapp.broker.messages import refusal
 from faceapp.config import Settings
 from faceapp.errors import ConfigError, InvalidName, SchemaError
 from faceapp.gallery import names
 from faceapp.http import uploads
 from faceapp.http.api import preferred_wait_s
-from faceapp.responses.collector import Collector
 from faceapp.schema import Box, Candidate, Enrolment, Face, Failure, Photo, PhotoFailure, Recognition
 from tests.fuzzing import cases
 from tests.web import BOUNDARY, client_of

@@ -27,9 +27,9 @@ import pytest
 import urllib3
 import yaml
 
+from celery_sqs.queues.temporary import TAG
+from celery_sqs.transport.fanout import topic_name
 from faceapp import stack as deployment
-from faceapp.broker.fanout import topic_name
-from faceapp.broker.temporary import TAG
 from faceapp.client import Client
 from faceapp.config import Settings
 from faceapp.forgetting import ORDERS
@@ -65,7 +65,7 @@ compute.aws = SimpleNamespace(client=lambda *_, **__: own, ONCE=aws.ONCE)
 compute.main(sys.argv[1:])
 """
 SELDOM = """
-from faceapp.broker.janitor import Suspects, sweep
+from celery_sqs.queues.janitor import Suspects, sweep
 from faceapp.config import settings
 from faceapp.forgetting import LostOrders
 from faceapp.scaling.alarms import Alarms

@@ -6,9 +6,9 @@ import uuid
 
 import pytest
 
+from celery_sqs.control import REPLY_EXCHANGE
+from celery_sqs.transport import channel as transport
 from faceapp import broker
-from faceapp.broker import transport
-from faceapp.broker.control import REPLY_EXCHANGE
 from faceapp.config import Settings
 from faceapp.scaling.estimates import SEEN, Boots
 

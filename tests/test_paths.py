@@ -24,8 +24,8 @@ from kombu.asynchronous import Hub as EventLoop
 from kombu.asynchronous.http.curl import CurlClient
 from vine import promise
 
+from celery_sqs.transport.channel import HTTPConnection
 from faceapp import stack as deployment
-from faceapp.broker.transport import HTTPConnection
 from faceapp.config import Settings
 from faceapp.local.processes import Services
 from tests import echo

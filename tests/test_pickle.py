@@ -16,10 +16,10 @@ from kombu import Message
 from kombu.exceptions import ContentDisallowed
 from kombu.serialization import prepare_accept_content
 
+from celery_sqs.results.collector import Collector
 from faceapp import broker
 from faceapp.config import Settings
 from faceapp.deploy import template
-from faceapp.responses.collector import Collector
 from tests.services import REPOSITORY
 
 RUNS_CODE = ("B102", "B301", "B302", "B307", "B506", "B614")

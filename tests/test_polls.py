@@ -6,8 +6,8 @@ import uuid
 from contextlib import ExitStack
 from pathlib import Path
 
+from celery_sqs.transport.polls import FAILING_S, Polls
 from faceapp import stack as deployment
-from faceapp.broker.polls import FAILING_S, Polls
 from faceapp.config import Settings
 from faceapp.scaling.listener import Listener
 from faceapp.scaling.workers import Workers

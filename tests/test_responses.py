@@ -15,14 +15,15 @@ from typing import Any
 import pytest
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 
-from faceapp import broker, responses
+from celery_sqs import results as responses
+from celery_sqs.results import MAX_REPLY_BYTES, Collector, backend
+from celery_sqs.results import collector as collector_module
+from celery_sqs.results.backend import TRIES
+from celery_sqs.results.collector import DELIVERIES
+from faceapp import broker
 from faceapp import stack as deployment
 from faceapp.broker import FaceappCelery
 from faceapp.config import Settings
-from faceapp.responses import MAX_REPLY_BYTES, Collector, backend
-from faceapp.responses import collector as collector_module
-from faceapp.responses.backend import TRIES
-from faceapp.responses.collector import DELIVERIES
 from tests.services import PATIENCE_S, wait_until
 
 

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from botocore.stub import Stubber
 
+from celery_sqs import events
 from faceapp import broker
 from faceapp import stack as deployment
-from faceapp.broker import events
 from faceapp.config import Settings
 from faceapp.errors import BrokerUnavailable
 from faceapp.pace import HEARTBEAT_S, with_seconds

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from celery_sqs import events
 from faceapp import broker, pace, scaler, stack
-from faceapp.broker import events
 from faceapp.config import Settings
 from faceapp.errors import ConfigError
 from faceapp.scaling import core, estimates, fleet, workers

@@ -22,8 +22,8 @@ import yaml
 from botocore.exceptions import ClientError
 from botocore.stub import Stubber
 
+from celery_sqs.transport.fanout import topic_name
 from faceapp import stack as deployment
-from faceapp.broker.fanout import topic_name
 from faceapp.config import Settings
 from faceapp.deploy.template import check, resources
 from faceapp.errors import DeployError

@@ -59,11 +59,11 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from tornado.httputil import HTTPHeaders, HTTPServerRequest, RequestStartLine
 
 import faceapp.flower.app
+from celery_sqs import events
+from celery_sqs.control import Replies
+from celery_sqs.transport.channel import AsyncConnection
 from faceapp import aws, broker
-from faceapp.broker import events
-from faceapp.broker.control import Replies
 from faceapp.broker.messages import TASK_DEFAULTS
-from faceapp.broker.transport import AsyncConnection
 from faceapp.config import Settings
 from faceapp.flower import guard
 from faceapp.flower.pages import HANDLERS
@@ -152,7 +152,7 @@ def consume(channel: Any, count: int, *, prefetch: int) -> tuple[Hub, list[Any]]
     return hub, got
 
 
-# faceapp.broker.transport
+# celery_sqs.transport.channel
 
 
 def test_the_declared_fanout_stays_while_kombu_declares_direct_exchanges_only() -> None:
@@ -338,7 +338,7 @@ def test_the_name_of_the_reply_queue_stays_while_kombu_knows_its_own_bindings_on
     assert ours._lookup("reply.celery.pidbox", "someone") == ["someone.reply.celery.pidbox"]
 
 
-# faceapp.broker.fanout
+# celery_sqs.transport.fanout
 
 
 def test_the_known_arns_stay_while_kombu_asks_for_them_to_subscribe(kombus: Any, ours: Any, calls: Calls) -> None:
@@ -386,7 +386,7 @@ def test_the_second_try_stays_while_kombu_does_not_make_a_lost_topic_anew(kombus
     ours.fanout.publish("celeryev", "{}")
 
 
-# faceapp.broker.control
+# celery_sqs.control
 
 
 def test_the_one_reply_queue_stays_while_kombu_deletes_it_after_each_question(
@@ -427,7 +427,7 @@ def test_the_one_reader_stays_while_a_question_of_kombus_takes_anothers_answers(
     replies.close(delete_queue=True)
 
 
-# faceapp.broker.events
+# celery_sqs.events
 
 
 def fresh(module: str) -> Any:
@@ -441,7 +441,7 @@ def fresh(module: str) -> Any:
 
 
 def test_the_exchange_type_stays_while_celery_sends_its_events_on_sqs_to_a_topic_exchange() -> None:
-    """faceapp.broker.events sets event_exchange.type"""
+    """celery_sqs.events sets event_exchange.type"""
     on_sqs = SimpleNamespace(transport=SimpleNamespace(driver_type="sqs"))
     assert fresh("celery.events.event").get_exchange(on_sqs).type == "topic"
     assert celery.events.event.get_exchange(on_sqs).type == "fanout"
@@ -494,7 +494,7 @@ def test_beat_slowly_stays_while_celery_has_no_setting_for_the_heartbeat() -> No
     assert [name for name, _ in settings if "heart" in name] == ["broker_heartbeat", "broker_heartbeat_checkrate"]
 
 
-# faceapp.broker.messages, faceapp.broker.app, faceapp.broker.clients
+# faceapp.broker.messages, faceapp.broker.app, celery_sqs.queues.clients
 
 
 def test_the_shortened_headers_stay_while_celery_sends_what_is_only_a_default(stack: Settings) -> None:

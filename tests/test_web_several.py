@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 import pytest
 import urllib3
 
-from faceapp.broker.clients import sqs_client
-from faceapp.broker.janitor import Suspects, sweep
-from faceapp.broker.temporary import ABANDONED_S, TAG
+from celery_sqs.queues.clients import sqs_client
+from celery_sqs.queues.janitor import Suspects, sweep
+from celery_sqs.queues.temporary import ABANDONED_S, TAG
 from faceapp.config import Settings
 from tests.services import aws_environ
 from tests.web import plain, web_server

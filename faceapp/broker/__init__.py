@@ -5,8 +5,8 @@ overriding a few methods; each override says why it is there and names upstream'
 tests/test_upstream.py fails when upstream makes one needless.
 """
 
+from celery_sqs.queues.clients import ready, sqs_client
+from celery_sqs.transport import Channel, Transport
 from faceapp.broker.app import FaceappCelery, GivenUp, create_app
-from faceapp.broker.clients import ready, sqs_client
-from faceapp.broker.transport import Channel, Transport
 
 __all__ = ["Channel", "FaceappCelery", "GivenUp", "Transport", "create_app", "ready", "sqs_client"]

@@ -9,9 +9,9 @@ from typing import Any
 from celery import Celery
 from kombu import Queue
 
-import faceapp.broker.transport  # noqa: F401 - makes sqs:// ours
-from faceapp.broker.control import Control
-from faceapp.broker.events import Events
+import celery_sqs.transport.channel  # noqa: F401 - makes sqs:// ours
+from celery_sqs.control import Control
+from celery_sqs.events import Events
 from faceapp.broker.messages import AMQP, refusal
 from faceapp.config import Settings
 from faceapp.pace import PREFETCH
@@ -58,7 +58,7 @@ class Refused:
 def create_app(settings: Settings) -> FaceappCelery:
     """The Celery app for the queues that `settings` name. Opens no connection."""
     app = FaceappCelery(
-        "faceapp", amqp=AMQP, backend="faceapp.responses:ResponseBackend", control=Control, set_as_current=True
+        "faceapp", amqp=AMQP, backend="celery_sqs.results:ResponseBackend", control=Control, set_as_current=True
     )
     app.settings = settings
     app.conf.update(

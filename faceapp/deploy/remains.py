@@ -12,8 +12,8 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from faceapp.broker.clients import queue_urls
-from faceapp.broker.temporary import TAG as TEMPORARY
+from celery_sqs.queues.clients import queue_urls
+from celery_sqs.queues.temporary import TAG as TEMPORARY
 from faceapp.deploy.target import Target
 from faceapp.errors import DeployError
 from faceapp.scaling.machine import STACK

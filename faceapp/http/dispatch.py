@@ -20,6 +20,7 @@ from celery import states
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 from kombu.exceptions import LimitExceeded, OperationalError
 
+from celery_sqs.results import TRIES
 from faceapp import broker, logs, tasks, tracing
 from faceapp.config import Settings
 from faceapp.errors import (
@@ -40,7 +41,6 @@ from faceapp.gallery.people import photo_id_from
 from faceapp.http import admission, connections
 from faceapp.http.metrics import Metrics
 from faceapp.http.uploads import Upload
-from faceapp.responses import TRIES
 from faceapp.schema import Enrolment, Failure, PhotoFailure, Recognition
 from faceapp.storage import Storage, StoredPhotoHead
 

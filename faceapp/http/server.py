@@ -201,10 +201,11 @@ def give_slot(arbiter: Any, worker: Any) -> None:
 
 def take_slot(worker: Any) -> None:
     """gunicorn's post_worker_init, in the new process, before its first request."""
-    from faceapp import responses, tracing
+    from celery_sqs import results
+    from faceapp import tracing
 
     sys.setswitchinterval(SWITCH_S)
-    responses.use_slot(worker.slot)
+    results.use_slot(worker.slot)
     tracing.load("faceapp-web")
 
 

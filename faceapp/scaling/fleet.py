@@ -17,8 +17,8 @@ from typing import Any, Protocol
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from celery_sqs.clocks import answered_s
 from faceapp import aws
-from faceapp.clocks import answered_s
 from faceapp.config import Settings
 from faceapp.errors import ConfigError, FleetError
 from faceapp.scaling.backoff import Backoff, Trouble, trouble

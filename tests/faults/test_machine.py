@@ -226,7 +226,7 @@ def test_clocks_that_are_wrong_and_jump(run: Running, record: Record, aws: str, 
 
 
 SWEEP = (
-    "from faceapp.broker.janitor import Suspects, sweep; from faceapp.config import settings; "
+    "from celery_sqs.queues.janitor import Suspects, sweep; from faceapp.config import settings; "
     "sweep(settings(), Suspects(apart_s=0))"
 )
 

@@ -14,7 +14,7 @@ from celery import signals
 from kombu import Producer
 from kombu.asynchronous import get_event_loop
 
-from faceapp.broker.polls import polls
+from celery_sqs.transport.polls import polls
 from faceapp.pace import EVENTS_WITHIN_S, HEARTBEAT_S
 
 logger = logging.getLogger(__name__)

@@ -22,8 +22,8 @@ from typing import Any
 import celery.app.control
 from kombu import pidbox
 
-from faceapp.broker.reader import QueueReader
-from faceapp.broker.temporary import temporary_queues
+from celery_sqs.queues.reader import QueueReader
+from celery_sqs.queues.temporary import temporary_queues
 
 logger = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from faceapp.broker.clients import sqs_client
-from faceapp.broker.temporary import NOTE_EVERY_S, temporary_queues
+from celery_sqs.queues.clients import sqs_client
+from celery_sqs.queues.temporary import NOTE_EVERY_S, temporary_queues
 
 logger = logging.getLogger(__name__)
 

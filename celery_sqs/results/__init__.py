@@ -9,7 +9,7 @@ a restarted process takes its predecessor's slot, so no queue is left behind), a
 its first call and deletes at exit.
 """
 
-from faceapp.responses.backend import MAX_REPLY_BYTES, TRIES, ResponseBackend, use_slot
-from faceapp.responses.collector import Collector
+from celery_sqs.results.backend import MAX_REPLY_BYTES, TRIES, ResponseBackend, use_slot
+from celery_sqs.results.collector import Collector
 
 __all__ = ["MAX_REPLY_BYTES", "TRIES", "Collector", "ResponseBackend", "use_slot"]

@@ -14,11 +14,11 @@ from celery import states
 from celery.backends.base import Backend, SyncBackendMixin
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 
+from celery_sqs.queues.reader import Life
+from celery_sqs.results.collector import Collector
 from faceapp import broker, tracing
 from faceapp.broker import GivenUp
-from faceapp.broker.reader import Life
 from faceapp.config import Settings
-from faceapp.responses.collector import Collector
 
 logger = logging.getLogger(__name__)
 

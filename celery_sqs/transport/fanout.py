@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from botocore.exceptions import ClientError
 from kombu.transport.SQS.SNS import SNS, _SnsSubscription
 
-from faceapp.broker.temporary import code_of, temporary_queues
+from celery_sqs.queues.temporary import code_of, temporary_queues
 
 logger = logging.getLogger(__name__)
 

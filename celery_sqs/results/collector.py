@@ -12,7 +12,7 @@ from typing import Any
 
 from celery import states
 
-from faceapp.broker.reader import Life, QueueReader
+from celery_sqs.queues.reader import Life, QueueReader
 
 logger = logging.getLogger(__name__)
 

@@ -1,8 +1,8 @@
 """Queues that a process makes for itself: its events, its remote control, the replies to it.
 
 They are deleted when the process ends, or stay for the next one in its place. One that is killed leaves its queues
-behind, so each carries a tag with the time of its last use, and `faceapp.broker.janitor` deletes those that nobody has
-used for `ABANDONED_S`.
+behind, so each carries a tag with the time of its last use, and `celery_sqs.queues.janitor` deletes those that nobody
+has used for `ABANDONED_S`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Any
 from botocore.exceptions import BotoCoreError, ClientError
 from celery import signals
 
-from faceapp.broker.clients import quick_sns_client, quick_sqs_client
-from faceapp.clocks import answered_s
+from celery_sqs.clocks import answered_s
+from celery_sqs.queues.clients import quick_sns_client, quick_sqs_client
 
 logger = logging.getLogger(__name__)
 

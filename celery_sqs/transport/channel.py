@@ -18,13 +18,13 @@ from kombu.transport import SQS, TRANSPORT_ALIASES, virtual
 from kombu.transport.SQS.exceptions import DoesNotExistQueueException
 from vine import promise
 
+from celery_sqs.clocks import sent_s
+from celery_sqs.control import REPLY_EXCHANGE
+from celery_sqs.queues.clients import QUICK, quick_sqs_client
+from celery_sqs.queues.temporary import SECOND, temporary_queues
+from celery_sqs.transport.fanout import FANOUT_EXCHANGES, Fanout, arn, listener_attributes, topic_name
+from celery_sqs.transport.polls import polls
 from faceapp import aws
-from faceapp.broker.clients import QUICK, quick_sqs_client
-from faceapp.broker.control import REPLY_EXCHANGE
-from faceapp.broker.fanout import FANOUT_EXCHANGES, Fanout, arn, listener_attributes, topic_name
-from faceapp.broker.polls import polls
-from faceapp.broker.temporary import SECOND, temporary_queues
-from faceapp.clocks import sent_s
 from faceapp.errors import BrokerUnavailable
 
 logger = logging.getLogger(__name__)
@@ -469,4 +469,4 @@ class Transport(SQS.Transport):
     implements = SQS.Transport.implements.extend(exchange_type=frozenset(["direct", "fanout"]))
 
 
-TRANSPORT_ALIASES["sqs"] = "faceapp.broker.transport:Transport"
+TRANSPORT_ALIASES["sqs"] = "celery_sqs.transport.channel:Transport"

@@ -1,7 +1,7 @@
 """Deletes the queues and subscriptions that killed processes left behind.
 
 The scaler that leads runs it now and then. An owner that lives notes every ten minutes that its queue is in use
-(`faceapp.broker.temporary`), also while nothing comes. What looks abandoned is deleted if it does so later, too.
+(`celery_sqs.queues.temporary`), also while nothing comes. What looks abandoned is deleted if it does so later, too.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from faceapp.broker.clients import queue_urls, sns_client, sqs_client
-from faceapp.broker.fanout import FANOUT_EXCHANGES, arn, topic_name
-from faceapp.broker.temporary import ABANDONED_S, GONE, NOTE_EVERY_S, TAG, code_of
-from faceapp.clocks import answered_s
+from celery_sqs.clocks import answered_s
+from celery_sqs.queues.clients import queue_urls, sns_client, sqs_client
+from celery_sqs.queues.temporary import ABANDONED_S, GONE, NOTE_EVERY_S, TAG, code_of
+from celery_sqs.transport.fanout import FANOUT_EXCHANGES, arn, topic_name
 from faceapp.config import Settings
 from faceapp.errors import FaceappError
 

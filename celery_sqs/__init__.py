@@ -1,0 +1,1 @@
+"""Celery on SQS and SNS, with workers from zero to N."""
