@@ -7,7 +7,6 @@ other's answers.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import queue
@@ -22,13 +21,14 @@ from typing import Any
 import celery.app.control
 from kombu import pidbox
 
+from celery_sqs import options
+from celery_sqs.aws import Aws
 from celery_sqs.queues.reader import QueueReader
 from celery_sqs.queues.temporary import temporary_queues
+from celery_sqs.transport.fanout import REPLY_EXCHANGE
+from celery_sqs.transport.messages import content, decoded
 
 logger = logging.getLogger(__name__)
-
-
-REPLY_EXCHANGE = "reply.celery.pidbox"
 
 
 @dataclass
@@ -66,15 +66,15 @@ def _routing_key() -> str:
 class Replies(QueueReader):
     """The answers to this process's questions, by ticket. Any thread may call any method."""
 
-    def __init__(self, prefix: str, *, wait_s: int) -> None:
+    def __init__(self, aws: Aws, prefix: str, *, wait_s: int) -> None:
         self._prefix = prefix
         self._naming = threading.Lock()
         self.routing_key = _routing_key()
-        super().__init__(self._name(), wait_s=wait_s, life="process")
+        super().__init__(aws, self._name(), wait_s=wait_s, life="process")
         self._questions: dict[str, Question] = {}
 
     def _name(self) -> str:
-        return f"{self._prefix}-{self.routing_key}-{REPLY_EXCHANGE.replace('.', '-')}"
+        return f"{self._prefix}{self.routing_key}-{REPLY_EXCHANGE.replace('.', '-')}"
 
     def _ensure_queue(self) -> None:
         with self._naming:
@@ -104,8 +104,8 @@ class Replies(QueueReader):
 
     def _deliver(self, body: str, *, delivery: int) -> bool:
         try:
-            message = json.loads(body)
-            ticket, answer = str(message["headers"]["ticket"]), json.loads(message["body"])
+            message = decoded(body)
+            ticket, answer = str(message["headers"]["ticket"]), content(message)
         except (ValueError, TypeError, KeyError, RecursionError):
             logger.warning("dropped a reply that is not one (%d bytes)", len(body))
             return True
@@ -188,6 +188,6 @@ class Control(celery.app.control.Control):
         """This process's reader; a forked child gets its own."""
         with self._lock:
             if self._own is None or self._own[0] != os.getpid():
-                settings = self.app.settings
-                self._own = os.getpid(), Replies(settings.prefix, wait_s=settings.queue_wait_s)
+                own = options.of(self.app)
+                self._own = os.getpid(), Replies(own.aws, own.queue_name_prefix, wait_s=own.wait_s)
             return self._own[1]

@@ -9,13 +9,12 @@ from typing import Any
 
 import celery.app.events
 import celery.events.dispatcher
-import celery.events.event
 from celery import signals
 from kombu import Producer
 from kombu.asynchronous import get_event_loop
 
+from celery_sqs.pace import EVENTS_WITHIN_S, HEARTBEAT_S
 from celery_sqs.transport.polls import polls
-from faceapp.pace import EVENTS_WITHIN_S, HEARTBEAT_S
 
 logger = logging.getLogger(__name__)
 
@@ -25,10 +24,6 @@ QUIET_S = 20.0
 """After an error a worker tries no more for so long: its loop, which acknowledges tasks, waits for each try."""
 KEPT = 20
 """Publications that are kept meanwhile, the last ones."""
-
-# Events go to everybody who listens. A topic exchange would need bindings that the processes share; SQS has none, and
-# Celery makes exceptions for Redis and Pub/Sub only (celery/celery#4279).
-celery.events.event.event_exchange.type = "fanout"
 
 
 _last: EventDispatcher | None = None
@@ -40,21 +35,20 @@ _worker: Any = None
 """Celery's, in a worker."""
 
 
-def tell_of_worker(*, photo_s: float | None) -> None:
-    """Let this worker's signs of life say what its model takes for a photo, if that is known."""
-    if photo_s is not None:
-        _facts["photo_s"] = photo_s
+def tell_of_worker(**facts: float | None) -> None:
+    """Let this worker's signs of life carry these fields, too; those that are None are left out."""
+    _facts.update({name: value for name, value in facts.items() if value is not None})
 
 
 def _processes() -> dict[str, int]:
-    """How many photos this worker works on at once, which remote control may change."""
+    """How many tasks this worker works on at once, which remote control may change."""
     # The pool has no size before it has started.
     size = getattr(getattr(_worker, "pool", None), "num_processes", None) or getattr(_worker, "concurrency", None)
     return {"processes": size} if isinstance(size, int) else {}
 
 
 class EventDispatcher(celery.events.dispatcher.EventDispatcher):
-    """Celery's, which publishes a worker's task events at every turn of its loop: three calls to SNS a photo.
+    """Celery's, which publishes a worker's task events at every turn of its loop: three calls to SNS a task.
 
     And which keeps all that could not be published, and tries all of it again at each of those turns.
     """
@@ -129,7 +123,12 @@ class Events(celery.app.events.Events):
     dispatcher_cls = EventDispatcher
 
 
-@signals.worker_shutdown.connect
+def install() -> None:
+    """Connect what a worker does at its start and at its end; doing so again changes nothing."""
+    signals.worker_init.connect(beat_slowly, dispatch_uid="celery_sqs.beat_slowly")
+    signals.worker_shutdown.connect(tell_last, dispatch_uid="celery_sqs.tell_last")
+
+
 def tell_last(**_: Any) -> None:
     """Tell of the tasks that a worker finished while it stopped."""
     if _last is None:
@@ -140,14 +139,16 @@ def tell_last(**_: Any) -> None:
         logger.warning("the last events stay untold: %s", error)
 
 
-@signals.worker_init.connect
 def beat_slowly(sender: Any, **_: Any) -> None:
     """Set a worker's heartbeat to `HEARTBEAT_S`, unless its command line says otherwise."""
-    # Celery has a command line option for it (celery/celery#1966) and no setting; 'celery -A faceapp.tasks worker' is
-    # to be enough.
-    # The sender is a worker, or nobody where only the model is loaded (faceapp.local.zygote).
+    # Celery has a command line option for it (celery/celery#1966) and no setting; 'celery -A app worker' is to be
+    # enough.
+    # The sender is a worker, or nobody where only its modules are loaded.
     global _worker
     _worker = sender
+    app = getattr(sender, "app", None)
+    if app is not None and getattr(app, "events_cls", None) is not Events:
+        return
     options = getattr(sender, "options", None)
     if options is not None and not options.get("heartbeat_interval"):
         options["heartbeat_interval"] = HEARTBEAT_S

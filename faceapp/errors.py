@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import inspect
 
+import celery_sqs.errors
+
 
 class FaceappError(Exception):
     """Something went wrong."""
@@ -246,7 +248,7 @@ class StorageUnavailable(FaceappError):
     status = 503
 
 
-class BrokerUnavailable(FaceappError):
+class BrokerUnavailable(FaceappError, celery_sqs.errors.BrokerUnavailable):
     """The queue does not answer: try again."""
 
     code = "broker_unavailable"

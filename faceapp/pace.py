@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import re
 
-HEARTBEAT_S = 60.0
-"""Between two heartbeats of a worker; Celery's own 2 s would be 43,000 messages a day and worker."""
-EVENTS_WITHIN_S = 1.0
-"""A worker's task events go out together, after this long."""
 PREFETCH = 2
 """Messages that a worker holds for each of its processes: one at work, one that waits. More would be handed back by a
 draining instance, and each time counts as a try towards the dead letters."""

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from celery_sqs.queues.clients import queue_urls
+from celery_sqs.queues.urls import queue_urls
 from faceapp import aws
 from faceapp.broker import sqs_client
 from faceapp.config import Settings

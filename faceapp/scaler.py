@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from celery_sqs.queues.janitor import Janitor
-from faceapp import tracing
+from faceapp import broker, tracing
 from faceapp.config import Settings
 from faceapp.errors import BrokerUnavailable, ConfigError, FaceappError, FleetError, LeaseLost
 from faceapp.forgetting import LostOrders
@@ -301,10 +301,11 @@ def run(settings: Settings, *, dry_run: bool = False, stop: threading.Event | No
     # A dry run has the port of no scaler that acts, which may run on this machine, too.
     server = StatusServer(replace(settings, scaler_port=0) if dry_run else settings, status)
     janitor = Janitor(
-        settings,
+        broker.options(settings),
         leads=lambda: lease is not None and lease.held,
         chores={"lost_orders": LostOrders(settings).send_again},
         on_error=status.error,
+        expected=(FaceappError,),
     )
     stop = stop or _stop_on_signals()
     server.start()

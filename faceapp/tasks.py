@@ -21,7 +21,7 @@ from celery.exceptions import Reject
 from kombu.exceptions import OperationalError
 
 from celery_sqs.events import tell_of_worker
-from celery_sqs.transport.channel import CLOCK
+from celery_sqs.transport.http import CLOCK
 from faceapp import broker, flower, logs, tracing
 from faceapp.broker import GivenUp
 from faceapp.broker.messages import ERASE, FORGET

@@ -19,8 +19,9 @@ from typing import Any
 
 import pytest
 
-from celery_sqs.queues.clients import QUICK, quick_sns_client, quick_sqs_client, sns_client, sqs_client
+from celery_sqs import aws as sqs_aws
 from faceapp import aws, broker
+from faceapp.broker.clients import sns_client, sqs_client
 from faceapp.config import Settings
 from faceapp.deploy.target import Target
 from faceapp.errors import ConfigError
@@ -44,7 +45,7 @@ def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    aws._instance_region.cache_clear()
+    sqs_aws._instance_region.cache_clear()
     return tmp_path
 
 
@@ -82,7 +83,7 @@ def test_an_instance_is_in_its_own_region(nowhere: Path, monkeypatch: pytest.Mon
             assert aws.region() == "ap-south-1"
             assert len(service.asked) == 2, "a token and the place, once"
         finally:
-            aws._instance_region.cache_clear()
+            sqs_aws._instance_region.cache_clear()
 
 
 @pytest.mark.parametrize("endpoint", ["", "https://minio.example.org", "http://127.0.0.1.example.org", "http://[::1"])
@@ -101,19 +102,18 @@ def test_a_service_without_a_region_does_not_start(nowhere: Path, command: str) 
     """C4: the scaler ended in a traceback."""
     done = subprocess.run([sys.executable, "-m", "faceapp", command], capture_output=True, text=True, timeout=240)
     assert done.returncode == 2
-    assert done.stderr == f"Error: {aws.NO_REGION}\n"
+    assert done.stderr == f"Error: {sqs_aws.NO_REGION}\n"
 
 
 def test_every_client_is_in_the_region(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """C4"""
     monkeypatch.setenv("AWS_REGION", "eu-north-1")
-    monkeypatch.setattr(broker.Channel, "_clients", {})
     settings = Settings(scaler_cloudwatch="yes")
     made = [
         sqs_client(),
         sns_client(),
-        quick_sqs_client(),
-        quick_sns_client(),
+        aws.of(settings).quick("sqs"),
+        aws.of(settings).quick("sns"),
         Storage(settings).client,
         Storage(settings, quick=True).client,
         EC2Fleet(settings)._client,
@@ -133,14 +133,14 @@ def test_no_other_module_makes_clients() -> None:
     """C4: a client made elsewhere has a rule of its own."""
     makers = {"boto3", "botocore.session", "botocore.config", "botocore.client"}
     found = set()
-    for path in (REPOSITORY / "faceapp").rglob("*.py"):
+    for path in (path for room in ("celery_sqs", "faceapp") for path in (REPOSITORY / room).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             names = [each.name for each in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and node.module:
                 names = [node.module, *(f"{node.module}.{each.name}" for each in node.names)]
             if makers & {*names, *(each.partition(".")[0] for each in names)}:
                 found.add(path.relative_to(REPOSITORY).as_posix())
-    assert found == {"faceapp/aws.py"}
+    assert found == {"celery_sqs/aws.py"}
 
 
 @contextmanager
@@ -189,13 +189,14 @@ def test_a_burst_finds_room_in_the_pool(
     with crowded(BURST) as endpoint:
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
         # None may give up before the last has come, however busy the machine is.
-        monkeypatch.setitem(QUICK, "read_timeout", 240)
-        storage, client = Storage(Settings(web_connections=BURST + 1)), sqs_client(retries=aws.ONCE, read_timeout=240)
+        monkeypatch.setitem(sqs_aws.QUICK, "read_timeout", 240)
+        own = Settings(web_connections=BURST + 1)
+        storage, client = Storage(own), sqs_client(retries=aws.ONCE, read_timeout=240)
 
         def call(n: int) -> Any:
             if service == "s3":
                 return storage.client.put_object(Bucket="b", Key=str(n), Body=b"x")
-            which = quick_sqs_client() if service == "quick sqs" else client
+            which = aws.of(own).quick("sqs") if service == "quick sqs" else client
             return which.send_message(QueueUrl=f"{endpoint}/1/q", MessageBody=str(n))
 
         with ThreadPoolExecutor(BURST) as threads:
@@ -207,7 +208,7 @@ def test_a_burst_finds_room_in_the_pool(
 def test_a_client_keeps_as_many_connections_as_requests_can_be_open() -> None:
     """G5"""
     assert aws.connections(Settings(web_connections=5000)) == 5000
-    assert aws.connections(Settings(web_connections=2, web_waiting=1)) == aws.LEAST_CONNECTIONS
+    assert aws.connections(Settings(web_connections=2, web_waiting=1)) == sqs_aws.LEAST_CONNECTIONS
 
 
 @pytest.mark.parametrize("account", ["", "123456789012"])

@@ -25,11 +25,11 @@ from kombu.asynchronous.aws.sqs.connection import AsyncSQSConnection
 from kombu.asynchronous.http.curl import CurlClient
 from vine import promise
 
-from celery_sqs.transport.channel import CLOCK, AsyncConnection, HTTPConnection
+from celery_sqs.errors import BrokerUnavailable
+from celery_sqs.transport.http import CLOCK, AsyncConnection, HTTPConnection
 from faceapp import broker
 from faceapp import stack as deployment
 from faceapp.config import Settings
-from faceapp.errors import BrokerUnavailable
 from tests import echo as echo_app
 from tests.services import aws_environ, celery_worker, environ, wait_until
 
@@ -124,7 +124,6 @@ def test_the_request_queue_is_never_made_without_the_stack(task_of: TaskMaker) -
 def test_a_connection_fails_while_it_is_made(aws: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Celery waits longer before each new try then; a connection that fails later is tried again at once."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # nobody listens there
-    monkeypatch.setattr(broker.Channel, "_clients", {})
     with pytest.raises(BotoCoreError), broker.create_app(Settings()).connection_for_write() as connection:
         connection.connect()
 

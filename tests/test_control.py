@@ -19,15 +19,17 @@ import pytest
 from botocore.exceptions import ClientError
 
 from celery_sqs import events
-from celery_sqs.queues import janitor, reader, temporary
-from celery_sqs.queues.clients import sns_client, sqs_client
+from celery_sqs.aws import Aws
+from celery_sqs.queues import reader, temporary
 from celery_sqs.queues.janitor import LOOKS_APART_S, Janitor, Suspects, sweep
 from celery_sqs.queues.reader import KEEP_EVERY_S
-from celery_sqs.queues.temporary import ABANDONED_S, NOTE_EVERY_S, SECOND, TAG, TemporaryQueues, temporary_queues
+from celery_sqs.queues.temporary import ABANDONED_S, NOTE_EVERY_S, SECOND, TemporaryQueues, temporary_queues
 from celery_sqs.results import Collector
 from celery_sqs.transport.fanout import FANOUT_EXCHANGES, arn, topic_name
 from faceapp import broker
 from faceapp import stack as deployment
+from faceapp.aws import USED_TAG
+from faceapp.broker.clients import sns_client, sqs_client
 from faceapp.config import Settings
 from tests import echo as echo_app
 from tests.services import celery_worker, environ, wait_until
@@ -84,7 +86,7 @@ def url_of(settings: Settings, name: str) -> str:
 def make_old(settings: Settings, name: str) -> None:
     """As if nobody had used the queue for a while."""
     used_s = int(time.time() - ABANDONED_S - 60)
-    sqs_client().tag_queue(QueueUrl=url_of(settings, name), Tags={TAG: str(used_s)})
+    sqs_client().tag_queue(QueueUrl=url_of(settings, name), Tags={USED_TAG: str(used_s)})
 
 
 CONTROL = f"celery_{HOST}-celery-pidbox"
@@ -107,14 +109,14 @@ def test_a_worker_takes_its_queue_with_it(aws: str, base: Settings, app: Any, tm
 def test_a_sweep_that_breaks_off_confirms_no_suspect(stack: Settings) -> None:
     """A queue that was in use at the sweep after it stayed a suspect, and went at the next bad look."""
     sqs, now_s, suspects = sqs_client(), [0.0], Suspects(apart_s=LOOKS_APART_S, clock=lambda: now_s[0])
-    url = sqs.create_queue(QueueName=f"{stack.prefix}-gone-asleep", tags={TAG: "1"})["QueueUrl"]
+    url = sqs.create_queue(QueueName=f"{stack.prefix}-gone-asleep", tags={USED_TAG: "1"})["QueueUrl"]
     with pytest.raises(ClientError, match="NonExistentQueue"):
-        sweep(dataclasses.replace(stack, prefix=f"{stack.prefix}-gone"), suspects)
-    sqs.tag_queue(QueueUrl=url, Tags={TAG: str(int(time.time()))})
-    assert sweep(stack, suspects) == []
-    sqs.tag_queue(QueueUrl=url, Tags={TAG: "1"})
+        sweep(broker.options(dataclasses.replace(stack, prefix=f"{stack.prefix}-gone")), suspects)
+    sqs.tag_queue(QueueUrl=url, Tags={USED_TAG: str(int(time.time()))})
+    assert sweep(broker.options(stack), suspects) == []
+    sqs.tag_queue(QueueUrl=url, Tags={USED_TAG: "1"})
     now_s[0] = LOOKS_APART_S
-    assert sweep(stack, suspects) == []
+    assert sweep(broker.options(stack), suspects) == []
 
 
 @pytest.mark.parametrize("ahead_s", [-7200, 7200])
@@ -124,37 +126,37 @@ def test_a_wrong_clock_sweeps_no_queue_in_use(stack: Settings, ahead_s: int) -> 
     sqs, name = sqs_client(), f"{stack.prefix}-in-use"
     with pytest.MonkeyPatch.context() as wrong:
         wrong.setattr(time, "time", lambda: right() + ahead_s)
-        url = ours.make(sqs, name)
-    assert abs(int(sqs.list_queue_tags(QueueUrl=url)["Tags"][TAG]) - right()) < 600
-    assert sweep(stack, Suspects(apart_s=0)) == []
+        url = ours.make(broker.options(stack).aws, name)
+    assert abs(int(sqs.list_queue_tags(QueueUrl=url)["Tags"][USED_TAG]) - right()) < 600
+    assert sweep(broker.options(stack), Suspects(apart_s=0)) == []
     with pytest.MonkeyPatch.context() as wrong:
         wrong.setattr(time, "time", lambda: right() + ahead_s)
-        assert sweep(stack, Suspects(apart_s=0)) == []
-    sqs.tag_queue(QueueUrl=url, Tags={TAG: "1"})
-    assert sweep(stack, Suspects(apart_s=0)) == [name]
+        assert sweep(broker.options(stack), Suspects(apart_s=0)) == []
+    sqs.tag_queue(QueueUrl=url, Tags={USED_TAG: "1"})
+    assert sweep(broker.options(stack), Suspects(apart_s=0)) == [name]
 
 
 def test_nothing_is_swept_at_first_sight(stack: Settings) -> None:
     """C11: AWS may show a tag as it was a minute ago, and whoever was asleep notes soon that its queue is in use."""
     sqs, now_s, names = sqs_client(), [0.0], [f"{stack.prefix}-{each}" for each in ("dead", "asleep")]
-    asleep = [sqs.create_queue(QueueName=name, tags={TAG: "1"})["QueueUrl"] for name in names][1]
+    asleep = [sqs.create_queue(QueueName=name, tags={USED_TAG: "1"})["QueueUrl"] for name in names][1]
     suspects = Suspects(apart_s=LOOKS_APART_S, clock=lambda: now_s[0])
-    assert sweep(stack, suspects) == []
+    assert sweep(broker.options(stack), suspects) == []
     now_s[0] = LOOKS_APART_S - 1
-    assert sweep(stack, suspects) == []
-    sqs.tag_queue(QueueUrl=asleep, Tags={TAG: "2"})
+    assert sweep(broker.options(stack), suspects) == []
+    sqs.tag_queue(QueueUrl=asleep, Tags={USED_TAG: "2"})
     now_s[0] = LOOKS_APART_S
-    assert sweep(stack, suspects) == [names[0]]
-    sqs.tag_queue(QueueUrl=asleep, Tags={TAG: str(int(time.time()))})
-    assert sweep(stack, suspects) == []
+    assert sweep(broker.options(stack), suspects) == [names[0]]
+    sqs.tag_queue(QueueUrl=asleep, Tags={USED_TAG: str(int(time.time()))})
+    assert sweep(broker.options(stack), suspects) == []
     # Later it looks as it did at first, and is suspected from then on only.
-    sqs.tag_queue(QueueUrl=asleep, Tags={TAG: "2"})
+    sqs.tag_queue(QueueUrl=asleep, Tags={USED_TAG: "2"})
     now_s[0] = 3 * LOOKS_APART_S
-    assert sweep(stack, suspects) == []
+    assert sweep(broker.options(stack), suspects) == []
     assert len(suspects._seen) == 1
     now_s[0] = 4 * LOOKS_APART_S
-    assert sweep(stack, suspects) == [names[1]]
-    assert sweep(stack, suspects) == []
+    assert sweep(broker.options(stack), suspects) == [names[1]]
+    assert sweep(broker.options(stack), suspects) == []
     assert not suspects._seen
 
 
@@ -167,13 +169,13 @@ def test_a_reader_to_whom_nothing_comes_keeps_its_queue(stack: Settings, monkeyp
     """C11: a web process without visitors is no dead one."""
     monkeypatch.setattr(temporary, "NOTE_EVERY_S", 0.0)
     monkeypatch.setattr(reader, "KEEP_EVERY_S", 0.1)
-    collector = Collector(f"{stack.response_queue}-idle-0", wait_s=0, life="place")
+    collector = Collector(Aws(), f"{stack.response_queue}-idle-0", wait_s=0, life="place")
     collector.expect("a")
     sqs, url = sqs_client(), collector._queue_url
     sqs.send_message(QueueUrl=url, MessageBody=json.dumps({"task_id": "a", "status": "SUCCESS"}))
     wait_until(lambda: collector.waiting == 0, what="the answer")
-    sqs.tag_queue(QueueUrl=url, Tags={TAG: "1"})
-    wait_until(lambda: sqs.list_queue_tags(QueueUrl=url)["Tags"][TAG] != "1", what="a note")
+    sqs.tag_queue(QueueUrl=url, Tags={USED_TAG: "1"})
+    wait_until(lambda: sqs.list_queue_tags(QueueUrl=url)["Tags"][USED_TAG] != "1", what="a note")
     collector.close(delete_queue=True)
 
 
@@ -190,7 +192,7 @@ def test_the_janitor_goes_on_whatever_fails(stack: Settings, caplog: pytest.LogC
         done["other"] += 1
 
     janitor = Janitor(
-        dataclasses.replace(stack, prefix="nobodys"),
+        broker.options(dataclasses.replace(stack, prefix="nobodys")),
         leads=lambda: True,
         chores={"chore": chore, "other": other},
         on_error=lambda *what: errors.update([what]),
@@ -218,15 +220,15 @@ def test_what_a_killed_worker_leaves_is_swept_and_what_lives_is_not(
         wait_until(lambda: len(app.control.ping(timeout=5, limit=2)) == 2, what="both answers")
         os.killpg(killed.pid, signal.SIGKILL)
         killed.wait()
-        assert CONTROL not in " ".join(sweep(settings, Suspects(apart_s=0)))  # it may come back
+        assert CONTROL not in " ".join(sweep(broker.options(settings), Suspects(apart_s=0)))  # it may come back
         make_old(settings, CONTROL)
 
-        deleted = sweep(settings, Suspects(apart_s=0))
+        deleted = sweep(broker.options(settings), Suspects(apart_s=0))
 
         assert f"{settings.prefix}-{CONTROL}" in deleted
         assert CONTROL not in queues(settings) | subscribed(settings)
         assert app.control.inspect([other], timeout=240).ping() == {other: {"ok": "pong"}}
-        assert sweep(settings, Suspects(apart_s=0)) == []
+        assert sweep(broker.options(settings), Suspects(apart_s=0)) == []
 
 
 def test_a_successor_takes_the_queue_over_and_obeys_no_old_command(
@@ -254,7 +256,7 @@ def test_a_successor_takes_the_queue_over_and_obeys_no_old_command(
         wait_until(lambda: waiting(settings, CONTROL) == 0, what="the old command's end")
         assert app.control.inspect([NODE], timeout=240).ping() == {NODE: {"ok": "pong"}}
         assert second.poll() is None
-        assert sweep(settings, Suspects(apart_s=0)) == []  # it is in use again
+        assert sweep(broker.options(settings), Suspects(apart_s=0)) == []  # it is in use again
 
 
 def waiting(settings: Settings, name: str) -> int:
@@ -344,7 +346,7 @@ def test_a_listener_whose_queue_was_swept_makes_it_anew(
         )
         with receiver.consumer_context(wakeup=False) as (listening, _, _):
             make_old(echo_settings(base), "celeryev-sleeper")
-            assert len(sweep(echo_settings(base), Suspects(apart_s=0))) == 2  # the queue and its subscription
+            assert len(sweep(broker.options(echo_settings(base)), Suspects(apart_s=0))) == 2
             monkeypatch.setattr(temporary, "NOTE_EVERY_S", 0.0)
             with pytest.raises(TimeoutError):
                 listening.drain_events(timeout=0.1)
@@ -390,11 +392,16 @@ def kinds(events: list[dict[str, Any]]) -> list[str]:
 
 
 class Busy:
-    """An SQS client whose queue's name was given up just now."""
+    """An AWS with an SQS client whose queue's name was given up just now."""
+
+    used_tag = "used"
 
     def __init__(self, code: str) -> None:
         self.code = code
         self.made: list[str] = []
+
+    def shared(self, service: str) -> Busy:
+        return self
 
     def create_queue(self, *, QueueName: str, **_: Any) -> dict[str, str]:
         self.made.append(QueueName)
@@ -404,11 +411,12 @@ class Busy:
 
 
 def test_a_name_given_up_just_now_is_not_waited_for() -> None:
-    busy = Busy("AWS.SimpleQueueService.QueueDeletedRecently")
+    busy: Any = Busy("AWS.SimpleQueueService.QueueDeletedRecently")
     assert TemporaryQueues().make(busy, "name") == f"http://nowhere/1/name{SECOND}"
     assert busy.made == ["name", f"name{SECOND}"]
+    busy = Busy("AccessDenied")
     with pytest.raises(ClientError):
-        TemporaryQueues().make(Busy("AccessDenied"), "name")
+        TemporaryQueues().make(busy, "name")
 
 
 def test_a_queue_of_the_template_is_used_and_left_alone(base: Settings, app: Any) -> None:
@@ -447,7 +455,7 @@ def test_names_longer_than_sqs_takes_are_cut_and_stay_apart(aws: str) -> None:
 
 def test_a_forked_child_owns_nothing() -> None:
     queues = TemporaryQueues()
-    queues._add("http://nowhere/1/mine", time.time())
+    queues._add("http://nowhere/1/mine", Aws(), time.time())
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -518,7 +526,7 @@ def test_the_janitor_passes_over_what_is_not_its_own(base: Settings, app: Any, m
     settings = echo_settings(base)
     names = [f"{settings.prefix}-{each}" for each in ("a-test-req-queue", "celeryev-gone")]
     for name in names:
-        sqs_client().create_queue(QueueName=name, tags={TAG: "1"})
+        sqs_client().create_queue(QueueName=name, tags={USED_TAG: "1"})
     sns, url = sns_client(), sqs_client().get_queue_url(QueueName=settings.request_queue)["QueueUrl"]
     topic = arn(sns, "sns", url, topic_name(settings.prefix, "celeryev"))
     sns.create_topic(Name=topic.rpartition(":")[2])
@@ -531,11 +539,11 @@ def test_the_janitor_passes_over_what_is_not_its_own(base: Settings, app: Any, m
         sns.subscribe(TopicArn=topic, Protocol="sqs", Endpoint=endpoint)
 
     client = sqs_client()
-    monkeypatch.setattr(janitor, "sqs_client", lambda: client)
+    monkeypatch.setattr(Aws, "client", lambda aws, service: client if service == "sqs" else sns_client())
     for operation in ("list_queue_tags", "get_queue_url"):
         monkeypatch.setattr(client, operation, refusing(getattr(client, operation), "-a-test-"))
 
-    deleted = sweep(settings, Suspects(apart_s=0))
+    deleted = sweep(broker.options(settings), Suspects(apart_s=0))
 
     assert deleted[0] == names[1]
     assert len(deleted) == 2
@@ -626,6 +634,6 @@ def test_a_child_forked_while_a_queue_is_noted_does_not_hang() -> None:
         pid = os.fork()
         if pid == 0:
             signal.alarm(10)
-            queues._add("http://nowhere/1/childs", time.time())
+            queues._add("http://nowhere/1/childs", Aws(), time.time())
             os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0

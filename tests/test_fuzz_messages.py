@@ -13,6 +13,7 @@ from flask.testing import FlaskClient
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from celery_sqs.aws import Aws
 from celery_sqs.control import Question, Replies
 from celery_sqs.results.collector import Collector
 from faceapp import dead_letters, logs
@@ -191,7 +192,7 @@ def test_our_own_message_is_taken() -> None:
     )
 )
 def test_an_answer_is_delivered_or_counted(text: str) -> None:
-    collector = Collector("no-queue", wait_s=1)
+    collector = Collector(Aws(), "no-queue", wait_s=1)
     collector._deliver(text, delivery=1)
     assert sum(collector.counts.values()) == 1
 
@@ -206,7 +207,7 @@ REPLY = {"headers": {"ticket": "a", "clock": 1}, "body": json.dumps({"worker@hos
 @example(text=json.dumps({"headers": {"ticket": "a"}, "body": DEEP}))
 @given(text=st.one_of(altered((REPLY,)).map(json.dumps), values.map(json.dumps), st.text(max_size=60)))
 def test_a_reply_to_remote_control_is_taken_or_dropped(text: str) -> None:
-    replies = Replies("no-prefix", wait_s=1)
+    replies = Replies(Aws(), "no-prefix-", wait_s=1)
     question = replies._questions["a"] = Question(1)
     replies._deliver(text, delivery=1)
     assert question.answers.qsize() in {0, 1}

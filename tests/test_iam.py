@@ -27,9 +27,9 @@ import pytest
 import urllib3
 import yaml
 
-from celery_sqs.queues.temporary import TAG
 from celery_sqs.transport.fanout import topic_name
 from faceapp import stack as deployment
+from faceapp.aws import USED_TAG
 from faceapp.client import Client
 from faceapp.config import Settings
 from faceapp.forgetting import ORDERS
@@ -65,13 +65,14 @@ compute.aws = SimpleNamespace(client=lambda *_, **__: own, ONCE=aws.ONCE)
 compute.main(sys.argv[1:])
 """
 SELDOM = """
+from faceapp import broker
 from celery_sqs.queues.janitor import Suspects, sweep
 from faceapp.config import settings
 from faceapp.forgetting import LostOrders
 from faceapp.scaling.alarms import Alarms
 
 # What the scaler does every ten minutes, and when something is wrong.
-print(sweep(settings(), Suspects(apart_s=0)))
+print(sweep(broker.options(settings()), Suspects(apart_s=0)))
 print(LostOrders(settings(), after_s=0).send_again())
 Alarms(settings()).tell(dead_boots=1, spent_s=0)
 """
@@ -193,7 +194,7 @@ class Run:
             "celery_app-tier-instance-1-celery-pidbox",
             f"celeryev-flower-{socket.gethostname().partition('.')[0][:20]}-{self.flower_port}",
         ):
-            sqs.create_queue(QueueName=f"{self.settings.prefix}-{name}", tags={TAG: "1"})
+            sqs.create_queue(QueueName=f"{self.settings.prefix}-{name}", tags={USED_TAG: "1"})
 
     def seldom(self) -> None:
         """The scaler's janitor, after somebody was killed in the middle, and its alarms."""

@@ -6,8 +6,8 @@ import uuid
 
 import pytest
 
-from celery_sqs.control import REPLY_EXCHANGE
 from celery_sqs.transport import channel as transport
+from celery_sqs.transport.fanout import REPLY_EXCHANGE
 from faceapp import broker
 from faceapp.config import Settings
 from faceapp.scaling.estimates import SEEN, Boots

@@ -24,7 +24,7 @@ from kombu.asynchronous import Hub as EventLoop
 from kombu.asynchronous.http.curl import CurlClient
 from vine import promise
 
-from celery_sqs.transport.channel import HTTPConnection
+from celery_sqs.transport.http import HTTPConnection
 from faceapp import stack as deployment
 from faceapp.config import Settings
 from faceapp.local.processes import Services

@@ -16,6 +16,7 @@ from kombu import Message
 from kombu.exceptions import ContentDisallowed
 from kombu.serialization import prepare_accept_content
 
+from celery_sqs.aws import Aws
 from celery_sqs.results.collector import Collector
 from faceapp import broker
 from faceapp.config import Settings
@@ -62,7 +63,7 @@ def test_whoever_waits_for_an_answer_takes_no_pickled_one(trap: bytes, tmp_path:
     app = broker.create_app(Settings())
     assert set(app.backend.accept) == {"application/json"}
     assert app.conf.result_serializer == "json"
-    collector = Collector("no-queue", wait_s=1)
+    collector = Collector(Aws(), "no-queue", wait_s=1)
     collector._deliver(trap.decode("latin1"), delivery=1)
     assert collector.counts == {"corrupt": 1}
     assert not (tmp_path / "sprung").exists()

@@ -15,11 +15,12 @@ import pytest
 from botocore.stub import Stubber
 
 from celery_sqs import events
+from celery_sqs.pace import HEARTBEAT_S
 from faceapp import broker
 from faceapp import stack as deployment
 from faceapp.config import Settings
 from faceapp.errors import BrokerUnavailable
-from faceapp.pace import HEARTBEAT_S, with_seconds
+from faceapp.pace import with_seconds
 from faceapp.scaling.estimates import FIRST, NOISE, OUTLIER, Arrivals, Believed, Boots, ServiceTime
 from faceapp.scaling.listener import Listener
 from faceapp.scaling.machine import READY, Machine

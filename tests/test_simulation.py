@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from celery_sqs import events
+from celery_sqs import pace as sqs_pace
 from faceapp import broker, pace, scaler, stack
 from faceapp.config import Settings
 from faceapp.errors import ConfigError
@@ -307,8 +308,8 @@ def test_the_simulator_runs_the_scalers_own_objects(monkeypatch: pytest.MonkeyPa
     for name in ("Believed", "Arrivals", "Boots", "Phases", "Spent", "turn_over"):
         assert vars(core)[name].__module__.startswith("faceapp.scaling."), name
     assert vars(workers)["ServiceTime"] is estimates.ServiceTime
-    assert simulated["HEARTBEAT_S"] is vars(events)["HEARTBEAT_S"] is pace.HEARTBEAT_S
-    assert simulated["EVENTS_WITHIN_S"] is vars(events)["EVENTS_WITHIN_S"] is pace.EVENTS_WITHIN_S
+    assert simulated["HEARTBEAT_S"] is vars(events)["HEARTBEAT_S"] is sqs_pace.HEARTBEAT_S
+    assert simulated["EVENTS_WITHIN_S"] is vars(events)["EVENTS_WITHIN_S"] is sqs_pace.EVENTS_WITHIN_S
     conf = broker.create_app(Settings()).conf
     assert World().prefetch == pace.PREFETCH == conf.worker_prefetch_multiplier
     defaults = Settings()

@@ -59,11 +59,12 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from tornado.httputil import HTTPHeaders, HTTPServerRequest, RequestStartLine
 
 import faceapp.flower.app
+from celery_sqs import aws as sqs_aws
 from celery_sqs import events
 from celery_sqs.control import Replies
-from celery_sqs.transport.channel import AsyncConnection
+from celery_sqs.transport.http import AsyncConnection
+from celery_sqs.transport.messages import TASK_DEFAULTS
 from faceapp import aws, broker
-from faceapp.broker.messages import TASK_DEFAULTS
 from faceapp.config import Settings
 from faceapp.flower import guard
 from faceapp.flower.pages import HANDLERS
@@ -416,7 +417,7 @@ def test_the_one_reader_stays_while_a_question_of_kombus_takes_anothers_answers(
         assert mailbox._collect("first", limit=1, timeout=1) == []
         assert len(mailbox._collect("second", limit=2, timeout=1)) == 1
 
-    replies = Replies(stack.prefix, wait_s=1)
+    replies = Replies(aws.of(stack), f"{stack.prefix}-", wait_s=1)
     with replies.question("first", expected=1) as first, replies.question("second", expected=2) as second:
         for n in range(2):
             replies._deliver(
@@ -430,21 +431,13 @@ def test_the_one_reader_stays_while_a_question_of_kombus_takes_anothers_answers(
 # celery_sqs.events
 
 
-def fresh(module: str) -> Any:
-    """The module as it is before anybody has changed it."""
-    spec = importlib.util.find_spec(module)
-    assert spec
-    assert spec.loader
-    found = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(found)
-    return found
-
-
-def test_the_exchange_type_stays_while_celery_sends_its_events_on_sqs_to_a_topic_exchange() -> None:
-    """celery_sqs.events sets event_exchange.type"""
+def test_the_exchange_type_stays_while_celery_sends_its_events_on_sqs_to_a_topic_exchange(ours: Any) -> None:
+    """Channel.exchange_declare"""
     on_sqs = SimpleNamespace(transport=SimpleNamespace(driver_type="sqs"))
-    assert fresh("celery.events.event").get_exchange(on_sqs).type == "topic"
-    assert celery.events.event.get_exchange(on_sqs).type == "fanout"
+    exchange = celery.events.event.get_exchange(on_sqs)
+    assert exchange.type == "topic"
+    exchange(ours).declare()
+    assert ours.state.exchanges["celeryev"]["type"] == "fanout"
 
 
 @pytest.fixture
@@ -537,7 +530,7 @@ def test_thread_oid_stays_while_celery_does_not_ask_the_backend_where_answers_go
 def test_the_fixed_user_agent_stays_while_botocore_builds_one_for_each_call(
     stack: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """faceapp.aws.DEFAULTS"""
+    """celery_sqs.aws.DEFAULTS"""
     creator: Any = botocore.useragent.UserAgentString
     built, build = list[None](), creator._build_os_metadata
 
@@ -572,11 +565,11 @@ def test_the_other_error_stays_while_celery_ends_the_worker_for_want_of_memory()
         Request.on_failure(Asked(), failed)
 
 
-# faceapp.aws
+# celery_sqs.aws
 
 
 def test_the_parser_of_times_stays_while_botocore_uses_dateutil(monkeypatch: pytest.MonkeyPatch) -> None:
-    """faceapp.aws._timestamp"""
+    """celery_sqs.aws._timestamp"""
     parser = botocore.utils.dateutil.parser  # type: ignore[attr-defined]
     parsed, parse = list[str](), parser.parse
 
@@ -586,7 +579,7 @@ def test_the_parser_of_times_stays_while_botocore_uses_dateutil(monkeypatch: pyt
 
     monkeypatch.setattr(parser, "parse", counting)
     moment = "2026-01-02T03:04:05.000Z"
-    assert botocore.utils.parse_timestamp(moment) == aws._timestamp(moment)
+    assert botocore.utils.parse_timestamp(moment) == sqs_aws._timestamp(moment)
     assert parsed == [moment]
 
 

@@ -12,9 +12,11 @@ from urllib.parse import urlsplit
 import pytest
 import urllib3
 
-from celery_sqs.queues.clients import sqs_client
 from celery_sqs.queues.janitor import Suspects, sweep
-from celery_sqs.queues.temporary import ABANDONED_S, TAG
+from celery_sqs.queues.temporary import ABANDONED_S
+from faceapp import broker
+from faceapp.aws import USED_TAG
+from faceapp.broker.clients import sqs_client
 from faceapp.config import Settings
 from tests.services import aws_environ
 from tests.web import plain, web_server
@@ -77,7 +79,7 @@ def test_two_web_servers_at_once_each_get_their_own_answers(
         counts = answers(url)
         assert counts["delivered"] == PHOTOS
         assert counts["late"] == counts["corrupt"] == 0
-        assert time.time() - float(queue_tags(system, name)[TAG]) < ABANDONED_S
+        assert time.time() - float(queue_tags(system, name)[USED_TAG]) < ABANDONED_S
 
 
 @pytest.mark.usefixtures("worker")
@@ -112,15 +114,15 @@ def test_a_web_servers_queue_stays_for_the_next_and_is_swept_when_there_is_none(
 
     serve("first", name)
     serve("neighbour", other)
-    assert queue not in sweep(system, Suspects(apart_s=0))
+    assert queue not in sweep(broker.options(system), Suspects(apart_s=0))
     sqs = sqs_client()
     url = sqs.get_queue_url(QueueName=queue)["QueueUrl"]
-    sqs.tag_queue(QueueUrl=url, Tags={TAG: "1"})
+    sqs.tag_queue(QueueUrl=url, Tags={USED_TAG: "1"})
     # Whoever comes next in its place says that it is in use again.
     serve("second", name)
-    assert queue not in sweep(system, Suspects(apart_s=0))
-    sqs.tag_queue(QueueUrl=url, Tags={TAG: "1"})
-    assert queue in sweep(system, Suspects(apart_s=0))
-    assert TAG in queue_tags(system, other)
+    assert queue not in sweep(broker.options(system), Suspects(apart_s=0))
+    sqs.tag_queue(QueueUrl=url, Tags={USED_TAG: "1"})
+    assert queue in sweep(broker.options(system), Suspects(apart_s=0))
+    assert USED_TAG in queue_tags(system, other)
     serve("third", name)
-    assert TAG in queue_tags(system, name)
+    assert USED_TAG in queue_tags(system, name)

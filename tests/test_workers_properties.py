@@ -8,7 +8,8 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from faceapp.pace import HEARTBEAT_S, with_seconds
+from celery_sqs.pace import HEARTBEAT_S
+from faceapp.pace import with_seconds
 from faceapp.scaling.workers import SILENT_S, Workers
 
 HOSTS = [f"app-tier-instance-{n}" for n in (1, 2, 3)]

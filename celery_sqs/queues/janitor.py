@@ -17,11 +17,11 @@ from typing import Any
 from botocore.exceptions import BotoCoreError, ClientError
 
 from celery_sqs.clocks import answered_s
-from celery_sqs.queues.clients import queue_urls, sns_client, sqs_client
-from celery_sqs.queues.temporary import ABANDONED_S, GONE, NOTE_EVERY_S, TAG, code_of
+from celery_sqs.errors import Error
+from celery_sqs.options import Options
+from celery_sqs.queues.temporary import ABANDONED_S, GONE, NOTE_EVERY_S, code_of
+from celery_sqs.queues.urls import queue_urls
 from celery_sqs.transport.fanout import FANOUT_EXCHANGES, arn, topic_name
-from faceapp.config import Settings
-from faceapp.errors import FaceappError
 
 logger = logging.getLogger(__name__)
 
@@ -64,21 +64,23 @@ class Janitor:
     """Does the chores in a thread of its own while `leads()` is true, until `stop`.
 
     No chore keeps another from being done, or ends the thread. Its errors go to `on_error` (the chore's name and the
-    kind of error), and into the log when they are new.
+    kind of error), and into the log when they are new, with a traceback unless they are `expected`.
     """
 
     def __init__(
         self,
-        settings: Settings,
+        options: Options,
         *,
         leads: Callable[[], bool],
         chores: Mapping[str, Callable[[], object]] = MappingProxyType({}),
         on_error: Callable[[str, str], None] = lambda *_: None,
         every_s: float = EVERY_S,
+        expected: tuple[type[Exception], ...] = (),
     ) -> None:
         suspects = Suspects()
-        self._chores = {"sweep": lambda: sweep(settings, suspects), **chores}
+        self._chores = {"sweep": lambda: sweep(options, suspects), **chores}
         self._leads, self._on_error, self._every_s = leads, on_error, every_s
+        self._expected = BotoCoreError, ClientError, Error, *expected
         self._trouble: dict[str, str] = {}
         self._stop = threading.Event()
         # A daemon: an answer that does not come keeps nobody from ending.
@@ -105,31 +107,31 @@ class Janitor:
             self._on_error(name, kind)
             if self._trouble.get(name) != kind:
                 self._trouble[name] = kind
-                expected = isinstance(error, (BotoCoreError, ClientError, FaceappError))
+                expected = isinstance(error, self._expected)
                 logger.warning("the janitor's %s failed, and is tried again: %s", name, error, exc_info=not expected)
 
 
-def sweep(settings: Settings, suspects: Suspects, *, abandoned_s: float = ABANDONED_S) -> list[str]:
-    """Delete the stack's temporary queues that nobody has used for `abandoned_s`, and subscriptions without a queue, if
-    the `suspects` of earlier sweeps confirm it.
+def sweep(options: Options, suspects: Suspects, *, abandoned_s: float = ABANDONED_S) -> list[str]:
+    """Delete the application's temporary queues that nobody has used for `abandoned_s`, and subscriptions without a
+    queue, if the `suspects` of earlier sweeps confirm it.
 
     Returns what was deleted: names of queues and ARNs of subscriptions. What it may not look at or delete is left, and
-    logged. Raises botocore's errors when a list or the request queue cannot be had.
+    logged. Raises botocore's errors when a list or the first work queue cannot be had.
     """
-    sqs, sns = sqs_client(), sns_client()
+    sqs, sns = options.aws.client("sqs"), options.aws.client("sns")
     deleted = []
     suspects.begin()
-    for url in queue_urls(sqs, f"{settings.prefix}-"):
+    for url in queue_urls(sqs, options.queue_name_prefix):
         with _tolerance(url):
-            used = _abandoned_since(sqs, url, abandoned_s)
+            used = _abandoned_since(sqs, url, options.used_tag, abandoned_s)
             if used and suspects.confirmed(url, sign=used):
                 sqs.delete_queue(QueueUrl=url)
                 deleted.append(url.rpartition("/")[2])
-    request_queue = sqs.get_queue_url(QueueName=settings.request_queue)["QueueUrl"]
+    work_queue = sqs.get_queue_url(QueueName=options.queue_name_prefix + options.queues[0])["QueueUrl"]
     # Other queues, and other accounts', may listen, too.
-    ours = arn(sqs, "sqs", request_queue, f"{settings.prefix}-")
+    ours = arn(sqs, "sqs", work_queue, options.queue_name_prefix)
     for exchange in FANOUT_EXCHANGES:
-        topic = arn(sns, "sns", request_queue, topic_name(settings.prefix, exchange))
+        topic = arn(sns, "sns", work_queue, topic_name(options.prefix, exchange))
         for subscription, endpoint in _subscriptions(sns, topic):
             with _tolerance(subscription):
                 gone = endpoint.startswith(ours) and not _exists(sqs, endpoint.rpartition(":")[2])
@@ -152,7 +154,7 @@ def _tolerance(what: str) -> Iterator[None]:
         logger.info("the janitor leaves %s as it is: %s", what, error)
 
 
-def _abandoned_since(sqs: Any, url: str, abandoned_s: float) -> str:
+def _abandoned_since(sqs: Any, url: str, tag: str, abandoned_s: float) -> str:
     """The last use, as its tag says it, of a temporary queue that was not used for so long; empty for others."""
     try:
         answer = sqs.list_queue_tags(QueueUrl=url)
@@ -160,7 +162,7 @@ def _abandoned_since(sqs: Any, url: str, abandoned_s: float) -> str:
         if code_of(error) in GONE:
             return ""
         raise
-    used_s = str(answer.get("Tags", {}).get(TAG, ""))
+    used_s = str(answer.get("Tags", {}).get(tag, ""))
     # By SQS's clock, as the tag is: this machine's may be hours ahead, and every queue would look abandoned.
     old = used_s.isdecimal() and answered_s(answer) - int(used_s) > abandoned_s
     return used_s if old else ""

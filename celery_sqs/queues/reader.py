@@ -8,11 +8,12 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from celery_sqs.queues.clients import sqs_client
+from celery_sqs.aws import Aws
+from celery_sqs.hooks import Life
 from celery_sqs.queues.temporary import NOTE_EVERY_S, temporary_queues
 
 logger = logging.getLogger(__name__)
@@ -39,19 +40,14 @@ KEEP_EVERY_S = NOTE_EVERY_S / 4
 """How often a reader to whom nothing comes looks whether it is time to note that its queue is in use."""
 
 
-Life = Literal["process", "place", "stack"]
-"""How long a queue lives: it goes with its process; it stays for the next process in the same place, and is swept when
-there has been none for long; it is the stack's own."""
-
-
 class QueueReader(ABC):
     """Reads `queue_name`, which it makes if it is not there. Any thread may call any method.
 
     A subclass keeps what is expected, under the lock of `_changed`, and takes the messages in.
     """
 
-    def __init__(self, queue_name: str, *, wait_s: int, life: Life) -> None:
-        self.queue_name = queue_name
+    def __init__(self, aws: Aws, queue_name: str, *, wait_s: int, life: Life) -> None:
+        self._aws, self.queue_name = aws, queue_name
         self._wait_s, self._life = wait_s, life
         self._changed = threading.Condition()
         self._reader: threading.Thread | None = None
@@ -83,21 +79,21 @@ class QueueReader(ABC):
 
     @cached_property
     def _sqs(self) -> Any:
-        return sqs_client()
+        return self._aws.client("sqs")
 
     @cached_property
     def _queue_url(self) -> str:
         if self._life == "process":
-            return temporary_queues.make(self._sqs, self.queue_name)
+            return temporary_queues.make(self._aws, self.queue_name)
         try:
             url = str(self._sqs.get_queue_url(QueueName=self.queue_name)["QueueUrl"])
         except self._sqs.exceptions.QueueDoesNotExist:
             logger.info("creating the queue %s", self.queue_name)
             if self._life == "place":
-                return temporary_queues.make(self._sqs, self.queue_name, stays=True)
+                return temporary_queues.make(self._aws, self.queue_name, stays=True)
             return str(self._sqs.create_queue(QueueName=self.queue_name)["QueueUrl"])
         if self._life == "place":
-            temporary_queues.adopt(self._sqs, url, stays=True)
+            temporary_queues.adopt(self._aws, url, stays=True)
         return url
 
     def _ensure_queue(self) -> None:

@@ -1,8 +1,8 @@
 """Queues that a process makes for itself: its events, its remote control, the replies to it.
 
 They are deleted when the process ends, or stay for the next one in its place. One that is killed leaves its queues
-behind, so each carries a tag with the time of its last use, and `celery_sqs.queues.janitor` deletes those that nobody
-has used for `ABANDONED_S`.
+behind, so each carries a tag (`Aws.used_tag`) with the Unix time of its last use, in seconds, by SQS's clock, and
+`celery_sqs.queues.janitor` deletes those that nobody has used for `ABANDONED_S`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,11 @@ from typing import Any
 from botocore.exceptions import BotoCoreError, ClientError
 from celery import signals
 
+from celery_sqs.aws import Aws
 from celery_sqs.clocks import answered_s
-from celery_sqs.queues.clients import quick_sns_client, quick_sqs_client
 
 logger = logging.getLogger(__name__)
 
-TAG = "faceapp:used"
-"""The tag of a temporary queue; its value is the Unix time of the last use, in seconds, by SQS's clock."""
 NOTE_EVERY_S = 600.0
 """A queue in use says so this often: each time is a request."""
 ABANDONED_S = 1800.0
@@ -46,6 +44,7 @@ def code_of(error: ClientError) -> str:
 
 @dataclass
 class _Queue:
+    aws: Aws
     began_s: float
     noted_s: float = field(default_factory=time.monotonic)
     subscriptions: set[str] = field(default_factory=set)
@@ -67,14 +66,14 @@ class TemporaryQueues:
             self._pid, self._all, self._lock = os.getpid(), {}, threading.Lock()
         return self._all
 
-    def make(self, sqs: Any, name: str, attributes: dict[str, str] | None = None, *, stays: bool = False) -> str:
+    def make(self, aws: Aws, name: str, attributes: dict[str, str] | None = None, *, stays: bool = False) -> str:
         """Create the queue (or find it, if it is there with these attributes); returns its URL. One that `stays` is not
         deleted when the process ends.
 
         SQS gives a name again only a minute after its queue was deleted. A worker that is started anew does not wait
         for that: it takes the name with `SECOND` behind it. Raises ClientError.
         """
-        tags = {TAG: str(int(time.time()))}
+        sqs, tags = aws.shared("sqs"), {aws.used_tag: str(int(time.time()))}
         attributes = attributes or {}
         try:
             answer = sqs.create_queue(QueueName=name, Attributes=attributes, tags=tags)
@@ -85,33 +84,35 @@ class TemporaryQueues:
             attributes = {key: value.replace(f':{name}"', f':{name}{SECOND}"') for key, value in attributes.items()}
             answer = sqs.create_queue(QueueName=name + SECOND, Attributes=attributes, tags=tags)
         url = str(answer["QueueUrl"])
-        self._add(url, answered_s(answer), stays=stays)
+        self._add(url, aws, answered_s(answer), stays=stays)
         if abs(answered_s(answer) - time.time()) > CLOCKS_AGREE_S:
             self._note(url)
         return url
 
-    def adopt(self, sqs: Any, url: str, *, stays: bool = False) -> None:
+    def adopt(self, aws: Aws, url: str, *, stays: bool = False) -> None:
         """Take over a queue that is already there, if it is a temporary one: a predecessor's."""
         if url in self._queues:
             return
         try:
-            answer = sqs.list_queue_tags(QueueUrl=url)
-            if TAG not in answer.get("Tags", {}):
+            answer = aws.shared("sqs").list_queue_tags(QueueUrl=url)
+            if aws.used_tag not in answer.get("Tags", {}):
                 return
         except ClientError as error:
             if not code_of(error).startswith("AccessDenied"):
                 raise
             # A role that may not look at tags has no queues of its own: the stack's template made this one.
             return
-        self._add(url, answered_s(answer), stays=stays)
+        self._add(url, aws, answered_s(answer), stays=stays)
         self._note(url)
 
-    def _add(self, url: str, began_s: float, *, stays: bool = False) -> None:
+    def _add(self, url: str, aws: Aws, began_s: float, *, stays: bool = False) -> None:
         queues = self._queues  # first: a forked child gets another lock, too, since its parent may have held this one
         with self._lock:
             if not queues:
                 atexit.register(self.delete_all)
-            queues.setdefault(url, _Queue(began_s, stays=stays))
+                # A worker that was forked from a loaded process ends without its exit handlers.
+                signals.worker_shutdown.connect(_delete_at_shutdown, dispatch_uid="celery_sqs.temporary")
+            queues.setdefault(url, _Queue(aws, began_s, stays=stays))
 
     def began_s(self, url: str) -> float:
         """Since when (Unix time, SQS's) this process has the queue; 0 for one that is not its own."""
@@ -131,12 +132,14 @@ class TemporaryQueues:
         return self._note(url)
 
     def _note(self, url: str) -> bool:
-        if queue := self._queues.get(url):
-            queue.noted_s = time.monotonic()
+        queue = self._queues.get(url)
+        if queue is None:
+            return True
+        queue.noted_s = time.monotonic()
         try:
-            answer = _tag(url, time.time())
+            answer = _tag(queue.aws, url, time.time())
             if abs(answered_s(answer) - time.time()) > CLOCKS_AGREE_S:
-                _tag(url, answered_s(answer))
+                _tag(queue.aws, url, answered_s(answer))
         except ClientError as error:
             if code_of(error) in GONE:
                 self._queues.pop(url, None)
@@ -149,13 +152,15 @@ class TemporaryQueues:
     def delete(self, url: str) -> None:
         """Delete a queue and its subscriptions. One that stays is the janitor's."""
         queue = self._queues.pop(url, None)
+        if queue is None:
+            return
         try:
-            for subscription in queue.subscriptions if queue else ():
-                quick_sns_client().unsubscribe(SubscriptionArn=subscription)
+            for subscription in queue.subscriptions:
+                queue.aws.quick("sns").unsubscribe(SubscriptionArn=subscription)
         except (BotoCoreError, ClientError) as error:
             logger.debug("the subscription of %s stays behind: %s", url, error)
         try:
-            quick_sqs_client().delete_queue(QueueUrl=url)
+            queue.aws.quick("sqs").delete_queue(QueueUrl=url)
         except (BotoCoreError, ClientError) as error:
             logger.debug("the queue %s stays behind: %s", url, error)
 
@@ -166,8 +171,8 @@ class TemporaryQueues:
                 self.delete(url)
 
 
-def _tag(url: str, used_s: float) -> Mapping[str, Any]:
-    answer: Mapping[str, Any] = quick_sqs_client().tag_queue(QueueUrl=url, Tags={TAG: str(int(used_s))})
+def _tag(aws: Aws, url: str, used_s: float) -> Mapping[str, Any]:
+    answer: Mapping[str, Any] = aws.quick("sqs").tag_queue(QueueUrl=url, Tags={aws.used_tag: str(int(used_s))})
     return answer
 
 
@@ -175,7 +180,5 @@ temporary_queues = TemporaryQueues()
 """This process's."""
 
 
-@signals.worker_shutdown.connect
 def _delete_at_shutdown(**_: Any) -> None:
-    # A worker that was forked from a loaded process ends without its exit handlers.
     temporary_queues.delete_all()

@@ -1,100 +1,157 @@
-"""Celery's result backend over the response queue."""
+"""Celery's result backend: replies over SQS, and what must be found later in S3."""
 
 from __future__ import annotations
 
 import atexit
+import json
 import logging
 import os
 import threading
+import time
 import uuid
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 from celery import states
-from celery.backends.base import Backend, SyncBackendMixin
+from celery.backends.base import Backend as CeleryBackend
+from celery.backends.base import SyncBackendMixin
+from celery.canvas import maybe_signature
+from celery.exceptions import ChordError
 from celery.exceptions import TimeoutError as CeleryTimeoutError
+from celery.result import GroupResult, allow_join_result, result_from_tuple
 
-from celery_sqs.queues.reader import Life
+from celery_sqs import options as sqs_options
+from celery_sqs.aws import ONCE
+from celery_sqs.errors import ResultTooLarge
+from celery_sqs.hooks import GivenUp, Life
+from celery_sqs.results.chords import Chord
 from celery_sqs.results.collector import Collector
-from faceapp import broker, tracing
-from faceapp.broker import GivenUp
-from faceapp.config import Settings
+from celery_sqs.results.store import Store
 
 logger = logging.getLogger(__name__)
 
 MAX_REPLY_BYTES = 240 * 1024
-"""A longer answer is sent without its result: SQS takes 256 KiB, and the result is in S3 anyway."""
-
-TRIES = 3
-"""How often a message is delivered before it is a dead letter: the request queue's maxReceiveCount."""
-
+"""A longer answer is sent without its result, which is in S3: an SQS queue may take 256 KiB only."""
 URLS = 128
-"""Of response queues, known to a process that answers."""
-
-_slot: int | None = None
-
-
-def use_slot(slot: int) -> None:
-    """Read the response queue of web slot `slot` in this process; call it before the first request."""
-    global _slot
-    _slot = slot
-
-
-def _reply_queue(settings: Settings) -> tuple[str, Life]:
-    """The name of this process's queue, and whose it is."""
-    name = settings.response_queue
-    if _slot is None:
-        return f"{name}-{uuid.uuid4().hex[:12]}", "process"
-    if settings.web_name:
-        return f"{name}-{settings.web_name}-{_slot}", "place"
-    return (name, "stack") if _slot == 0 else (f"{name}-{_slot}", "place")
+"""Of reply queues, known to a process that answers."""
+TRIES = "celery-sqs:tries"
+STORED = "stored"
+"""In a reply: the result is in the bucket."""
+LOOK_AFTER_S = 2.0
+"""Whoever waits for a reply looks into the bucket after this long, and then less and less often: the reply may be
+lost."""
+LOOK_AT_MOST_EVERY_S = 10.0
+LOOK_FOR_OTHERS_EVERY_S = 0.5
+"""For the result of a task that another process sent, which is told of it: the first pause."""
+NO_BUCKET = (
+    "A chord's parts, a group that is saved and a result by id need a bucket: "
+    "Options(results_bucket=...), or results_bucket in result_backend_transport_options."
+)
 
 
-def _is_tried_again(state: str, request: Any) -> bool:
+class ProcessAddress(threading.local):
+    """What an app keeps for each thread, in which the address for answers is the whole process's."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    @property
+    def oid(self) -> str:
+        return str(self._app.backend.address())
+
+
+def _is_tried_again(app: Any, state: str, request: Any) -> bool:
     """Whether SQS will deliver the message of a task that failed once more: then this is not the answer yet."""
     if state != states.FAILURE:  # a revoked one is acknowledged
         return False
     try:
+        task = app.tasks[request.task]
+        if not task.acks_late or task.acks_on_failure_or_timeout:
+            return False
         message = request.properties["delivery_info"]["sqs_message"]
-        return int(message["Attributes"]["ApproximateReceiveCount"]) < TRIES
+        return int(message["Attributes"]["ApproximateReceiveCount"]) < int(message[TRIES])
     except (AttributeError, KeyError, TypeError, ValueError):
         return False
 
 
-class ResponseBackend(SyncBackendMixin, Backend):
-    """Celery's result backend over the response queue: publishes in the worker, collects in the caller's process."""
+class Backend(SyncBackendMixin, CeleryBackend):
+    """Publishes and stores in the worker, collects in the caller's process."""
 
     persistent = False
     supports_autoexpire = True
+    supports_native_join = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._settings: Settings = self.app.settings
+        self._options = sqs_options.of(self.app)
+        self._hooks = self._options.hooks
+        self._reply_prefix = f"{self._options.queue_name_prefix}{self._options.replies}"
         self._lock = threading.Lock()
         self._pid = 0
         self._mine: Collector | None = None
         self._sender_pid = 0
         self._sending: tuple[Any, dict[str, str]] = (None, {})
+        self._store_pid = 0
+        self._stored: Store | None = None
+        if not isinstance(self.app._local, ProcessAddress):
+            self.app._local = ProcessAddress(self.app)
+
+    # What belongs to this process.
 
     @property
     def collector(self) -> Collector:
         """This process's reader; a forked child gets its own."""
         with self._lock:
             if self._mine is None or self._pid != os.getpid():
-                name, life = _reply_queue(self._settings)
-                self._pid, self._mine = os.getpid(), Collector(name, wait_s=self._settings.queue_wait_s, life=life)
+                name, life = self._reply_queue()
+                self._pid = os.getpid()
+                self._mine = Collector(self._options.aws, name, wait_s=self._options.wait_s, life=life)
                 atexit.register(self._mine.close, delete_queue=life == "process")
             return self._mine
+
+    def _reply_queue(self) -> tuple[str, Life]:
+        """The name of this process's queue, and how long it lives."""
+        if self._hooks.reply_queue:
+            return self._hooks.reply_queue()
+        return f"{self._reply_prefix}-{uuid.uuid4().hex[:12]}", "process"
 
     @property
     def reply_queue(self) -> str:
         """The queue that this process's answers come to."""
         return self.collector.queue_name
 
+    @property
+    def store(self) -> Store | None:
+        """The bucket for what must be found later; None where there is none."""
+        if not self._options.results_bucket:
+            return None
+        with self._lock:
+            if self._store_pid != os.getpid():
+                own = self._options
+                self._store_pid = os.getpid()
+                self._stored = Store(own.aws, own.results_bucket, own.results_prefix)
+            return self._stored
+
+    def _bucket(self) -> Store:
+        """Raises NotImplementedError, as Celery's backends do for what they cannot do, where there is no bucket."""
+        if self.store is None:
+            raise NotImplementedError(NO_BUCKET)
+        return self.store
+
+    def _waits_elsewhere(self) -> bool:
+        """Whether this is a task that calls another: its answer is looked up, if at all, and has no queue."""
+        return self.store is not None and self.app.current_worker_task is not None
+
     # In the caller's process.
 
+    def address(self) -> str:
+        """Where an answer to a task that is sent now is to go; empty for nowhere."""
+        return "" if self._waits_elsewhere() else self.reply_queue
+
     def on_task_call(self, producer: Any, task_id: str) -> None:
-        self.collector.expect(task_id)
+        if not self._waits_elsewhere():
+            self.collector.expect(task_id)
 
     def wait_for(
         self,
@@ -103,22 +160,103 @@ class ResponseBackend(SyncBackendMixin, Backend):
         interval: float = 0.5,
         no_ack: bool = True,
         on_interval: Any = None,
+        on_message: Any = None,
     ) -> dict[str, Any]:
-        meta = self.collector.wait(task_id, timeout)
-        if meta is None:
-            raise CeleryTimeoutError(f"no answer to {task_id} within {timeout} s")
-        return meta
+        deadline_s = None if timeout is None else time.monotonic() + timeout
+        pause_s = LOOK_AFTER_S
+        if self.store and (on_message or not self.collector.expects(task_id)):
+            pause_s = min(interval or LOOK_FOR_OTHERS_EVERY_S, LOOK_FOR_OTHERS_EVERY_S)
+            if found := self._look(task_id, on_message):
+                return found
+        while True:
+            left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
+            if self.store:
+                left_s = pause_s if left_s is None else min(left_s, pause_s)
+            if meta := self.collector.wait(task_id, left_s):
+                if on_message:
+                    on_message(meta)
+                return self._whole(task_id, meta)
+            if found := self._look(task_id, on_message):
+                return found
+            if on_interval:
+                on_interval()
+            if deadline_s is not None and time.monotonic() >= deadline_s:
+                raise CeleryTimeoutError(f"no answer to {task_id} within {timeout} s")
+            if not on_message:
+                pause_s = min(2 * pause_s, LOOK_AT_MOST_EVERY_S)
+
+    def _look(self, task_id: str, on_message: Any) -> dict[str, Any] | None:
+        """The stored result of a task that has ended."""
+        meta = self._read(task_id)
+        if meta and on_message:
+            on_message(meta)
+        return meta if meta and meta["status"] in states.READY_STATES else None
+
+    def wait_for_pending(
+        self,
+        result: Any,
+        timeout: float | None = None,
+        interval: float = 0.5,
+        no_ack: bool = True,
+        on_message: Any = None,
+        on_interval: Any = None,
+        callback: Any = None,
+        propagate: bool = True,
+    ) -> Any:
+        self._ensure_not_eager()
+        meta = self.wait_for(
+            result.id, timeout=timeout, interval=interval, on_interval=on_interval, on_message=on_message
+        )
+        result._maybe_set_cache(meta)
+        return result.maybe_throw(propagate=propagate, callback=callback)
+
+    def get_many(
+        self,
+        task_ids: Iterable[str],
+        timeout: float | None = None,
+        interval: float = 0.5,
+        no_ack: bool = True,
+        on_message: Any = None,
+        on_interval: Any = None,
+        **_: Any,
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Each task's id and meta as they come, those that are here first. Raises Celery's TimeoutError."""
+        deadline_s = None if timeout is None else time.monotonic() + timeout
+        waiting = list(dict.fromkeys(task_ids))
+        here = [each for each in waiting if self.collector.peek(each)]
+        for task_id in [*here, *(each for each in waiting if each not in set(here))]:
+            left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
+            meta = self.wait_for(task_id, left_s, interval=interval, on_interval=on_interval)
+            if on_message:
+                on_message(meta)
+            yield task_id, meta
 
     def remove_pending_result(self, result: Any) -> Any:
-        if self._mine is not None:
+        if self._mine is not None and self._pid == os.getpid():
             self._mine.forget(result.id)
         return result
 
     def _get_task_meta_for(self, task_id: str) -> dict[str, Any]:
-        return self.collector.peek(task_id) or {"status": states.PENDING, "result": None}
+        if meta := self.collector.peek(task_id):
+            return self._whole(task_id, meta)
+        return self._read(task_id) or {"status": states.PENDING, "result": None}
+
+    def _whole(self, task_id: str, meta: dict[str, Any]) -> dict[str, Any]:
+        """A reply's meta with its result, which may be in the bucket."""
+        if not meta.get(STORED):
+            return dict(self.meta_from_decoded(meta))
+        return self._read(task_id) or {"status": states.PENDING, "result": None}
+
+    def _read(self, task_id: str) -> dict[str, Any] | None:
+        if self.store is None:
+            return None
+        body = self.store.get(_task_key(task_id))
+        return None if body is None else dict(self.decode_result(body))
 
     def _forget(self, task_id: str) -> None:
         self.collector.forget(task_id)
+        if self.store:
+            self.store.delete(_task_key(task_id))
 
     # In the worker.
 
@@ -127,30 +265,58 @@ class ResponseBackend(SyncBackendMixin, Backend):
     ) -> None:
         # All ways to fail come here: what a task raises in its own process, and what the main process notes when a
         # task's process was lost or killed for its time.
-        if state not in states.READY_STATES or _is_tried_again(state, request):
+        if _is_tried_again(self.app, state, request):
             return
-        if state in states.EXCEPTION_STATES and self.app.give_up:
+        if state in states.EXCEPTION_STATES and state in states.READY_STATES and self._hooks.give_up:
             state, result, traceback = self._given_up(task_id, result, state, traceback, request)
-        reply_to = getattr(request, "reply_to", None)
-        if not reply_to or getattr(request, "ignore_result", False):
-            return
-        meta = {"task_id": task_id, "status": state, "result": result, "traceback": traceback, "children": []}
-        if asked := getattr(request, "request_id", None):
-            meta["request_id"] = asked
+        meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
+        meta["task_id"] = task_id
         body = self.encode(meta)
+        if self.store and not getattr(request, "ignore_result", False):
+            self._keep(task_id, state, body)
+        reply_to = getattr(request, "reply_to", None)
+        if state in states.READY_STATES and reply_to and not getattr(request, "ignore_result", False):
+            self._answer(reply_to, meta, body, request)
+
+    def _keep(self, task_id: str, state: str, body: str) -> None:
+        """Write a state down; none that comes late (a second delivery's, a lost worker's) over a result."""
+        assert self.store is not None
+        if state != states.SUCCESS:
+            known = self._read(task_id)
+            if known and (known["status"] == states.SUCCESS or _is_late(state, known["status"])):
+                return
+        self.store.put(_task_key(task_id), body.encode())
+
+    def _answer(self, reply_to: str, meta: dict[str, Any], body: str, request: Any) -> None:
+        if asked := getattr(request, "request_id", None):
+            meta = {**meta, "request_id": asked}
+            body = self.encode(meta)
         if len(body.encode()) > MAX_REPLY_BYTES:
-            body = self.encode({**meta, "result": None, "traceback": None})
+            body = self.encode(self._short(meta, len(body.encode())))
         try:
-            with tracing.span("reply", kind="PRODUCER", attributes={"messaging.system": "aws_sqs"}):
+            with self._hooks.replying():
                 self._reply(reply_to, body)
         except (BotoCoreError, ClientError) as error:
-            # The result is stored; whoever waits finds it there. Failing the task would only do its work again.
-            logger.warning("no answer sent to %s for %s: %s", reply_to, task_id, error)
+            # Whoever waits finds a stored result. Failing the task would only do its work again.
+            logger.warning("no answer sent to %s for %s: %s", reply_to, meta["task_id"], error)
+
+    def _short(self, meta: dict[str, Any], size: int) -> dict[str, Any]:
+        """A reply for a result that is too large for one."""
+        if self.store:
+            return {**meta, "result": None, "traceback": None, STORED: True}
+        if self._options.results_elsewhere:
+            return {**meta, "result": None, "traceback": None}
+        error = ResultTooLarge(
+            f"The result has {size} bytes, and a reply carries {MAX_REPLY_BYTES}: give the app a results_bucket."
+        )
+        result = self.encode_result(error, states.FAILURE)
+        return {**meta, "status": states.FAILURE, "result": result, "traceback": None}
 
     def _given_up(
         self, task_id: str, error: Any, state: str, traceback: str | None, request: Any
     ) -> tuple[str, Any, str | None]:
         """The state, the result and the traceback that are answered for a task that will not be tried again."""
+        assert self._hooks.give_up is not None
         try:
             given_up = GivenUp(
                 task=str(request.task),
@@ -158,14 +324,17 @@ class ResponseBackend(SyncBackendMixin, Backend):
                 arguments=tuple(request.args or ()),
                 error=str(error["exc_type"]),
             )
-            return states.SUCCESS, self.app.give_up(given_up), None
+            instead = self._hooks.give_up(given_up)
         except Exception:  # this may be a worker's main process, which must not end by it
             logger.exception("nothing but Celery's own failure is answered for %s", task_id)
             return state, error, traceback
+        return (state, error, traceback) if instead is NotImplemented else (states.SUCCESS, instead, None)
 
     def _reply(self, queue_name: str, body: str) -> None:
-        if not queue_name.startswith(self._settings.response_queue):
-            logger.warning("no answer sent to %r: it is not one of our response queues", queue_name)
+        if not queue_name.startswith(self._reply_prefix):
+            # An app that uses settings alone has no better address in its first message; its results are stored.
+            level = logging.DEBUG if self.store else logging.WARNING
+            logger.log(level, "no answer sent to %r: it is not one of our response queues", queue_name)
             return
         sqs, urls = self._sender()
         if queue_name not in urls:
@@ -178,7 +347,103 @@ class ResponseBackend(SyncBackendMixin, Backend):
         """This process's client and the URLs it knows; a forked child makes its own."""
         with self._lock:
             if self._sender_pid != os.getpid():
-                # Short: the result is in S3, and a task must not be kept from ending by its answer.
-                client = broker.sqs_client(read_timeout=5, retries={"mode": "standard", "total_max_attempts": 2})
+                # Short: a task must not be kept from ending by its answer.
+                client = self._options.aws.client("sqs", read_timeout=5, retries={**ONCE, "total_max_attempts": 2})
                 self._sender_pid, self._sending = os.getpid(), (client, {})
             return self._sending
+
+    # Groups.
+
+    def _save_group(self, group_id: str, result: Any) -> Any:
+        self._bucket().put(_group_key(group_id), self.encode({"result": result.as_tuple()}).encode())
+        return result
+
+    def _restore_group(self, group_id: str) -> dict[str, Any] | None:
+        body = self._bucket().get(_group_key(group_id))
+        if body is None:
+            return None
+        meta = dict(self.decode(body))
+        meta["result"] = result_from_tuple(meta["result"], self.app)
+        return meta
+
+    def _delete_group(self, group_id: str) -> None:
+        self._bucket().delete(_group_key(group_id))
+
+    # Chords.
+
+    def ensure_chords_allowed(self) -> None:
+        self._bucket()
+
+    def apply_chord(self, header_result_args: Any, body: Any, **_: Any) -> None:
+        """Keep the header's structure where its results alone do not say it."""
+        self._bucket()
+        header = self.app.GroupResult(*header_result_args)
+        if any(isinstance(each, GroupResult) for each in header.results):
+            header.save(backend=self)
+
+    def set_chord_size(self, group_id: str, chord_size: int) -> None:
+        Chord(self._bucket(), group_id).set_size(chord_size)
+
+    def add_to_chord(self, chord_id: str, result: Any) -> None:
+        Chord(self._bucket(), chord_id).add(result.id)
+
+    def on_chord_part_return(self, request: Any, state: str, result: Any, **_: Any) -> None:
+        task_id, group_id = request.id, request.group
+        if not group_id or not task_id or _is_tried_again(self.app, state, request):
+            return
+        chord = Chord(self._bucket(), group_id)
+        outcome = self.encode([task_id, state, self.encode_result(result, state)])
+        whole = chord.end_part(task_id, request.group_index, outcome.encode())
+        if whole is None:
+            return
+        callback = maybe_signature(request.chord, app=self.app)
+        try:
+            self._send_callback(callback, group_id, whole.parts)
+        finally:
+            chord.finish()
+
+    def _send_callback(self, callback: Any, group_id: str, parts: list[bytes]) -> None:
+        """Send a chord's callback with its parts' results, or tell it of the part that failed."""
+        try:
+            results = self._header_results(group_id, parts)
+        except Exception as error:
+            if not isinstance(error, ChordError):
+                error = ChordError(f"Join error: {error!r}")
+            logger.error("the chord %s failed: %s", group_id, error)
+            self.chord_error_from_stack(callback, error)
+            return
+        try:
+            callback.delay(results)
+        except Exception as error:
+            logger.exception("the callback of the chord %s could not be sent", group_id)
+            self.chord_error_from_stack(callback, ChordError(f"Callback error: {error!r}"))
+
+    def _header_results(self, group_id: str, parts: list[bytes]) -> list[Any]:
+        results = [self._unpack(json.loads(each)) for each in parts]
+        header = GroupResult.restore(group_id, backend=self, app=self.app)
+        if header is None:
+            return results
+        header.on_ready()
+        with allow_join_result():
+            return list(header.join(timeout=self.app.conf.result_chord_join_timeout, propagate=True))
+
+    def _unpack(self, part: Any) -> Any:
+        """What a part returned. Raises ChordError, with its cause, for one that failed."""
+        task_id, state, result = part
+        if state in states.EXCEPTION_STATES:
+            result = self.exception_to_python(result)
+        if state in states.PROPAGATE_STATES:
+            raise ChordError(f"Dependency {task_id} raised {result!r}") from result
+        return result
+
+
+def _is_late(state: str, known: str) -> bool:
+    return known in states.READY_STATES and state in states.UNREADY_STATES and state != states.RETRY
+
+
+def _task_key(task_id: str) -> str:
+    return f"tasks/{task_id}"
+
+
+def _group_key(group_id: str) -> str:
+    return f"groups/{group_id}"

@@ -12,7 +12,9 @@ from typing import Any
 
 from celery import states
 
-from celery_sqs.queues.reader import Life, QueueReader
+from celery_sqs.aws import Aws
+from celery_sqs.hooks import Life
+from celery_sqs.queues.reader import QueueReader
 
 logger = logging.getLogger(__name__)
 
@@ -20,6 +22,9 @@ FORGET_AFTER_S = 3600.0
 """An answer that nobody fetches is kept this long."""
 ASKED = 10_000
 """A process knows its own late and doubled answers by the last ids that it asked for."""
+KEPT_BYTES = 64 * 2**20
+"""Of answers that nobody waits for at the moment: to handles that are gone (Celery makes two for each member of a
+group, and drops one), and to tasks that others sent for this process, such as the end of a chain."""
 DELIVERIES = 30
 """An answer that is not for this process is left to others, until it was delivered so often: they are gone then. With
 two processes, one answer of a thousand million meets the wrong one every time; that takes it five minutes."""
@@ -32,6 +37,11 @@ class _Pending:
     arrived: threading.Event = field(default_factory=threading.Event)
     meta: dict[str, Any] | None = None
     waiting: int = 0
+    looked: bool = False
+    """Whether somebody has waited for it, or asked."""
+    idle: bool = False
+    """Whether its handle is gone: it is kept if it comes, and nobody asks SQS for its sake."""
+    size: int = 0
     since_s: float = field(default_factory=time.monotonic)
 
 
@@ -42,8 +52,8 @@ class Collector(QueueReader):
     `left` to another process that reads the same queue, as a second web server without a name does.
     """
 
-    def __init__(self, queue_name: str, *, wait_s: int, life: Life = "stack") -> None:
-        super().__init__(queue_name, wait_s=wait_s, life=life)
+    def __init__(self, aws: Aws, queue_name: str, *, wait_s: int, life: Life = "stack") -> None:
+        super().__init__(aws, queue_name, wait_s=wait_s, life=life)
         self.counts: Counter[str] = Counter()
         self._pending: dict[str, _Pending] = {}
         self._asked: dict[str, None] = {}  # oldest first
@@ -72,6 +82,10 @@ class Collector(QueueReader):
         # It has another name where its own was given up less than a minute ago.
         self.queue_name = self._queue_url.rpartition("/")[2]
 
+    def expects(self, task_id: str) -> bool:
+        """Whether this process sent the task and waits for its answer, or has it."""
+        return task_id in self._pending
+
     def expect_another(self, task_id: str, *, corrupt: bool) -> None:
         """The answer to `task_id` was of no use to who waits for it (`corrupt`: it cannot be read): keep the next."""
         with self._changed:
@@ -84,7 +98,8 @@ class Collector(QueueReader):
         with self._changed:
             pending = self._pending.setdefault(task_id, _Pending())
             pending.waiting += 1
-            self._changed.notify()
+            pending.looked, pending.idle = True, False
+            self._wake()
         try:
             pending.arrived.wait(timeout_s)
             return pending.meta
@@ -95,7 +110,10 @@ class Collector(QueueReader):
     def peek(self, task_id: str) -> dict[str, Any] | None:
         """The answer's meta if it has come."""
         pending = self._pending.get(task_id)
-        return pending.meta if pending else None
+        if pending is None:
+            return None
+        pending.looked = True
+        return pending.meta
 
     def forget(self, task_id: str) -> None:
         """Expect `task_id` no longer, unless a thread waits for it."""
@@ -105,15 +123,31 @@ class Collector(QueueReader):
             self._forgotten.append(task_id)
 
     def _missing(self) -> int:
-        return sum(not pending.arrived.is_set() for pending in self._pending.values())
+        return sum(not (pending.idle or pending.arrived.is_set()) for pending in self._pending.values())
 
     def _tidy(self) -> None:
         too_old_s = time.monotonic() - FORGET_AFTER_S
         forgotten = [self._forgotten.popleft() for _ in range(len(self._forgotten))]
         forgotten += [task_id for task_id, pending in self._pending.items() if pending.since_s < too_old_s]
         for task_id in forgotten:
-            if task_id in self._pending and not self._pending[task_id].waiting:
+            pending = self._pending.get(task_id)
+            if pending is None or pending.waiting:
+                continue
+            if pending.looked or pending.since_s < too_old_s:
                 del self._pending[task_id]
+            else:
+                pending.idle = True
+        self._make_room()
+
+    def _make_room(self) -> None:
+        """Drop the oldest answers that nobody waits for when they are too many. Called with the lock held."""
+        idle = [(task_id, each) for task_id, each in self._pending.items() if each.idle]
+        too_many, size = len(idle) - ASKED, sum(each.size for _, each in idle)
+        for n, (task_id, each) in enumerate(idle):
+            if n >= too_many and size <= KEPT_BYTES:
+                break
+            del self._pending[task_id]
+            size -= each.size
 
     def _deliver(self, body: str, *, delivery: int) -> bool:
         try:
@@ -133,11 +167,13 @@ class Collector(QueueReader):
             if pending is None and delivery < DELIVERIES and self._is_anothers(task_id):
                 self.counts["left"] += 1
                 return False
+            if pending is None and self._life == "process" and task_id not in self._asked:
+                pending = self._pending[task_id] = _Pending(idle=True)
             if pending is None or pending.arrived.is_set() or status not in states.READY_STATES:
                 self.counts["late"] += 1
                 return True
             self.counts["delivered"] += 1
-            pending.meta = meta
+            pending.meta, pending.size = meta, len(body)
             pending.arrived.set()
         logger.debug("the answer to %s is here, request %s", task_id, meta.get("request_id", task_id))
         return True

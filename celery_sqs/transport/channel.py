@@ -1,31 +1,30 @@
-"""kombu's SQS transport, asking SQS less and repaired for fanout, replies and no-ack consumers."""
+"""kombu's SQS channel, asking SQS less and repaired for fanout, replies and no-ack consumers."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
-import math
-import os
-import threading
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
-import pycurl
 from botocore.exceptions import BotoCoreError, ClientError
-from kombu.asynchronous.aws.connection import AsyncHTTPSConnection
 from kombu.asynchronous.aws.sqs.connection import AsyncSQSConnection
-from kombu.transport import SQS, TRANSPORT_ALIASES, virtual
+from kombu.transport import SQS, virtual
 from kombu.transport.SQS.exceptions import DoesNotExistQueueException
-from vine import promise
 
-from celery_sqs.clocks import sent_s
-from celery_sqs.control import REPLY_EXCHANGE
-from celery_sqs.queues.clients import QUICK, quick_sqs_client
-from celery_sqs.queues.temporary import SECOND, temporary_queues
-from celery_sqs.transport.fanout import FANOUT_EXCHANGES, Fanout, arn, listener_attributes, topic_name
+from celery_sqs.aws import Aws
+from celery_sqs.errors import BrokerUnavailable
+from celery_sqs.queues.temporary import SECOND, code_of, temporary_queues
+from celery_sqs.transport import delay
+from celery_sqs.transport.fanout import REPLY_EXCHANGE, Fanout, arn, listener_attributes, topic_name
+from celery_sqs.transport.http import CLOCK, CLOCKS_AGREE_S, AsyncConnection
+from celery_sqs.transport.messages import decoded
 from celery_sqs.transport.polls import polls
-from faceapp import aws
-from faceapp.errors import BrokerUnavailable
+from celery_sqs.transport.visibility import Keeper
 
 logger = logging.getLogger(__name__)
 
@@ -35,66 +34,42 @@ LISTENER_DELETES_WITHIN_S = 20.0
 """The same for events taken outside a worker: they are not seen again for a minute, and twice would do no harm."""
 GATHER_S = 0.25
 """Between two receives outside a worker."""
+EVENTS = "celeryev"
+"""Celery's exchange for events, unless its setting `event_exchange` and the option of that name say otherwise."""
+FACTS_FOR_S = 300.0
+"""A queue's attributes are believed for so long: a redrive policy may be given to it while workers run."""
+TRIES = "celery-sqs:tries"
+"""In a received message: how often it is delivered before it is a dead letter; 0 where the queue has none."""
+FIFO_HIDES_S = 3600
+"""A FIFO queue's message that is due later is out of sight for so long at a time."""
 AGAIN_AFTER_S = 3
 """A message whose task failed is delivered again after this long."""
-CLOCKS_AGREE_S = 2.0
-CLOCK = "faceapp:clock"
-"""In a received message: add it to this machine's time.monotonic() for the time by SQS, which the message's times are
-by. A worker's own clock may be minutes away."""
 REPLY_QUEUES = 64
 """Whose URLs a worker knows."""
 LONGEST_NAME = 80 - len(SECOND)
 """Of a queue: SQS takes 80 characters."""
 
 
-def _clock_s(date: str | None) -> float:
-    """What time it is by SQS, which answered at `date`, less this machine's monotonic clock (s).
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What is known of a work queue: how often it delivers a message (0: for ever), and for how long it hides it (s,
+    None where it may not be asked)."""
 
-    The answer says whole seconds, so a clock that agrees with it is believed.
-    """
-    own_s = time.time()
-    sqs_s = sent_s(date)
-    return (own_s if abs(sqs_s - own_s) <= CLOCKS_AGREE_S else sqs_s) - time.monotonic()
-
-
-class HTTPConnection(AsyncHTTPSConnection):
-    """kombu's, whose requests come to an end, and trust the authorities that boto3 does."""
-
-    def getrequest(self) -> Any:
-        # kombu tells curl nothing of its time limit (celery/kombu#2488): a poll whose connection went dead would be the
-        # queue's last.
-        request = super().getrequest()
-        request.on_prepare = promise(self._prepare)
-        # As bytes: pycurl takes text for ASCII, so that no poll would work where the folder of the installation has any
-        # other letter in its name. And the authorities that boto3 would trust, since the two must not differ.
-        request.ca_certs = os.fsencode(os.environ.get("AWS_CA_BUNDLE") or request.ca_certs)
-        return request
-
-    def _prepare(self, curl: Any) -> None:
-        curl.setopt(pycurl.CONNECTTIMEOUT, aws.DEFAULTS["connect_timeout"])
-        curl.setopt(pycurl.TIMEOUT, math.ceil(self.timeout))
+    deliveries: int
+    visibility_s: int | None
 
 
-class AsyncConnection(AsyncSQSConnection):
-    """kombu's asynchronous SQS calls, with time for the longest long poll and no way out for a refusal."""
+class Gate:
+    """An application's `refuse`, which `inspect stats` can tell of."""
 
-    def get_http_connection(self) -> AsyncHTTPSConnection:
-        # kombu allows every request 20 s, just when the longest long poll answers.
-        return HTTPConnection(timeout=aws.DEFAULTS["read_timeout"], http_client=self._httpclient)
+    def __init__(self, refuse: Callable[[str], str]) -> None:
+        self._refuse = refuse
 
-    def _on_list_ready(self, parent: Any, markers: Any, operation: str, response: Any) -> Any:
-        # kombu raises on 4xx, which throttling and a token that has just run out are, into the event loop: that logs
-        # it, or ends by it, and the queue is never polled again (celery/kombu#931, which was mended for 5xx only).
-        try:
-            answer = super()._on_list_ready(parent, markers, operation, response)
-        except Exception as error:
-            logger.warning("SQS refused %s: %s", operation, error)
-            return []
-        messages = answer.get("Messages", ()) if answer else ()
-        for each in messages:
-            # kombu's curl client puts an answer's headers to the request's.
-            each[CLOCK] = _clock_s(response.response.request.headers.get("Date"))
-        return answer
+    def __call__(self, body: str) -> str:
+        return self._refuse(body)
+
+    def __json__(self) -> str:
+        return getattr(self._refuse, "__qualname__", type(self._refuse).__qualname__)
 
 
 class Channel(SQS.Channel):
@@ -102,27 +77,58 @@ class Channel(SQS.Channel):
 
     _asynsqs: AsyncSQSConnection | None
     _fanout: Fanout | None
-    _clients: dict[tuple[Any, ...], Any] = {}  # noqa: RUF012 - one per process on purpose
-    _clients_lock = threading.Lock()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._work: set[str] = set()  # the queues that are consumed here, on SQS's names
+        self._temporary: set[str] = set()
         super().__init__(*args, **kwargs)
         self._starved: set[str] = set()
         self._answered: dict[str, None] = {}  # reply queues, the least recently used first
         self._done: list[tuple[str, str]] = []
         self._done_from_s = 0.0
         self._received_s = float("-inf")
+        self._keeper = Keeper(self._quick)
+        refuse = self.transport_options.get("refuse")
+        if refuse and not hasattr(refuse, "__json__"):
+            self.transport_options["refuse"] = Gate(refuse)
+
+    @cached_property
+    def aws(self) -> Aws:
+        """Where this connection asks AWS, and as whom."""
+        option = self.transport_options.get
+        limits = {name: option(name) for name in ("connections", "used_tag", "bucket_owner") if option(name)}
+        return Aws(
+            region=option("region") or "",
+            endpoint_url=self.endpoint_url or option("endpoint_url") or "",
+            access_key_id=self.conninfo.userid or "",
+            secret_access_key=self.conninfo.password or "",
+            **limits,
+        )
 
     @property
     def region(self) -> str:
         # kombu goes to its default region where boto3 finds none, and boto3 does not read AWS_REGION.
-        return aws.region()
+        return self.aws.asked_region()
 
     @property
     def fanout(self) -> Fanout:
         if not self._fanout:
             self._fanout = Fanout(self)
         return self._fanout
+
+    # What kombu's channel leaves out, or does in its way, where the options do not say it.
+
+    @cached_property
+    def supports_fanout(self) -> bool:
+        return bool(self.transport_options.get("supports_fanout", True))
+
+    @cached_property
+    def sqs_base64_encoding(self) -> bool:
+        return bool(self.transport_options.get("sqs_base64_encoding", False))
+
+    @cached_property
+    def fetch_message_attributes(self) -> Any:
+        return self.transport_options.get("fetch_message_attributes", ["ApproximateReceiveCount", "SentTimestamp"])
 
     def _new_boto_client(
         self,
@@ -134,32 +140,56 @@ class Channel(SQS.Channel):
         config: Any = None,
     ) -> Any:
         # boto3 clients are safe to share between threads and cost 30 ms and megabytes each; kombu makes one a channel.
+        given = {
+            "region": region,
+            "access_key_id": access_key_id,
+            "secret_access_key": secret_access_key,
+            "session_token": session_token,
+        }
+        aws = replace(self.aws, **{name: value for name, value in given.items() if value})
         if config is not None:  # made for one use, with credentials that will have run out at the next
-            credentials = (access_key_id, secret_access_key, session_token)
-            return aws.client(service, endpoint=self.endpoint_url, credentials=credentials, extra=config)
-        key = (os.getpid(), service, region, self.endpoint_url)
+            return aws.client(service, extra=config)
         # Events: the loop that acknowledges tasks must not wait long for them.
-        limits = QUICK if service == "sns" else {}
-        with self._clients_lock:
-            if key not in self._clients:
-                self._clients[key] = aws.client(service, endpoint=self.endpoint_url, **limits)
-            return self._clients[key]
+        return aws.quick(service) if service == "sns" else aws.shared(service)
+
+    def _quick(self, queue: str | None = None) -> Any:
+        """A client for calls about `queue` that an event loop waits for, and that may fail."""
+        if self.predefined_queues and queue in self.predefined_queues:
+            return self.sqs(queue=queue)
+        return self.aws.quick("sqs")
 
     def _update_queue_cache(self, queue_name_prefix: str) -> None:
+        if self.predefined_queues:
+            super()._update_queue_cache(queue_name_prefix)
+            return
         # kombu lists the account's queues for every channel (celery/kombu#761). A least-privilege role may not list,
         # and the names are known: each queue is looked up by name when it is first used. One is asked for here, since
         # a connection that cannot be used must fail while it is being made: that is when Celery waits longer before
         # each new try.
-        self._resolve_request_queue()
-
-    def _resolve_request_queue(self) -> None:
         try:
-            self._resolve_queue_url(self._request_queue)
+            self._resolve_queue_url(self._first_queue)
         except DoesNotExistQueueException:
-            name = self.transport_options["request_queue"]
-            raise BrokerUnavailable(f"the queue {name} does not exist: deploy the stack first") from None
+            if not self._creates_queues:
+                raise self._no_queue(self.canonical_queue_name(self._first_queue)) from None
+
+    @property
+    def _first_queue(self) -> str:
+        """The work queue by which the account is known."""
+        names: list[str] = self.transport_options.get("work_queues") or ["celery"]
+        return names[0]
+
+    @property
+    def _creates_queues(self) -> bool:
+        return bool(self.transport_options.get("create_queues", True))
+
+    @staticmethod
+    def _no_queue(name: str) -> BrokerUnavailable:
+        return BrokerUnavailable(f"the queue {name} does not exist, and is not to be made here: deploy the stack first")
 
     def _resolve_queue_url(self, queue: str) -> str:
+        if self.predefined_queues:
+            found: str = super()._resolve_queue_url(queue)
+            return found
         name = self.canonical_queue_name(queue)
         if name not in self._queue_cache:
             try:
@@ -170,9 +200,11 @@ class Channel(SQS.Channel):
         return url
 
     def canonical_queue_name(self, queue_name: str) -> str:
+        if self.predefined_queues and queue_name in self.predefined_queues:
+            return queue_name
         # A host's name can be 63 characters long, and the prefix 32; kombu does not look at the length
-        # (celery/kombu#387).
-        name: str = super().canonical_queue_name(queue_name)
+        # (celery/kombu#387). Names come here more than once.
+        name: str = super().canonical_queue_name(queue_name.removeprefix(self.queue_name_prefix))
         if len(name) <= LONGEST_NAME:
             return name
         return f"{name[: LONGEST_NAME - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
@@ -184,24 +216,66 @@ class Channel(SQS.Channel):
 
     def topic_of(self, exchange: str) -> str:
         """The ARN of an exchange's topic."""
-        url = self._resolve_queue_url(self._request_queue)
-        return arn(self.sqs(), "sns", url, topic_name(self.queue_name_prefix.removesuffix("-"), exchange))
+        return arn(self.sqs(), "sns", self._any_url(), topic_name(self.queue_name_prefix.removesuffix("-"), exchange))
 
-    @property
-    def _request_queue(self) -> str:
-        name: str = self.transport_options["request_queue"]
-        return name.removeprefix(self.queue_name_prefix)
+    def _any_url(self) -> str:
+        """The URL of a queue of this account. Raises BrokerUnavailable when there is none, and none may be made."""
+        for url in self._queue_cache.values():
+            return str(url)
+        return str(self._new_queue(self._first_queue))
+
+    def queue_declare(self, queue: str | None = None, **kwargs: Any) -> Any:
+        if queue and (kwargs.get("auto_delete") or kwargs.get("exclusive")):
+            self._temporary.add(self.canonical_queue_name(queue))
+        return super().queue_declare(queue=queue, **kwargs)
+
+    def exchange_declare(self, exchange: str | None = None, type: str = "direct", **kwargs: Any) -> Any:
+        # Events go to everybody who listens. A topic exchange would need bindings that the processes share; SQS has
+        # none, and Celery makes exceptions for Redis and Pub/Sub only (celery/celery#4279).
+        is_events = exchange == self.transport_options.get("event_exchange", EVENTS)
+        return super().exchange_declare(exchange, "fanout" if is_events else type, **kwargs)
 
     def _create_queue(self, queue_name: str, attributes: dict[str, str]) -> dict[str, str]:
-        # The request queue has limits and a redrive policy that only the stack's template knows.
-        if queue_name == self.transport_options["request_queue"]:
-            raise BrokerUnavailable(f"the queue {queue_name} does not exist: deploy the stack first")
-        url = self._resolve_queue_url(self._request_queue)
-        topics = [self.topic_of(exchange) for exchange in FANOUT_EXCHANGES]
-        attributes |= listener_attributes(arn(self.sqs(), "sqs", url, queue_name), topics)
-        return {"QueueUrl": temporary_queues.make(self.sqs(), queue_name, attributes)}
+        if self.predefined_queues or queue_name not in self._temporary:
+            if not self._creates_queues:
+                # It has limits and a redrive policy that only the stack's template knows.
+                raise self._no_queue(queue_name)
+            made: dict[str, str] = super()._create_queue(queue_name, attributes)
+            return made
+        account = self._any_url()
+        topics = arn(self.sqs(), "sns", account, f"{self.queue_name_prefix}*")
+        attributes |= listener_attributes(arn(self.sqs(), "sqs", account, queue_name), topics)
+        return {"QueueUrl": temporary_queues.make(self.aws, queue_name, attributes)}
+
+    def _facts_of(self, url: str) -> Facts:
+        """What the queue at `url` is like, asked now and then."""
+        if (told := self.transport_options.get("max_deliveries")) is not None:
+            return Facts(deliveries=told, visibility_s=self.transport_options.get("queue_visibility_s"))
+        known: tuple[Facts, float] | None = self._redrive_policies.get(url)
+        if known and time.monotonic() - known[1] < FACTS_FOR_S:
+            return known[0]
+        names = ["RedrivePolicy", "VisibilityTimeout"]
+        try:
+            answer = self._quick().get_queue_attributes(QueueUrl=url, AttributeNames=names).get("Attributes", {})
+            policy = json.loads(answer.get("RedrivePolicy", "{}"))
+            facts = Facts(deliveries=int(policy.get("maxReceiveCount", 0)), visibility_s=int(answer[names[1]]))
+        except (BotoCoreError, ClientError, ValueError, KeyError) as error:
+            logger.warning("cannot see what the queue %s is like: %s", url, error)
+            facts = known[0] if known else Facts(deliveries=0, visibility_s=None)
+        self._redrive_policies[url] = facts, time.monotonic()
+        return facts
+
+    def _has_redrive_policy(self, queue: str | None, queue_url: str) -> bool:
+        # Where that cannot be seen: a message that was deleted cannot be had back.
+        facts = self._facts_of(queue_url)
+        return facts.deliveries > 0 or facts.visibility_s is None
 
     def _put(self, queue: str, message: Any, **kwargs: Any) -> None:
+        properties = message.get("properties", {})
+        # A FIFO queue takes no delay for single messages.
+        if not queue.endswith(".fifo") and not {"delay_seconds", "DelaySeconds"} & properties.keys():
+            seconds = delay.delay_s(delay.left_s(message.get("headers"), time.time()))
+            properties |= {"delay_seconds": seconds} if seconds else {}
         if self.closed:
             # The connection was given up while SQS did not answer. kombu's own error is none of a connection, so
             # publishing would not be tried again over a new one.
@@ -243,7 +317,7 @@ class Channel(SQS.Channel):
             self._poll_soon(queue)
         except Exception as error:
             logger.warning("cannot ask SQS for messages of %s: %r", queue, error)
-            if queue == self._request_queue:
+            if self.canonical_queue_name(queue) in self._work:
                 polls.failed(repr(error))
             self._loop1(queue)
 
@@ -267,11 +341,13 @@ class Channel(SQS.Channel):
         while self._starved and self.hub and self._has_room():
             self.hub.call_soon(self._schedule_queue, self._starved.pop())
 
-    def basic_consume(self, queue: str, *args: Any, **kwargs: Any) -> Any:
+    def basic_consume(self, queue: str, no_ack: bool, *args: Any, **kwargs: Any) -> Any:
         self._starved.discard(queue)  # consuming starts polling anew
-        if queue != self._request_queue:
-            temporary_queues.adopt(self.sqs(), self._new_queue(queue))
-        return super().basic_consume(queue, *args, **kwargs)
+        if not no_ack:
+            self._work.add(self.canonical_queue_name(queue))
+        if not self.predefined_queues and (no_ack or self.canonical_queue_name(queue) in self._temporary):
+            temporary_queues.adopt(self.aws, self._new_queue(queue))
+        return super().basic_consume(queue, no_ack, *args, **kwargs)
 
     def _use(self, queue: str) -> None:
         """Note that a temporary queue is in use; if it was deleted as abandoned, make and subscribe it anew."""
@@ -308,6 +384,7 @@ class Channel(SQS.Channel):
     def basic_ack(self, delivery_tag: str, multiple: bool = False) -> None:
         # kombu deletes each message with a call of its own (celery/kombu#1336); ten go into one. Only while an event
         # loop runs and the queue is consumed: a worker that is shutting down deletes at once.
+        self._keeper.drop(delivery_tag)
         try:
             info = self.qos.get(delivery_tag).delivery_info
             done, queue = (info["sqs_queue"], info["sqs_message"]["ReceiptHandle"]), info["routing_key"]
@@ -337,24 +414,41 @@ class Channel(SQS.Channel):
         for url in {url for url, _ in todo}:
             entries = [{"Id": str(n), "ReceiptHandle": receipt} for n, (of, receipt) in enumerate(todo) if of == url]
             try:
-                failed = quick_sqs_client().delete_message_batch(QueueUrl=url, Entries=entries).get("Failed", ())
+                failed = self._quick().delete_message_batch(QueueUrl=url, Entries=entries).get("Failed", ())
             except (BotoCoreError, ClientError) as error:
                 failed = [str(error)]
             if failed:
                 logger.warning("could not delete all of %d messages whose tasks are done: %s", len(entries), failed)
+
+    def _purge(self, queue: str) -> int:
+        """Take every message out of the queue; returns how many there were, as far as SQS knows."""
+        size: int = self._size(queue)
+        url = self._new_queue(queue)
+        try:
+            self._quick(queue).purge_queue(QueueUrl=url)
+        except ClientError as error:
+            if "PurgeQueueInProgress" not in code_of(error):
+                raise
+            # SQS does it once a minute.
+            while messages := self._quick(queue).receive_message(QueueUrl=url, MaxNumberOfMessages=10).get("Messages"):
+                entries = [{"Id": str(n), "ReceiptHandle": each["ReceiptHandle"]} for n, each in enumerate(messages)]
+                self._quick(queue).delete_message_batch(QueueUrl=url, Entries=entries)
+        return size
 
     def basic_cancel(self, consumer_tag: str) -> Any:
         self._delete_done()
         return super().basic_cancel(consumer_tag)
 
     def close(self) -> None:
+        self._keeper.close()
         self._delete_done()
         super().close()
 
     def basic_reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        self._keeper.drop(delivery_tag)
         try:
             info = self.qos.get(delivery_tag).delivery_info
-            failed = None if requeue or info["routing_key"] != self._request_queue else info["sqs_message"]
+            failed = None if requeue or not self._has_redrive_policy(None, info["sqs_queue"]) else info["sqs_message"]
         except KeyError:
             failed = None
         try:
@@ -385,9 +479,10 @@ class Channel(SQS.Channel):
             self._hand_back(queue, received)
             return 0
         news = self._news(qname, received)
-        if qname == self._request_queue:
+        if self.canonical_queue_name(qname) in self._work:
             polls.note(answered=bool(messages))
-            news = self._acceptable(queue, news)
+            news = self._later(qname, queue, self._acceptable(queue, news))
+            self._note(queue, news)
         for each in news:
             # One by one: what is raised here, for a message that makes no sense, ends the worker, or its polling
             # (celery/kombu#2421).
@@ -395,12 +490,13 @@ class Channel(SQS.Channel):
                 super()._on_messages_ready(queue, qname, {"Messages": [each]})
             except Exception:
                 logger.exception("a message that cannot be taken in stays in %s", qname)
+                self._keeper.drop(each["ReceiptHandle"])
                 self.qos.reject(each["ReceiptHandle"])
         return len(received)
 
     def _get_from_sqs(self, queue_name: str, *args: Any, **kwargs: Any) -> Any:
         # Until a poll has succeeded the worker does not look ready, so the first one does not wait for messages.
-        if queue_name == self.transport_options["request_queue"] and not polls.working:
+        if queue_name in self._work and not polls.working:
             return self._get_at_once(queue_name, *args, **kwargs)
         return super()._get_from_sqs(queue_name, *args, **kwargs)
 
@@ -413,17 +509,68 @@ class Channel(SQS.Channel):
 
     def _acceptable(self, url: str, messages: list[Any]) -> list[Any]:
         """The messages that a worker can do; the others go back at once, and are dead letters two deliveries later."""
-        reasons = [self.transport_options["refused"](str(each["Body"])) for each in messages]
+        refuse = self.transport_options.get("refuse") or (lambda _: "")
+        reasons = [refuse(str(each["Body"])) for each in messages]
         for each, reason in zip(messages, reasons, strict=True):
             if reason:
                 logger.warning("the message %s is left for the dead letters: %s", each.get("MessageId"), reason)
         self._hand_back(url, [each for each, reason in zip(messages, reasons, strict=True) if reason])
         return [each for each, reason in zip(messages, reasons, strict=True) if not reason]
 
+    def _note(self, url: str, messages: list[Any]) -> None:
+        """Note in messages that are taken in how often they are tried, and keep them out of sight from now on."""
+        if not messages:
+            return
+        facts = self._facts_of(url)
+        for each in messages:
+            each[TRIES] = facts.deliveries
+            if facts.visibility_s and self.transport_options.get("extend_visibility", True):
+                self._keeper.hold(each["ReceiptHandle"], url, facts.visibility_s)
+
+    def _later(self, queue: str, url: str, messages: list[Any]) -> list[Any]:
+        """The messages whose time has come, or will in a moment; the others are sent on, or hidden until then."""
+        due = []
+        for each in messages:
+            left_s = self._left_s(each)
+            if left_s <= delay.SOON_S:
+                due.append(each)
+                continue
+            try:
+                if url.endswith(".fifo"):
+                    self._hand_back(url, [each], after_s=min(int(left_s), FIFO_HIDES_S))
+                else:
+                    self._send_on(url, each, delay.delay_s(left_s))
+            except (BotoCoreError, ClientError) as error:
+                logger.warning("a message of %s is not sent on, and comes again: %s", queue, error)
+        return due
+
+    def _left_s(self, message: Any) -> float:
+        try:
+            headers = decoded(message["Body"]).get("headers")
+        except ValueError:
+            return 0.0
+        now_s = message[CLOCK] + time.monotonic() if CLOCK in message else time.time()
+        return delay.left_s(headers, now_s)
+
+    def _send_on(self, url: str, message: Any, seconds: int) -> None:
+        """Send a message once more, to be delivered in `seconds`, then delete this one: killed between the two, a
+        worker has sent it twice, and never lost it."""
+        groups = {"MessageGroupId": group} if (group := message.get("Attributes", {}).get("MessageGroupId")) else {}
+        self._quick().send_message(QueueUrl=url, MessageBody=message["Body"], DelaySeconds=seconds, **groups)
+        self._delete_soon((url, message["ReceiptHandle"]))
+
+    def _message_to_python(self, message: Any, queue_name: str, q_url: str) -> Any:
+        payload = super()._message_to_python(message, queue_name, q_url)
+        count = int(message.get("Attributes", {}).get("ApproximateReceiveCount", 1))
+        # So that Celery's worker_deduplicate_successful_tasks works (celery/celery#3270, celery/kombu#1022).
+        payload["properties"]["delivery_info"]["redelivered"] = count > 1
+        return payload
+
     def _restore(self, message: Any) -> None:
         # What a worker that leaves has taken and not begun. kombu sends such a message anew, with all its tries, and
         # leaves the old one to come back as well.
         info = message.delivery_info
+        self._keeper.drop(info["sqs_message"]["ReceiptHandle"])
         self._hand_back(info["sqs_queue"], [info["sqs_message"]])
 
     def _hand_back(self, url: str, messages: list[Any], *, after_s: int = 0) -> None:
@@ -434,7 +581,7 @@ class Channel(SQS.Channel):
         ]
         try:
             if entries:
-                quick_sqs_client().change_message_visibility_batch(QueueUrl=url, Entries=entries)
+                self._quick().change_message_visibility_batch(QueueUrl=url, Entries=entries)
         except (BotoCoreError, ClientError) as error:
             logger.warning("%d messages stay out of sight for their whole visibility timeout: %s", len(entries), error)
 
@@ -466,7 +613,4 @@ class Transport(SQS.Transport):
     """
 
     Channel = Channel
-    implements = SQS.Transport.implements.extend(exchange_type=frozenset(["direct", "fanout"]))
-
-
-TRANSPORT_ALIASES["sqs"] = "celery_sqs.transport.channel:Transport"
+    implements = SQS.Transport.implements.extend(exchange_type=frozenset(["direct", "topic", "fanout"]))

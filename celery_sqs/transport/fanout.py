@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 FANOUT_EXCHANGES = ("celeryev", "celery.pidbox")
 """Celery's exchanges for events and for commands to the workers."""
+REPLY_EXCHANGE = "reply.celery.pidbox"
+"""Celery's exchange for the answers of workers."""
 RETENTION_S = 300
 """Events and commands that nobody took in are of no use after this long."""
 
@@ -36,15 +38,15 @@ def arn(client: Any, service: str, queue_url: str, name: str) -> str:
     return f"arn:{client.meta.partition}:{service}:{client.meta.region_name}:{account}:{name}"
 
 
-def listener_attributes(queue_arn: str, topics: list[str]) -> dict[str, str]:
-    """The attributes of a queue that `topics` (ARNs) may send to, and nobody without TLS."""
+def listener_attributes(queue_arn: str, topics: str) -> dict[str, str]:
+    """The attributes of a queue that `topics` (a pattern of ARNs) may send to, and nobody without TLS."""
     statements = [
         {
             "Effect": "Allow",
             "Principal": {"Service": "sns.amazonaws.com"},
             "Action": "sqs:SendMessage",
             "Resource": queue_arn,
-            "Condition": {"ArnEquals": {"aws:SourceArn": topics}},
+            "Condition": {"ArnLike": {"aws:SourceArn": topics}},
         },
         {
             "Effect": "Deny",

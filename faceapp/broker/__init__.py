@@ -1,12 +1,19 @@
-"""Celery on SQS: the transport, the message format, the events and the app's settings.
+"""faceapp's Celery app on SQS: its settings, and the gate for its messages."""
 
-kombu's SQS transport carries tasks. What it lacks for replies, events and remote control over SNS is added here by
-overriding a few methods; each override says why it is there and names upstream's issue where there is one, and
-tests/test_upstream.py fails when upstream makes one needless.
-"""
-
-from celery_sqs.queues.clients import ready, sqs_client
+from celery_sqs import GivenUp
 from celery_sqs.transport import Channel, Transport
-from faceapp.broker.app import FaceappCelery, GivenUp, create_app
+from faceapp.broker.app import TRIES, FaceappCelery, create_app, options, use_slot
+from faceapp.broker.clients import ready, sqs_client
 
-__all__ = ["Channel", "FaceappCelery", "GivenUp", "Transport", "create_app", "ready", "sqs_client"]
+__all__ = [
+    "TRIES",
+    "Channel",
+    "FaceappCelery",
+    "GivenUp",
+    "Transport",
+    "create_app",
+    "options",
+    "ready",
+    "sqs_client",
+    "use_slot",
+]

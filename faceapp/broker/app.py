@@ -2,93 +2,53 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from celery import Celery
-from kombu import Queue
 
-import celery_sqs.transport.channel  # noqa: F401 - makes sqs:// ours
-from celery_sqs.control import Control
-from celery_sqs.events import Events
-from faceapp.broker.messages import AMQP, refusal
+import celery_sqs
+from celery_sqs import GivenUp, Hooks, Options
+from celery_sqs.hooks import Life
+from faceapp import aws, tracing
+from faceapp.broker.messages import refusal
 from faceapp.config import Settings
 from faceapp.pace import PREFETCH
 
+TRIES = 3
+"""How often a message is delivered before it is a dead letter: the request queue's maxReceiveCount."""
 
-@dataclass(frozen=True, kw_only=True)
-class GivenUp:
-    """A task that will not be tried again, and what ended it: the name of an exception's class."""
+_slot: int | None = None
 
-    task: str
-    task_id: str
-    arguments: tuple[Any, ...]
-    error: str
+
+def use_slot(slot: int) -> None:
+    """Read the response queue of web slot `slot` in this process; call it before the first request."""
+    global _slot
+    _slot = slot
 
 
 class FaceappCelery(Celery):
-    """Celery whose callers are answered on the response queue that their process reads."""
+    """Celery with the settings of a stack."""
 
-    events_cls = Events
     settings: Settings
     give_up: Callable[[GivenUp], Any] | None = None
     """Makes the answer to a task that is given up, of any JSON, instead of Celery's. It may take a few seconds."""
 
-    @property
-    def thread_oid(self) -> str:
-        return str(self.backend.reply_queue)
-
-
-class Refused:
-    """Why a worker of `app` takes a message's text for no task of its own; empty when it does."""
-
-    def __init__(self, app: Celery) -> None:
-        self._app = app
-
-    def __call__(self, body: str) -> str:
-        # Celery's own tasks do what their arguments say: call others.
-        return refusal(body, tasks={name for name in self._app.tasks if not name.startswith("celery.")})
-
-    def __json__(self) -> str:
-        # `inspect stats` tells of a connection's options.
-        return refusal.__qualname__
-
 
 def create_app(settings: Settings) -> FaceappCelery:
     """The Celery app for the queues that `settings` name. Opens no connection."""
-    app = FaceappCelery(
-        "faceapp", amqp=AMQP, backend="celery_sqs.results:ResponseBackend", control=Control, set_as_current=True
-    )
+    app = FaceappCelery("faceapp", set_as_current=True)
     app.settings = settings
+    celery_sqs.configure(app, options(settings, app))
     app.conf.update(
-        broker_url="sqs://",
-        broker_transport_options={
-            "queue_name_prefix": f"{settings.prefix}-",
-            "request_queue": settings.request_queue,
-            "refused": Refused(app),
-            "wait_time_seconds": settings.queue_wait_s,
-            # The pause after a poll that brought nothing: it has waited already, or SQS has refused it.
-            "polling_interval": 0.5,
-            # Of queues that kombu makes itself (events, remote control); the request queue's is the template's.
-            "visibility_timeout": 60,
-            "fetch_message_attributes": ["ApproximateReceiveCount", "SentTimestamp"],
-            "supports_fanout": True,
-            # The messages are JSON: base64 inside base64 would be three quarters more bytes.
-            "sqs_base64_encoding": False,
-            "body_encoding": "utf-8",
-        },
-        broker_connection_retry_on_startup=True,
         # Threads of the web tier wait here for one of the pool's connections, for as long as the longest back-off.
         broker_pool_limit=16,
         broker_pool_acquire_timeout=60,
-        task_default_queue="req-queue",
-        task_queues=[Queue("req-queue", routing_key="req-queue")],
         task_create_missing_queues=False,
         accept_content=["json"],
         task_serializer="json",
         result_serializer="json",
-        result_backend_thread_safe=True,
         # A message is deleted when its task is done, so a killed worker's tasks are delivered again.
         task_acks_late=True,
         # A task that raised, ran out of time or took its process with it stays in the queue: SQS delivers it again,
@@ -103,11 +63,52 @@ def create_app(settings: Settings) -> FaceappCelery:
         worker_prefetch_multiplier=PREFETCH,
         worker_concurrency=settings.worker_processes,
         worker_hijack_root_logger=False,
-        # The scaler knows from them which workers are there, idle or busy, and how long a photo takes.
-        worker_send_task_events=True,
         worker_cancel_long_running_tasks_on_connection_loss=False,
     )
     # Made now: since celery/celery#8058 threads share it, but Celery makes it at first use without a lock, and two of
     # them would read one queue.
     _ = app.backend
     return app
+
+
+def options(settings: Settings, app: FaceappCelery | None = None) -> Options:
+    """What the framework is to do on a stack whose template has made the queues, and for `app`."""
+    place = aws.of(settings)
+    return Options(
+        prefix=settings.prefix,
+        queues=(settings.request_queue.removeprefix(f"{settings.prefix}-"),),
+        create_queues=False,
+        wait_s=settings.queue_wait_s,
+        # A task ends before its message is seen again: the template's visibility timeout is longer than any of them.
+        extend_visibility=False,
+        max_deliveries=TRIES,
+        replies=settings.response_queue.removeprefix(f"{settings.prefix}-"),
+        results_elsewhere=True,
+        connections=place.connections,
+        used_tag=place.used_tag,
+        hooks=_hooks(settings, app) if app else Hooks(),
+    )
+
+
+def _hooks(settings: Settings, app: FaceappCelery) -> Hooks:
+    return Hooks(
+        # Celery's own tasks do what their arguments say: call others.
+        refuse=lambda body: refusal(body, tasks={each for each in app.tasks if not each.startswith("celery.")}),
+        give_up=lambda given_up: app.give_up(given_up) if app.give_up else NotImplemented,
+        replying=lambda: tracing.span("reply", kind="PRODUCER", attributes={"messaging.system": "aws_sqs"}),
+        reply_queue=lambda: _reply_queue(settings),
+    )
+
+
+def _reply_queue(settings: Settings) -> tuple[str, Life]:
+    """The name of this process's queue, and how long it lives.
+
+    A web process has the one of its slot (slot 0 is the stack's response queue; a restarted process takes its
+    predecessor's slot, so no queue is left behind), any other process one that goes with it.
+    """
+    name = settings.response_queue
+    if _slot is None:
+        return f"{name}-{uuid.uuid4().hex[:12]}", "process"
+    if settings.web_name:
+        return f"{name}-{settings.web_name}-{_slot}", "place"
+    return (name, "stack") if _slot == 0 else (f"{name}-{_slot}", "place")

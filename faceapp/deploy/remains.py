@@ -12,8 +12,8 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from celery_sqs.queues.clients import queue_urls
-from celery_sqs.queues.temporary import TAG as TEMPORARY
+from celery_sqs.queues.urls import queue_urls
+from faceapp.aws import USED_TAG
 from faceapp.deploy.target import Target
 from faceapp.errors import DeployError
 from faceapp.scaling.machine import STACK
@@ -68,7 +68,7 @@ def temporary_queues(target: Target) -> Iterator[Thing]:
         end = name.removeprefix(f"{target.prefix}-")
         if name.startswith(others) or not TEMPORARY_QUEUE.fullmatch(end):
             continue
-        if TEMPORARY in sqs.list_queue_tags(QueueUrl=url).get("Tags", {}) or end.startswith("resp-queue-"):
+        if USED_TAG in sqs.list_queue_tags(QueueUrl=url).get("Tags", {}) or end.startswith("resp-queue-"):
             yield Thing(kind="queue", id=url, words="made at run time")
 
 

@@ -20,7 +20,7 @@ from celery import states
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 from kombu.exceptions import LimitExceeded, OperationalError
 
-from celery_sqs.results import TRIES
+import celery_sqs
 from faceapp import broker, logs, tasks, tracing
 from faceapp.config import Settings
 from faceapp.errors import (
@@ -224,7 +224,7 @@ class Dispatch:
 
     def is_lost(self, photo: StoredPhotoHead) -> bool:
         """Whether a photo without a result is so old that none will come: it was not looked at in time."""
-        tries_s = TRIES * self.settings.task_time_limit_s
+        tries_s = broker.TRIES * self.settings.task_time_limit_s
         waited_s = (photo.answered - photo.last_modified).total_seconds()
         return waited_s > self.settings.queue_age_s + tries_s
 
@@ -321,7 +321,7 @@ def _send(task: Any, request_id: str, *, waits: bool, delay_s: int = 0) -> Any:
             delay = {"delay_seconds": delay_s} if delay_s else {}
             options = {"task_id": request_id, "ignore_result": not waits, "headers": given, **delay}
             return task.apply_async(args=[request_id, *rest], **options)
-    except (OperationalError, LimitExceeded, BotoCoreError, ClientError) as error:
+    except (OperationalError, LimitExceeded, BotoCoreError, ClientError, celery_sqs.Error) as error:
         # Else the reader would ask SQS for its answer for an hour.
         task.app.backend.collector.forget(request_id)
         logger.error("%s could not be sent: %s", request_id, error)

@@ -201,11 +201,10 @@ def give_slot(arbiter: Any, worker: Any) -> None:
 
 def take_slot(worker: Any) -> None:
     """gunicorn's post_worker_init, in the new process, before its first request."""
-    from celery_sqs import results
-    from faceapp import tracing
+    from faceapp import broker, tracing
 
     sys.setswitchinterval(SWITCH_S)
-    results.use_slot(worker.slot)
+    broker.use_slot(worker.slot)
     tracing.load("faceapp-web")
 
 

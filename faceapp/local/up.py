@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from celery_sqs.aws import LOCAL_REGION
 from faceapp import aws, credential, samples, stack
 from faceapp.client import Client
 from faceapp.config import Settings
@@ -35,7 +36,7 @@ from faceapp.local.progress import Progress
 
 T = TypeVar("T")
 
-REGION = aws.EMBEDDED_REGION
+REGION = LOCAL_REGION
 START_TIMEOUT_S = 300
 """A part that is not ready by then never will be, on the slowest of machines."""
 ENROL_TIMEOUT_S = 300

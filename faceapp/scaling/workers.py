@@ -16,7 +16,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from faceapp.pace import HEARTBEAT_S, PREFETCH, seconds_in
+from celery_sqs.pace import HEARTBEAT_S
+from faceapp.pace import PREFETCH, seconds_in
 from faceapp.scaling.estimates import ServiceTime
 
 PING = "scaler-ping"

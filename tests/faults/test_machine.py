@@ -226,8 +226,9 @@ def test_clocks_that_are_wrong_and_jump(run: Running, record: Record, aws: str, 
 
 
 SWEEP = (
-    "from celery_sqs.queues.janitor import Suspects, sweep; from faceapp.config import settings; "
-    "sweep(settings(), Suspects(apart_s=0))"
+    "from celery_sqs.queues.janitor import Suspects, sweep; from faceapp import broker; "
+    "from faceapp.config import settings; "
+    "sweep(broker.options(settings()), Suspects(apart_s=0))"
 )
 
 

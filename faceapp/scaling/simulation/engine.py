@@ -15,7 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from faceapp.pace import EVENTS_WITHIN_S, HEARTBEAT_S, with_seconds
+from celery_sqs.pace import EVENTS_WITHIN_S, HEARTBEAT_S
+from faceapp.pace import with_seconds
 from faceapp.scaling.core import Core, Orders
 from faceapp.scaling.machine import DRAINING, FAILED, READY, STARTED, Machine, name_of
 from faceapp.scaling.plan import plan
