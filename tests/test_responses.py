@@ -165,7 +165,11 @@ def test_an_unfinished_task_answers_nothing(app: FaceappCelery) -> None:
 def test_a_failure_is_answered_when_it_is_the_last_try(app: FaceappCelery, delivery: int, answered: bool) -> None:
     task_id = expected(app)
     message = {"Attributes": {"ApproximateReceiveCount": str(delivery)}, TRIES_KEY: TRIES}
-    app.task(name="breaks")(lambda: None)
+
+    @app.task(name="breaks")  # type: ignore[untyped-decorator] # Celery has no types
+    def breaks() -> None:
+        """What the message is of."""
+
     request = SimpleNamespace(
         task="breaks", reply_to=app.backend.reply_queue, properties={"delivery_info": {"sqs_message": message}}
     )
