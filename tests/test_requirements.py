@@ -10,7 +10,7 @@ import pytest
 
 from tests.services import REPOSITORY
 from tools import install_torch
-from tools.lock import normal, pins
+from tools.lock import PLACES, normal, pins
 
 LISTS = ("requirements", "requirements-dev", "requirements-checkov")
 ENTRY = re.compile(
@@ -78,3 +78,9 @@ def test_both_are_found_with_their_hashes() -> None:
     found = {each[1]: each[0].count("--hash") for each in install_torch.ENTRY.finditer(text)}
     assert found.keys() == {"torch", "torchvision"}
     assert all(found.values())
+
+
+def test_the_lists_are_complete_for_the_oldest_python_that_is_promised() -> None:
+    """S13: a list for 3.11.9 had a package that asks for 3.11.5, and Debian 12 has 3.11.2."""
+    promised = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["requires-python"]
+    assert promised == ">=" + PLACES[0][0].removesuffix(".0")
