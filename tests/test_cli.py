@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 import subprocess
@@ -17,15 +16,15 @@ import torch
 from faceapp.cli.common import warn_of_plain_http
 from faceapp.client import Client
 from faceapp.config import Settings
+from tests.services import PATIENCE_S, users_environ
 
 NOBODY = "http://127.0.0.1:1"
 
 
 def faceapp(*arguments: str | Path, **environ: str) -> subprocess.CompletedProcess[str]:
     """Run `faceapp` as a user does."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "FACEAPP_"))}
     command = [sys.executable, "-m", "faceapp", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, env={**own, **environ})
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, env=users_environ(**environ))
 
 
 def test_a_look_at_the_settings_that_breaks_says_where(

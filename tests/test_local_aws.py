@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -25,7 +24,8 @@ from moto.sqs.exceptions import ReceiptHandleIsInvalid
 
 from faceapp.local import calls, fast_moto
 from faceapp.local.aws import LISTENING
-from tests.aws import COUNTER, KEY, session
+from tests.aws import COUNTER, session
+from tests.services import part_environ
 
 COMMAND = [sys.executable, "-m", "faceapp.local.aws"]
 
@@ -33,9 +33,8 @@ COMMAND = [sys.executable, "-m", "faceapp.local.aws"]
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of an embedded AWS of this module's own; its process ends well when it is told to."""
-    env = {**os.environ, "FACEAPP_LOCAL_KEY": KEY}
     process = subprocess.Popen(
-        [*COMMAND, "--port", "0"], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [*COMMAND, "--port", "0"], env=part_environ(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     assert process.stdout
     line = process.stdout.readline()

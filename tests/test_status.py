@@ -27,6 +27,7 @@ from faceapp.scaling.status_server import StatusServer
 from faceapp.status import Instance, Part, Status, Worker, ask
 from tests.aws import KEY, plain_client
 from tests.services import aws_environ, celery_worker, environ, wait_until
+from tests.test_cli import faceapp
 
 IMAGE = "ami-12c6146b"
 NOBODY = 1
@@ -61,13 +62,6 @@ def worker(deployed: Settings, aws_endpoint: str, tmp_path_factory: pytest.TempP
     options = ("--concurrency", "2", "--hostname", "celery@app-tier-instance-10")
     with celery_worker("tests.failing", log, environ(aws_endpoint, deployed), *options):
         yield
-
-
-def faceapp(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    """Run it with this environment and nothing of the user's."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "FACEAPP_"))}
-    command = [sys.executable, "-m", "faceapp", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, env={**own, **environ})
 
 
 @pytest.mark.usefixtures("worker", "aws")
