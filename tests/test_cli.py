@@ -56,6 +56,21 @@ def test_the_command_line_loads_nothing_heavy() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "\n"
 
 
+@pytest.mark.parametrize("command", ["enrol", "forget"])
+@pytest.mark.parametrize(("name", "sentence"), [("", "The name is empty."), ("..", "neither a letter nor a digit")])
+def test_a_name_that_makes_no_path_is_refused_before_anything_is_asked(
+    command: str, name: str, sentence: str, tmp_path: Path
+) -> None:
+    """`faceapp people enrol ""` was answered 405, Method Not Allowed."""
+    photos = [tmp_path / "a.jpg"] if command == "enrol" else []
+    for photo in photos:
+        photo.write_bytes(b"x")
+    done = faceapp("people", "--url", NOBODY, command, name, *photos)
+    assert done.returncode == 1
+    assert sentence in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_settings_lists_every_variable_with_its_value_and_what_it_takes() -> None:
     done = faceapp("settings", FACEAPP_WEB_PORT="9001")
     assert done.returncode == 0
