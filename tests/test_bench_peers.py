@@ -29,7 +29,6 @@ def test_photos_differ_in_their_bytes_and_not_in_what_they_show(samples: dict[st
 
 
 @pytest.mark.system
-@pytest.mark.timeout(600)
 def test_ours_and_both_peers_answer_every_photo_rightly(tmp_path: Path) -> None:
     designs = {"ours", "redis", "polling"}
     if not shutil.which(REDIS_SERVER) and "CI" not in os.environ:

@@ -347,7 +347,6 @@ def recorded(samples: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.mark.parametrize("role", ROLES)
-@pytest.mark.timeout(600)
 def test_each_call_of_a_whole_run_is_allowed(recorded: Recorded, role: str) -> None:
     asked = recorded.needs(role)
     assert len(asked) > 20

@@ -21,8 +21,9 @@ from faceapp import stack as deployment
 from faceapp.config import Settings
 from faceapp.deploy.image import make_wheel
 from tests.aws import plain_client
+from tests.programs import needs
 from tests.services import REPOSITORY, users_environ
-from tests.test_units import IMAGE, needs
+from tests.test_units import IMAGE
 from tests.units import DEPLOY, SERVICES, values
 
 PROVISION = DEPLOY / "image" / "provision.sh"

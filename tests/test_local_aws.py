@@ -8,6 +8,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -132,12 +133,16 @@ def test_connections_are_kept_alive(served: str) -> None:
 def test_nothing_is_lost_and_nothing_comes_twice(served: str) -> None:
     """moto under threads loses what is sent while something is deleted, and gives two receivers the same message."""
     sqs, total = client(served, "sqs"), 200
-    url = sqs.create_queue(QueueName="race")["QueueUrl"]
+    url, all_sent = sqs.create_queue(QueueName="race")["QueueUrl"], threading.Event()
 
     def receive() -> list[str]:
-        bodies: list[str] = []
-        while messages := sqs.receive_message(QueueUrl=url, MaxNumberOfMessages=3, WaitTimeSeconds=2).get("Messages"):
-            for message in messages:
+        bodies, last = list[str](), False
+        while not last:
+            # An empty answer says that nothing is left only where nothing more is sent.
+            last = all_sent.is_set()
+            answer = sqs.receive_message(QueueUrl=url, MaxNumberOfMessages=3, WaitTimeSeconds=2)
+            for message in answer.get("Messages", ()):
+                last = False
                 bodies.append(message["Body"])
                 sqs.delete_message(QueueUrl=url, ReceiptHandle=message["ReceiptHandle"])
         return bodies
@@ -145,6 +150,7 @@ def test_nothing_is_lost_and_nothing_comes_twice(served: str) -> None:
     with ThreadPoolExecutor(8) as pool:
         receivers = [pool.submit(receive) for _ in range(4)]
         list(pool.map(lambda n: sqs.send_message(QueueUrl=url, MessageBody=str(n)), range(total)))
+        all_sent.set()
         received = [body for receiver in receivers for body in receiver.result()]
     assert sorted(received, key=int) == [str(n) for n in range(total)]
 

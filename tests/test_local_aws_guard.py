@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from faceapp.local.aws import LISTENING
 from faceapp.local.aws_guard import Guard, key_id_of
 from tests.aws import ACCESS, COUNTER, REGION, session
-from tests.services import users_environ
+from tests.services import PATIENCE_S, users_environ
 from tests.test_status_server import ODD_LINES
 
 NAMED = f"AWS4-HMAC-SHA256 Credential={ACCESS['AWS_ACCESS_KEY_ID']}/20260101/us-east-1/s3/aws4_request, Signature=0"
@@ -30,7 +30,7 @@ QUEUES = {"Content-Type": "application/x-amz-json-1.0", "X-Amz-Target": "AmazonS
 def ask(
     url: str, method: str = "GET", path: str = "/", body: str | None = None, **headers: str
 ) -> tuple[int, Any, str]:
-    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=PATIENCE_S)
     try:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         connection.request(method, path, body=body, headers=named)
