@@ -50,12 +50,22 @@ def aws_environ(endpoint: str) -> dict[str, str]:
     }
 
 
-def environ(endpoint: str, settings: Settings, **more: str) -> dict[str, str]:
-    """The environment of a service's process."""
+def users_environ(**more: str) -> dict[str, str]:
+    """The environment of what a user types: nothing of an AWS, no setting of faceapp, then `more`."""
     own = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "FACEAPP_"))}
+    return {**own, **more}
+
+
+def part_environ(**more: str) -> dict[str, str]:
+    """The environment of a part of the service: a user's, with the credential of this session's start."""
+    return users_environ(**{"FACEAPP_LOCAL_KEY": KEY, "PYTHONUNBUFFERED": "1", **more})
+
+
+def environ(endpoint: str, settings: Settings, **more: str) -> dict[str, str]:
+    """The environment of a service's process that uses the embedded AWS at `endpoint`."""
     # Short long polls: a worker that stops waits for the one in flight.
-    faceapp = {"FACEAPP_PREFIX": settings.prefix, "FACEAPP_QUEUE_WAIT_S": "2", "FACEAPP_LOCAL_KEY": KEY}
-    return {**own, **aws_environ(endpoint), **faceapp, "PYTHONUNBUFFERED": "1", **more}
+    faceapp = {"FACEAPP_PREFIX": settings.prefix, "FACEAPP_QUEUE_WAIT_S": "2"}
+    return part_environ(**{**aws_environ(endpoint), **faceapp, **more})
 
 
 @contextmanager

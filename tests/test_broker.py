@@ -31,7 +31,7 @@ from faceapp.broker.transport import CLOCK, AsyncConnection, HTTPConnection
 from faceapp.config import Settings
 from faceapp.errors import BrokerUnavailable
 from tests import echo as echo_app
-from tests.services import aws_environ, celery_worker, environ, wait_until
+from tests.services import PATIENCE_S, aws_environ, celery_worker, environ, wait_until
 
 MESSAGE_LIMIT_BYTES = 1024
 TaskMaker = Callable[[Settings, str], Any]
@@ -220,7 +220,7 @@ def consuming(stack: Settings, task_of: TaskMaker) -> Iterator[Callable[..., tup
             channel.basic_consume("req-queue", no_ack=False, callback=got.append, consumer_tag="tag")
             hub.soon.clear()
             while len(got) < count:
-                channel.drain_events(timeout=5)
+                channel.drain_events(timeout=PATIENCE_S)
             return channel, hub, got
 
         yield take
@@ -453,7 +453,7 @@ def test_half_an_answer_is_none() -> None:
                 patch.setenv(name, value)
             with pytest.raises(IncompleteReadError):
                 broker.sqs_client().get_queue_url(QueueName="q")
-        thread.join(10)
+        thread.join(PATIENCE_S)
 
 
 def test_publishing_over_a_given_up_connection_is_an_error_of_the_connection(stack: Settings) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
-import shutil
 import threading
 import uuid
 from collections.abc import Iterator
@@ -15,7 +13,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from faceapp.config import Settings
 from faceapp.gallery import People
@@ -23,21 +21,10 @@ from faceapp.http.openapi import document
 from faceapp.keys import Keys
 from faceapp.storage import Storage
 from tests.aws import KEY
+from tests.programs import TIMEOUT_MS, chromium
 from tests.web import encoded, nothing_new, plain, side_by_side, stored, web_server
 
 pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("worker")]
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-OPTIONS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    # A name of somebody else's that means this machine, as after DNS rebinding.
-    "--host-resolver-rules=MAP evil.example 127.0.0.1",
-]
-TIMEOUT_MS = 60_000
 
 DROP = """(place, [name, data]) => {
     const bytes = Uint8Array.from(atob(data), (character) => character.charCodeAt(0));
@@ -49,13 +36,8 @@ DROP = """(place, [name, data]) => {
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    found = [path for path in map(shutil.which, BROWSERS) if path]
-    if not found and not os.environ.get("CI"):
-        pytest.skip("no Chromium on this machine")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found[0], args=OPTIONS)
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +122,7 @@ def drop(page: Page, data: bytes, name: str) -> None:
 
 def wait_for(page: Page) -> None:
     """Until the newest photo has its answer."""
-    expect(page.locator(".card").first.locator(".again")).to_be_visible(timeout=TIMEOUT_MS)
+    expect(page.locator(".card").first.locator(".again")).to_be_visible()
 
 
 def test_a_dropped_face_is_enrolled_named_and_forgotten(page: Page, person: str, samples: dict[str, Path]) -> None:
@@ -154,7 +136,7 @@ def test_a_dropped_face_is_enrolled_named_and_forgotten(page: Page, person: str,
     expect(card.get_by_label("Name of face 1")).to_be_focused()
     page.keyboard.type(person)
     page.keyboard.press("Enter")
-    expect(card.locator(".enrol-status")).to_contain_text(f"Enrolled as {person}", timeout=TIMEOUT_MS)
+    expect(card.locator(".enrol-status")).to_contain_text(f"Enrolled as {person}")
     in_list = page.locator("#people-list").get_by_role("button", name=person)
     expect(in_list).to_contain_text("1 photo")
 
@@ -230,7 +212,7 @@ def test_errors_are_sentences_and_names_are_not_markup(page: Page) -> None:
 def test_it_fits_on_a_phone(phone: Page, samples: dict[str, Path]) -> None:
     expect(phone.get_by_text("Take a photo")).to_be_visible()
     phone.locator("#choose").set_input_files([samples["obama.jpg"], samples["biden.jpg"]])
-    expect(phone.locator(".card .face")).to_have_count(2, timeout=TIMEOUT_MS)
+    expect(phone.locator(".card .face")).to_have_count(2)
     phone.locator(".box").first.tap()
     expect(phone.locator(".enrol input").first).to_be_focused()
     width = phone.evaluate("document.documentElement.scrollWidth")
@@ -289,10 +271,10 @@ def test_the_page_asks_for_a_key_and_sends_it(
         field.fill(admin)
         page.keyboard.press("Enter")
         # What was refused is sent again by itself.
-        card.locator(".box").click(timeout=TIMEOUT_MS)
+        card.locator(".box").click()
         page.keyboard.type(person)
         page.keyboard.press("Enter")
-        expect(card.locator(".enrol-status")).to_contain_text(f"Enrolled as {person}", timeout=TIMEOUT_MS)
+        expect(card.locator(".enrol-status")).to_contain_text(f"Enrolled as {person}")
         row = page.locator("#people-list").get_by_role("button", name=person)
         expect(row.locator("img")).to_have_js_property("complete", True)
 
@@ -309,7 +291,7 @@ def test_the_page_asks_for_a_key_and_sends_it(
         page.keyboard.press("Enter")
         expect(page.locator("#people-empty")).to_contain_text("this needs 'enrol'")
         drop(page, samples["obama3.jpg"].read_bytes(), "obama3.jpg")
-        expect(page.locator(".card").first.locator(".summary")).to_have_text(f"{person}.", timeout=TIMEOUT_MS)
+        expect(page.locator(".card").first.locator(".summary")).to_have_text(f"{person}.")
 
 
 def test_the_docs_page_can_send_a_key(browser: Browser, guarded: str, system: Settings) -> None:
@@ -359,8 +341,9 @@ def test_another_sites_page_cannot_use_the_service(browser: Browser, web: str, s
 
 def test_a_name_that_suddenly_means_this_machine_gets_nothing(browser: Browser, web: str) -> None:
     context = browser.new_context()
+    context.set_default_timeout(TIMEOUT_MS)
     page = context.new_page()
     page.goto(web.replace("127.0.0.1", "evil.example"))
-    expect(page.get_by_label("API key")).to_be_visible(timeout=TIMEOUT_MS)
+    expect(page.get_by_label("API key")).to_be_visible()
     assert page.evaluate("fetch('/v1/people').then((answer) => answer.status)") == 401
     context.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 import subprocess
@@ -17,15 +16,15 @@ import torch
 from faceapp.cli.common import warn_of_plain_http
 from faceapp.client import Client
 from faceapp.config import Settings
+from tests.services import PATIENCE_S, users_environ
 
 NOBODY = "http://127.0.0.1:1"
 
 
 def faceapp(*arguments: str | Path, **environ: str) -> subprocess.CompletedProcess[str]:
     """Run `faceapp` as a user does."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "FACEAPP_"))}
     command = [sys.executable, "-m", "faceapp", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, env={**own, **environ})
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, env=users_environ(**environ))
 
 
 def test_a_look_at_the_settings_that_breaks_says_where(
@@ -55,6 +54,21 @@ def test_the_command_line_loads_nothing_heavy() -> None:
     heavy = {"torch", "numpy", "boto3", "celery", "flask", "moto", "rich"}
     code = f"import sys, faceapp.cli; print(*{heavy} & {{*sys.modules}})"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "\n"
+
+
+@pytest.mark.parametrize("command", ["enrol", "forget"])
+@pytest.mark.parametrize(("name", "sentence"), [("", "The name is empty."), ("..", "neither a letter nor a digit")])
+def test_a_name_that_makes_no_path_is_refused_before_anything_is_asked(
+    command: str, name: str, sentence: str, tmp_path: Path
+) -> None:
+    """`faceapp people enrol ""` was answered 405, Method Not Allowed."""
+    photos = [tmp_path / "a.jpg"] if command == "enrol" else []
+    for photo in photos:
+        photo.write_bytes(b"x")
+    done = faceapp("people", "--url", NOBODY, command, name, *photos)
+    assert done.returncode == 1
+    assert sentence in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_settings_lists_every_variable_with_its_value_and_what_it_takes() -> None:

@@ -29,7 +29,7 @@ from faceapp.broker.temporary import ABANDONED_S, NOTE_EVERY_S, SECOND, TAG, Tem
 from faceapp.config import Settings
 from faceapp.responses import Collector
 from tests import echo as echo_app
-from tests.services import celery_worker, environ, wait_until
+from tests.services import PATIENCE_S, celery_worker, environ, wait_until
 
 HOST = "app-tier-instance-7"
 NODE = f"celery@{HOST}"
@@ -624,7 +624,7 @@ def test_a_child_forked_while_a_queue_is_noted_does_not_hang() -> None:
     with queues._lock:
         pid = os.fork()
         if pid == 0:
-            signal.alarm(10)
+            signal.alarm(int(PATIENCE_S))
             queues._add("http://nowhere/1/childs", time.time())
             os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0

@@ -24,7 +24,8 @@ from faceapp.deploy.target import Target
 from faceapp.door import is_loopback_url
 from faceapp.errors import ConfigError, DeployError
 from faceapp.scaling.machine import STACK, TIER
-from tests.aws import KEY, plain_client
+from tests.aws import plain_client
+from tests.services import part_environ, users_environ
 
 IMAGE, OTHER_IMAGE = "ami-12c6146b", "ami-1e749f67"
 
@@ -39,7 +40,6 @@ def prefix() -> str:
 @pytest.fixture
 def deploy(aws_endpoint: str, prefix: str) -> Deploy:
     """Runs `faceapp deploy COMMAND`, with nothing of the user's AWS in the environment."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "FACEAPP_"))}
 
     def run(command: str, *options: str, **environ: str) -> subprocess.CompletedProcess[str]:
         line = [sys.executable, "-m", "faceapp", "deploy", command, "--endpoint-url", aws_endpoint, "--prefix", prefix]
@@ -48,7 +48,7 @@ def deploy(aws_endpoint: str, prefix: str) -> Deploy:
             capture_output=True,
             text=True,
             timeout=240,
-            env={**own, "FACEAPP_LOCAL_KEY": KEY, **environ},
+            env=part_environ(**environ),
             stdin=subprocess.DEVNULL,
         )
 
@@ -160,14 +160,13 @@ def test_a_prefix_of_digits_has_a_stack_whose_name_begins_with_a_letter(
 ) -> None:
     """G2: students' IDs are ten digits, and CloudFormation takes no name that begins with one."""
     prefix = str(uuid.uuid4().int)[:10]
-    own = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "FACEAPP_"))}
 
     def deploy(*options: str, **environ: str) -> str:
         done = subprocess.run(
             [sys.executable, "-m", "faceapp", "deploy", *options, "--endpoint-url", aws_endpoint],
             capture_output=True,
             text=True,
-            env={**own, "FACEAPP_LOCAL_KEY": KEY, "FACEAPP_PREFIX": prefix, **environ},
+            env=part_environ(FACEAPP_PREFIX=prefix, **environ),
             stdin=subprocess.DEVNULL,
         )
         assert done.returncode == 0, said(done)
@@ -369,9 +368,8 @@ def test_an_accounts_stack_is_protected_from_then_on(cloudformation: tuple[Targe
     ],
 )
 def test_an_account_that_cannot_be_reached_is_one_sentence(more: dict[str, str], sentence: str) -> None:
-    own = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "FACEAPP_"))}
     nothing = dict.fromkeys(("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"), os.devnull)
-    environ = {**own, **nothing, "AWS_EC2_METADATA_DISABLED": "true", **more}
+    environ = users_environ(**nothing, AWS_EC2_METADATA_DISABLED="true", **more)
     line = [sys.executable, "-m", "faceapp", "deploy", "plan"]
     done = subprocess.run(line, capture_output=True, text=True, timeout=240, env=environ)
     assert done.returncode in (1, 2)
@@ -411,14 +409,12 @@ def test_whoever_answers_wrongly_changes_nothing(
     aws_endpoint: str, deploy: Deploy, clients: Callable[[str], Any], prefix: str
 ) -> None:
     """At a terminal, where it asks."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "FACEAPP_"))}
-    environ = {**own, "FACEAPP_LOCAL_KEY": KEY}
 
     def type_in(answer: str, *command: str) -> tuple[int, str]:
         line = [sys.executable, "-m", "faceapp", "deploy", *command, "--endpoint-url", aws_endpoint, "--prefix", prefix]
         ours, theirs = os.openpty()
         process = subprocess.Popen(
-            line, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environ
+            line, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=part_environ()
         )
         os.write(ours, f"{answer}\n".encode())
         output, _ = process.communicate(timeout=240)

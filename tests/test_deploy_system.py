@@ -21,9 +21,8 @@ from faceapp.local import compute
 from faceapp.local.aws import LISTENING
 from faceapp.local.processes import Service, Services
 from faceapp.scaling.machine import STACK, TEMPLATE
-from tests.aws import KEY
 from tests.aws import session as aws_session
-from tests.services import aws_environ, wait_until
+from tests.services import aws_environ, part_environ, wait_until
 
 pytestmark = pytest.mark.system
 
@@ -34,15 +33,10 @@ PROFILE = ["--image", IMAGE, "--policy", "depth", "--max-instances", "2", "--shi
 SETTINGS = ["--set", "FACEAPP_QUEUE_WAIT_S=2"]
 
 
-def own_environ(**more: str) -> dict[str, str]:
-    own = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "FACEAPP_"))}
-    return {**own, "FACEAPP_LOCAL_KEY": KEY, "PYTHONUNBUFFERED": "1", **more}
-
-
 @contextmanager
 def embedded_aws(folder: Path) -> Iterator[str]:
     """One of its own, so that everything on it is this test's."""
-    with Services(folder, own_environ()) as services:
+    with Services(folder, part_environ()) as services:
         server = services.start("embedded AWS", [sys.executable, "-m", "faceapp.local.aws", "--port", "0"])
         services.wait_for(
             lambda: LISTENING in server.log_tail(), timeout_s=240, what="The embedded AWS does not listen"
@@ -54,7 +48,7 @@ def deploy(endpoint: str, command: str, *options: str) -> str:
     """Type it, with no AWS in the environment."""
     line = [sys.executable, "-m", "faceapp", "deploy", command, "--endpoint-url", endpoint, "--prefix", PREFIX]
     done = subprocess.run(
-        [*line, *options], capture_output=True, text=True, timeout=240, env=own_environ(), stdin=subprocess.DEVNULL
+        [*line, *options], capture_output=True, text=True, timeout=240, env=part_environ(), stdin=subprocess.DEVNULL
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -134,7 +128,7 @@ def test_from_nothing_to_an_answer_and_back_to_nothing(samples: dict[str, Path],
         ports = dict(zip(("WEB", "SCALER", "FLOWER"), free_ports(3), strict=True))
         here = {f"FACEAPP_{name}_PORT": str(port) for name, port in ports.items()}
         boots = {"FACEAPP_LOCAL_BOOT_MIN_S": "0", "FACEAPP_LOCAL_BOOT_MAX_S": "0.5"}
-        environ = own_environ(**{**own, **aws_environ(endpoint), **here, **boots})
+        environ = part_environ(**{**own, **aws_environ(endpoint), **here, **boots})
         with Services(tmp_path / "logs", environ) as services:
             host = start(services, "compute host", "faceapp.local.compute", "--logs", str(tmp_path / "logs"))
             instance = [start(services, name, "faceapp", name) for name in ("web", "scaler", "flower")]

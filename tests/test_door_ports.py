@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import shlex
 import shutil
 import subprocess
@@ -21,14 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from faceapp import credential
 from faceapp.local import up
 from faceapp.scaling.lease import KEY as LEASE
 from tests.aws import session
-from tests.services import wait_until
-from tests.test_browser import BROWSERS, OPTIONS, TIMEOUT_MS
+from tests.programs import TIMEOUT_MS, chromium, needs
+from tests.services import PATIENCE_S, wait_until
 from tests.test_flower import free_port
 from tests.test_local_up import Running, running
 
@@ -135,14 +134,8 @@ def targets(system: Running) -> list[Target]:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """One that does not yet ask its user before a page may use this machine: what is here has to hold without."""
-    found = [path for path in map(shutil.which, BROWSERS) if path]
-    if not found and not os.environ.get("CI"):
-        pytest.skip("no Chromium on this machine")
-    unasked = "--disable-features=LocalNetworkAccessChecks,BlockInsecurePrivateNetworkRequests"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found[0], args=[*OPTIONS, unasked])
+    with chromium("--disable-features=LocalNetworkAccessChecks,BlockInsecurePrivateNetworkRequests") as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -309,23 +302,27 @@ def test_flower_by_its_link(browser: Browser, system: Running) -> None:
     context.close()
 
 
-def test_programs_of_this_machine(system: Running, samples: dict[str, Path]) -> None:
-    """curl, boto3 with the printed environment, and Prometheus."""
+def typed(line: str) -> str:
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=PATIENCE_S)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_curl_as_it_is_printed(system: Running, samples: dict[str, Path]) -> None:
+    needs("curl")
     folder, url = system.log.parent / "faceapp" / system.settings.prefix, system.client.url
     photo = samples["obama3.jpg"]
-
-    def typed(line: str) -> str:
-        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
     printed = [line for line in system.output.splitlines() if "curl" in line]
     assert f"curl -F inputFile=@{photo} {url}" in printed[0]
     assert f"curl -K {shlex.quote(str(folder / credential.CURL))} {url}/v1/people" in printed[1]
-    if shutil.which("curl"):
-        assert typed(f"curl -sS -F inputFile=@{shlex.quote(str(photo))} {url}") == "obama3:obama"
-        people = json.loads(typed(printed[1].replace("curl ", "curl -sS ", 1)))
-        assert [each["name"] for each in people["people"]] == ["obama"]
+    assert typed(f"curl -sS -F inputFile=@{shlex.quote(str(photo))} {url}") == "obama3:obama"
+    people = json.loads(typed(printed[1].replace("curl ", "curl -sS ", 1)))
+    assert [each["name"] for each in people["people"]] == ["obama"]
+
+
+def test_programs_of_this_machine(system: Running) -> None:
+    """boto3 with the printed environment, and Prometheus."""
+    folder = system.log.parent / "faceapp" / system.settings.prefix
     code = "import boto3; print(len(boto3.client('s3').list_buckets()['Buckets']))"
     [source] = [line for line in system.output.splitlines() if "source" in line]
     line = source.partition("celery: ")[2].removesuffix(")")
@@ -345,7 +342,7 @@ def test_programs_of_this_machine(system: Running, samples: dict[str, Path]) -> 
 
 
 def ask(port: int, method: str, path: str, host: str = "127.0.0.1", **headers: str) -> tuple[int, str]:
-    connection = http.client.HTTPConnection(host, port, timeout=60)
+    connection = http.client.HTTPConnection(host, port, timeout=PATIENCE_S)
     try:
         connection.request(method, path, headers=headers)
         answer = connection.getresponse()
@@ -378,9 +375,7 @@ FORWARDED = f"{KEPT_ALIVE} proxy_set_header Host $http_host; proxy_set_header X-
 @contextmanager
 def nginx(folder: Path, behind: int, more: str) -> Iterator[int]:
     """An nginx in front of a port; its own port."""
-    program = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
-    if not program:
-        pytest.skip("no nginx on this machine")
+    program = needs("nginx")
     folder.mkdir()
     port = free_port()
     (folder / "conf").write_text(NGINX.format(folder=folder, port=port, behind=behind, more=more))
@@ -398,7 +393,7 @@ def nginx(folder: Path, behind: int, more: str) -> Iterator[int]:
         yield port
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(PATIENCE_S)
 
 
 @pytest.mark.parametrize("more", [PLAIN, KEPT_ALIVE, FORWARDED], ids=["plain", "kept alive", "forwarded"])

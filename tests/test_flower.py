@@ -27,7 +27,7 @@ from faceapp.config import Settings
 from faceapp.flower.app import BODY_BYTES
 from tests import echo
 from tests.aws import ACCESS, BEARER, KEY, WRONG_KEY
-from tests.services import REPOSITORY, celery_worker, environ, wait_until
+from tests.services import PATIENCE_S, REPOSITORY, celery_worker, environ, wait_until
 
 WORKER = "celery@one"
 SECRET = "a-secret-of-the-test"
@@ -152,7 +152,7 @@ def watched(env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> It
 def run(env: dict[str, str], *options: str, **more: str) -> subprocess.CompletedProcess[str]:
     """Flower that is expected to end by itself."""
     return subprocess.run(
-        command(*options), cwd=REPOSITORY, env={**env, **more}, capture_output=True, text=True, timeout=60
+        command(*options), cwd=REPOSITORY, env={**env, **more}, capture_output=True, text=True, timeout=PATIENCE_S
     )
 
 
@@ -362,7 +362,7 @@ def test_a_task_lives_on_its_page_with_args_state_runtime_and_result(watched: Fl
     assert found["args"] == "['Grace <b>Hopper</b>']"
     assert "Grace <b>Hopper</b>" in found["result"]
     assert found["runtime"] >= 0
-    answer = watched.get(f"/api/task/result/{id}?timeout=20").json
+    answer = watched.get(f"/api/task/result/{id}?timeout=240").json
     assert answer == {"task-id": id, "state": "SUCCESS", "result": "Grace <b>Hopper</b>"}
     assert watched.get(f"/api/task/result/{id}").json == answer, "as often as somebody asks"
     page = watched.get(f"/task/{id}").text
@@ -378,11 +378,11 @@ def test_a_task_lives_on_its_page_with_args_state_runtime_and_result(watched: Fl
 
 
 def test_a_task_can_be_waited_for_and_sent_by_name(watched: Flower) -> None:
-    answer = watched.post(f"/api/task/apply/{ECHO}", json.dumps({"args": [7], "timeout": 20}))
+    answer = watched.post(f"/api/task/apply/{ECHO}", json.dumps({"args": [7], "timeout": 240}))
     assert (answer.status, answer.json["result"], answer.json["state"]) == (200, 7, "SUCCESS")
     id = watched.post(f"/api/task/send-task/{ECHO}", json.dumps({"args": [8]})).json["task-id"]
     assert watched.wait_for_state(id, "SUCCESS")["result"] == "8"
-    assert watched.get(f"/api/task/result/{id}?timeout=20").json["result"] == 8
+    assert watched.get(f"/api/task/result/{id}?timeout=240").json["result"] == 8
     other = echo.echo.delay(9)
     watched.wait_for_state(other.id, "SUCCESS")
     seen = watched.get(f"/api/task/result/{other.id}").json

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,18 +9,17 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from faceapp.config import Settings
 from tests import echo
 from tests.aws import KEY
+from tests.programs import TIMEOUT_MS, chromium
 from tests.services import celery_worker, environ, wait_until
-from tests.test_browser import BROWSERS, OPTIONS
 from tests.test_flower import ECHO, WORKER, Flower, deploy_echo, flower
 
 pytestmark = pytest.mark.browser
 
-TIMEOUT_MS = 30_000
 STRANGER = "stranger.example.org"
 
 ATTACK = """<!doctype html><title>elsewhere</title><body><iframe name="frame" src="{url}/workers"></iframe><script>
@@ -44,14 +41,8 @@ async function attack() {{
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    found = [path for path in map(shutil.which, BROWSERS) if path]
-    if not found and not os.environ.get("CI"):
-        pytest.skip("no Chromium on this machine")
-    with sync_playwright() as playwright:
-        rebinding = f"--host-resolver-rules=MAP {STRANGER} 127.0.0.1"
-        browser = playwright.chromium.launch(executable_path=found[0], args=[*OPTIONS, rebinding])
+    with chromium(f"--host-resolver-rules=MAP {STRANGER} 127.0.0.1") as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -383,7 +383,6 @@ def service(aws: str, tmp_path: Path) -> Iterator[Service]:
             yield Service(settings=settings, endpoint=aws, client=Client(url), folder=tmp_path)
 
 
-@pytest.mark.timeout(400)
 def test_a_person_is_forgotten_everywhere(service: Service, samples: dict[str, Path]) -> None:
     settings, storage = service.settings, Storage(service.settings)
     with service.worker():
@@ -432,7 +431,6 @@ def test_a_person_is_forgotten_everywhere(service: Service, samples: dict[str, P
     assert NAME.encode() not in log
 
 
-@pytest.mark.timeout(400)
 def test_a_worker_that_is_killed_in_the_middle_loses_nothing(service: Service) -> None:
     settings, storage = service.settings, Storage(service.settings)
     queue = boto3.client("sqs").get_queue_url(QueueName=settings.request_queue)["QueueUrl"]
@@ -465,7 +463,6 @@ def test_a_worker_that_is_killed_in_the_middle_loses_nothing(service: Service) -
     assert {each.id for each in results} - {each.id for each in named} == kept
 
 
-@pytest.mark.timeout(300)
 def test_one_photo_and_its_result_are_deleted(service: Service, samples: dict[str, Path]) -> None:
     """C8: for good, whatever a task stores that had the photo already."""
     storage, photo = Storage(service.settings), samples["obama.jpg"].read_bytes()

@@ -404,7 +404,7 @@ def test_an_enrolment_tells_of_names_that_are_like_it(storage: Storage) -> None:
     enrol(gallery, "Amy", 2)
 
     assert notices_of(gallery, "JOHN SMITH", photo_of("J", 3)) == [("similar_name", "John Smith")]
-    assert notices_of(gallery, "John  Smith", photo_of("J", 3)) == []
+    assert notices_of(gallery, "John  Smith", photo_of("J", 1)) == []
     assert enrol(gallery, "John  Smith", 3)
     assert [each.name for each in People(storage).list_people()] == ["Amy", "John Smith"]
 
@@ -439,11 +439,37 @@ def test_an_enrolment_tells_who_looks_like_it(storage: Storage) -> None:
     assert notices_of(gallery, "bob", new("far", far, far)) == []
 
     enrol(gallery, "bob", 50)
-    assert notices_of(gallery, "bob", new("far", far, far)) == [("looks_like", "amy")]
-    [notice] = gallery.notices("bob", [new("far", far, far), new("near", near, near)], threshold=THRESHOLD)
+    assert notices_of(gallery, "bob", new("far", far, far)) == [("looks_like", "amy"), ("unlike", "bob")]
+    notice, *_ = gallery.notices("bob", [new("far", far, far), new("near", near, near)], threshold=THRESHOLD)
     assert notice.distance == pytest.approx(0.1 * D**0.5, rel=1e-5)
     assert notice.photo == new("near", near, near).id
     assert "amy" in notice.detail
+
+
+def test_an_enrolment_tells_of_a_photo_that_is_unlike_the_persons_others(storage: Storage) -> None:
+    """Somebody else's photo under a name that is there already got no word. One that is hard to tell gets none."""
+    gallery = gallery_of(storage)
+    enrol(gallery, "amy", 1)
+
+    def away(distance: float) -> NewPhoto:
+        moved = face(1) + distance / D**0.5
+        return new(f"at {distance}", moved, moved)
+
+    for like in (0.0, 0.5, 0.7):
+        assert notices_of(gallery, "amy", away(like)) == []
+    other = away(2.0)
+    [notice] = gallery.notices("amy", [away(0.3), other], threshold=THRESHOLD)
+    assert (notice.code, notice.name, notice.photo) == ("unlike", "amy", other.id)
+    assert notice.distance == pytest.approx(1.7, rel=1e-3)  # to the nearest: another new one
+    assert notice.detail == (
+        "This photo does not look like the other photos of 'amy' (distance 1.70). Is it the same person?"
+    )
+    # Two people in one enrolment under a new name; and again, where each is among its own photos.
+    pair = [photo_of("bob", 3), photo_of("bob", 4)]
+    assert notices_of(gallery, "bob", *pair) == [("unlike", "bob"), ("unlike", "bob")]
+    gallery.enrol("bob", pair)
+    assert notices_of(gallery, "bob", pair[0]) == []
+    assert len(notices_of(gallery, "cy", *(photo_of("cy", n) for n in range(10, 20)))) == 5
 
 
 # A limit of size

@@ -8,7 +8,6 @@ the roles would have answered. The policies are those that CloudFormation made, 
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import socket
@@ -43,7 +42,7 @@ from faceapp.scaling.lease import KEY as LEASE
 from faceapp.storage import Storage
 from tests.aws import BEARER
 from tests.iam import ACCOUNT, Account, Need, Statement, allows, arn, like, needs
-from tests.services import PATIENCE_S, REPOSITORY, environ, wait_until
+from tests.services import PATIENCE_S, REPOSITORY, environ, users_environ, wait_until
 from tests.test_flower import free_port
 from tests.web import plain, web_server
 
@@ -161,8 +160,7 @@ class Run:
         record = self.folder / "record"
         with ExitStack() as running:
             log = self.folder / "aws"
-            env = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "FACEAPP_"))}
-            aws = running.enter_context(process(log, env, "-m", "tests.recorded_aws", str(record), *WHO))
+            aws = running.enter_context(process(log, users_environ(), "-m", "tests.recorded_aws", str(record), *WHO))
             wait_until(lambda: aws.poll() is not None or LISTENING in log.read_text(), timeout_s=240, what="AWS")
             self.endpoint = log.read_text().partition(LISTENING)[2].split()[0]
             deployment.apply(self.settings, client=self.aws("cloudformation"))
@@ -349,7 +347,6 @@ def recorded(samples: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.mark.parametrize("role", ROLES)
-@pytest.mark.timeout(600)
 def test_each_call_of_a_whole_run_is_allowed(recorded: Recorded, role: str) -> None:
     asked = recorded.needs(role)
     assert len(asked) > 20

@@ -21,8 +21,9 @@ from faceapp import stack as deployment
 from faceapp.config import Settings
 from faceapp.deploy.image import make_wheel
 from tests.aws import plain_client
-from tests.services import REPOSITORY
-from tests.test_units import IMAGE, needs
+from tests.programs import needs
+from tests.services import REPOSITORY, users_environ
+from tests.test_units import IMAGE
 from tests.units import DEPLOY, SERVICES, values
 
 PROVISION = DEPLOY / "image" / "provision.sh"
@@ -48,7 +49,7 @@ def a_python(folder: Path, packages: Path) -> Path:
 
 
 def provision(root: Path, python: Path, *options: str, **named: str) -> subprocess.CompletedProcess[str]:
-    environ = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "FACEAPP_", "PIP_"))}
+    environ = {name: value for name, value in users_environ().items() if not name.startswith("PIP_")}
     return subprocess.run(
         [str(PROVISION), "--root", str(root), *options],
         env={**environ, "PYTHON": str(python), "PIP_NO_INDEX": "1", **named},

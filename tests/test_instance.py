@@ -14,7 +14,7 @@ import pytest
 from faceapp import instance
 from faceapp.errors import DeployError
 from tests.imds import Service, metadata_service
-from tests.services import wait_until
+from tests.services import PATIENCE_S, wait_until
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_a_notice_stops_the_worker_once(imds: Service, commands: Path) -> None:
     assert not commands.read_text()
     imds.failing = False
     imds.answers["spot/instance-action"] = '{"action": "terminate", "time": "2026-11-22T08:22:00Z"}'
-    watcher.join(30)
+    watcher.join(PATIENCE_S)
     assert not watcher.is_alive()
     assert commands.read_text() == "stop --no-block faceapp-worker.service\n"
 

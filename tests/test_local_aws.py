@@ -5,10 +5,10 @@ from __future__ import annotations
 import http.client
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +25,8 @@ from moto.sqs.exceptions import ReceiptHandleIsInvalid
 
 from faceapp.local import calls, fast_moto
 from faceapp.local.aws import LISTENING
-from tests.aws import COUNTER, KEY, session
+from tests.aws import COUNTER, session
+from tests.services import part_environ
 
 COMMAND = [sys.executable, "-m", "faceapp.local.aws"]
 
@@ -33,9 +34,8 @@ COMMAND = [sys.executable, "-m", "faceapp.local.aws"]
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of an embedded AWS of this module's own; its process ends well when it is told to."""
-    env = {**os.environ, "FACEAPP_LOCAL_KEY": KEY}
     process = subprocess.Popen(
-        [*COMMAND, "--port", "0"], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [*COMMAND, "--port", "0"], env=part_environ(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     assert process.stdout
     line = process.stdout.readline()
@@ -133,12 +133,16 @@ def test_connections_are_kept_alive(served: str) -> None:
 def test_nothing_is_lost_and_nothing_comes_twice(served: str) -> None:
     """moto under threads loses what is sent while something is deleted, and gives two receivers the same message."""
     sqs, total = client(served, "sqs"), 200
-    url = sqs.create_queue(QueueName="race")["QueueUrl"]
+    url, all_sent = sqs.create_queue(QueueName="race")["QueueUrl"], threading.Event()
 
     def receive() -> list[str]:
-        bodies: list[str] = []
-        while messages := sqs.receive_message(QueueUrl=url, MaxNumberOfMessages=3, WaitTimeSeconds=2).get("Messages"):
-            for message in messages:
+        bodies, last = list[str](), False
+        while not last:
+            # An empty answer says that nothing is left only where nothing more is sent.
+            last = all_sent.is_set()
+            answer = sqs.receive_message(QueueUrl=url, MaxNumberOfMessages=3, WaitTimeSeconds=2)
+            for message in answer.get("Messages", ()):
+                last = False
                 bodies.append(message["Body"])
                 sqs.delete_message(QueueUrl=url, ReceiptHandle=message["ReceiptHandle"])
         return bodies
@@ -146,6 +150,7 @@ def test_nothing_is_lost_and_nothing_comes_twice(served: str) -> None:
     with ThreadPoolExecutor(8) as pool:
         receivers = [pool.submit(receive) for _ in range(4)]
         list(pool.map(lambda n: sqs.send_message(QueueUrl=url, MessageBody=str(n)), range(total)))
+        all_sent.set()
         received = [body for receiver in receivers for body in receiver.result()]
     assert sorted(received, key=int) == [str(n) for n in range(total)]
 

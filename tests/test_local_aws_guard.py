@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import io
-import os
 import socket
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from hypothesis import strategies as st
 from faceapp.local.aws import LISTENING
 from faceapp.local.aws_guard import Guard, key_id_of
 from tests.aws import ACCESS, COUNTER, REGION, session
+from tests.services import PATIENCE_S, users_environ
 from tests.test_status_server import ODD_LINES
 
 NAMED = f"AWS4-HMAC-SHA256 Credential={ACCESS['AWS_ACCESS_KEY_ID']}/20260101/us-east-1/s3/aws4_request, Signature=0"
@@ -30,7 +30,7 @@ QUEUES = {"Content-Type": "application/x-amz-json-1.0", "X-Amz-Target": "AmazonS
 def ask(
     url: str, method: str = "GET", path: str = "/", body: str | None = None, **headers: str
 ) -> tuple[int, Any, str]:
-    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=PATIENCE_S)
     try:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         connection.request(method, path, body=body, headers=named)
@@ -256,9 +256,8 @@ def test_where_the_access_key_is_named() -> None:
 
 
 def test_started_by_hand_it_makes_a_key_and_prints_it() -> None:
-    own = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "FACEAPP_"))}
     command = [sys.executable, "-m", "faceapp.local.aws", "--port", "0"]
-    with subprocess.Popen(command, env=own, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, env=users_environ(), stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         lines = [process.stdout.readline().strip() for _ in range(4)]
         endpoint = lines[0].removeprefix(LISTENING)

@@ -30,7 +30,7 @@ from faceapp.local.progress import Progress
 from faceapp.scaling.lease import KEY
 from faceapp.schema import REQUEST_ID
 from tests.aws import session
-from tests.services import PATIENCE_S, wait_until
+from tests.services import PATIENCE_S, users_environ, wait_until
 from tests.test_cli import faceapp
 
 READY = "Ctrl-C stops everything."
@@ -103,7 +103,6 @@ def running(
 ) -> Iterator[Running]:
     """`faceapp up`, on free ports, with its state in `folder`; killed at the end if it still runs."""
     web_port, aws_port, scaler_port, flower_port = free_ports(4)
-    own = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "FACEAPP_"))}
     settings = {
         # A course's ID is the prefix by itself.
         "FACEAPP_PREFIX": "" if "--course" in options else prefix,
@@ -122,7 +121,7 @@ def running(
             stdout=output,
             stderr=subprocess.STDOUT,
             # A user's own AWS must never be reached from here.
-            env={**own, **settings, "XDG_STATE_HOME": str(folder), "AWS_PROFILE": "the-users-own"},
+            env=users_environ(**settings, XDG_STATE_HOME=str(folder), AWS_PROFILE="the-users-own"),
         )
     try:
         wait_until(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import socket
 import subprocess
 import uuid
@@ -24,6 +23,7 @@ from faceapp.config import Settings
 from faceapp.http.metrics import ANSWER_BUCKETS_S
 from faceapp.scaling.status import Status
 from tests.aws import plain_client
+from tests.programs import needs
 from tests.services import REPOSITORY, wait_until
 from tests.test_scaler import IMAGE, free_port, get, process, status_of
 from tests.test_web_metrics import ask
@@ -225,10 +225,7 @@ def test_the_scrapes_are_of_the_default_ports() -> None:
 @pytest.fixture(scope="module")
 def promtool() -> str:
     """Prometheus's own checker; it comes with Prometheus (Debian: apt install prometheus)."""
-    found = shutil.which("promtool")
-    if not found:
-        pytest.skip("there is no promtool on this machine: it comes with Prometheus")
-    return found
+    return needs("promtool")
 
 
 def run(*command: str | Path) -> None:

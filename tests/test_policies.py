@@ -47,11 +47,12 @@ def see(
     *,
     now_s: float = 0.0,
     known: bool = True,
+    delayed: int = 0,
     age_s: float = 0.0,
     service_s: float = 1.0,
     arrivals: tuple[float, ...] = (),
 ) -> Observation:
-    counts = Counts(visible=visible, in_flight=in_flight, oldest_age_s=age_s)
+    counts = Counts(visible=visible, in_flight=in_flight, delayed=delayed, oldest_age_s=age_s)
     return Observation(
         now_s=now_s,
         counts=counts if known else None,
@@ -79,6 +80,23 @@ def work(mode: str = "balanced", most: int = 20) -> Work:
 def test_create_makes_the_policy_that_the_settings_name(name: str) -> None:
     policy = create(settings(scaler_policy=name, scaler_max_instances=7))
     assert (policy.name, policy.max_instances) == (name, 7)
+
+
+@pytest.mark.parametrize("name", ["work", "depth", "target", "step"])
+def test_a_message_that_is_delayed_is_no_work_yet(name: str) -> None:
+    """An erasure that waits for its hour started an instance, or kept one running for all of it."""
+    policy = create(settings(scaler_policy=name))
+    waiting = watch(policy, 900, lambda now_s: see(delayed=20, now_s=now_s))
+    assert {(each.wanted, each.start) for each in waiting} == {(0, 0)}
+
+    policy, here = create(settings(scaler_policy=name)), fleet(ready=1, idle_s=500.0)
+    went = watch(policy, 900, lambda now_s: see(delayed=20, instances=here, now_s=now_s))
+    assert any(each.drain for each in went)
+
+    policy = create(settings(scaler_policy=name))
+    due = watch(policy, 60, lambda now_s: see(visible=int(now_s > 30), delayed=int(now_s <= 30), now_s=now_s))
+    assert [each.start for each in due][:11] == [0] * 11
+    assert any(each.start for each in due)
 
 
 def test_modes_trade_time_for_money() -> None:

@@ -229,7 +229,7 @@ children = []
 for _ in range(3):
     pid = os.fork()
     if pid == 0:
-        signal.alarm(100)  # a child that hangs dies, and is counted
+        signal.alarm(240)  # a child that hangs dies, and is counted
         found = recogniser.describe(photo).faces[0].descriptor
         same = expected is None or (found == expected).all()
         os._exit(0 if same and torch.get_num_threads() == 1 else 1)

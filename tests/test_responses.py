@@ -74,7 +74,7 @@ def test_each_thread_gets_its_own_answer(app: FaceappCelery) -> None:
     for task_id in reversed(task_ids):
         answer(app, task_id, f"for {task_id}")
     for thread in threads:
-        thread.join(60)
+        thread.join(PATIENCE_S)
 
     assert got == {task_id: f"for {task_id}" for task_id in task_ids}
     assert app.backend.collector.counts == {"delivered": 60}

@@ -9,6 +9,7 @@ import pytest
 from faceapp import samples as module
 from faceapp.errors import LocalError
 from faceapp.samples import PEOPLE, SHA256, sample_photos
+from tests.services import PATIENCE_S
 
 
 def filled(folder: Path, samples: dict[str, Path]) -> Path:
@@ -84,7 +85,7 @@ def test_two_processes_fetch_at_once_and_a_damaged_photo_is_fetched_again(
     both = [subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE) for _ in range(2)]
 
     for process in both:
-        _, said = process.communicate(timeout=200)
+        _, said = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == 0, said.decode()
     assert {path.name for path in folder.iterdir()} == SHA256.keys()
     assert (folder / "astronaut.png").read_bytes() == samples["astronaut.png"].read_bytes()

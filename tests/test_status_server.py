@@ -16,7 +16,7 @@ from faceapp.http.scaler import ScalerStatus
 from faceapp.scaling import status_server
 from faceapp.scaling.status import Status
 from faceapp.scaling.status_server import CONNECTIONS, REQUEST_BYTES, StatusServer
-from tests.services import wait_until
+from tests.services import PATIENCE_S, wait_until
 from tests.test_flower import free_port
 
 ODD_LINES = [
@@ -44,7 +44,7 @@ def server() -> Iterator[StatusServer]:
 
 
 def ask(server: StatusServer, path: str = "/status", *, at: str = "127.0.0.1", **headers: str) -> tuple[int, str]:
-    connection = http.client.HTTPConnection(at, server.port, timeout=60)
+    connection = http.client.HTTPConnection(at, server.port, timeout=PATIENCE_S)
     try:
         connection.request("GET", path, headers={name.replace("_", "-"): value for name, value in headers.items()})
         answer = connection.getresponse()
@@ -54,7 +54,7 @@ def ask(server: StatusServer, path: str = "/status", *, at: str = "127.0.0.1", *
 
 
 def opened(server: StatusServer) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", server.port), timeout=60)
+    return socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S)
 
 
 def at_work(server: StatusServer) -> int:

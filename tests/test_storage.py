@@ -21,6 +21,7 @@ from faceapp.config import Settings
 from faceapp.errors import NotFound, RecognitionNotFound, SchemaError, StorageUnavailable
 from faceapp.schema import REQUEST_ID, Box, Face, Photo, Recognition
 from faceapp.storage import MAX_FILE_NAME_BYTES, Storage, encode_file_name, first_id_after
+from tests.services import PATIENCE_S
 
 PHOTO = bytes(range(256)) * 8
 
@@ -327,7 +328,7 @@ def test_a_forked_child_makes_its_own_client(storage: Storage) -> None:
     receiver, sender = fork.Pipe(duplex=False)
     process = fork.Process(target=child, args=(sender,))
     process.start()
-    process.join(60)
+    process.join(PATIENCE_S)
 
     assert process.exitcode == 0
     assert receiver.recv() is False

@@ -21,11 +21,9 @@ from faceapp.scaling.listener import Listener
 from faceapp.scaling.workers import Workers
 from faceapp.schema import Enrolment, Failure, Recognition
 from faceapp.storage import Storage
-from tests.services import wait_until
+from tests.services import PATIENCE_S, wait_until
 
 pytestmark = pytest.mark.usefixtures("worker", "aws")
-
-TIMEOUT_S = 60
 
 
 @pytest.fixture
@@ -52,7 +50,7 @@ def test_the_tasks_module_leaves_numpy_to_the_worker() -> None:
 def recognise(storage: Storage, photo: bytes, file_name: str = "photo.jpg") -> Recognition:
     request_id = uuid.uuid4().hex
     storage.put_photo(request_id, photo, file_name=file_name, content_type="image/jpeg")
-    answer = tasks.recognize.apply_async(args=[request_id], task_id=request_id).get(timeout=TIMEOUT_S)
+    answer = tasks.recognize.apply_async(args=[request_id], task_id=request_id).get(timeout=PATIENCE_S)
     result = Recognition.from_dict(answer)
     assert storage.get_result(request_id) == result
     return result
@@ -62,7 +60,7 @@ def enrol(storage: Storage, name: str, *photos: bytes) -> Enrolment:
     request_id = uuid.uuid4().hex
     for n, photo in enumerate(photos):
         storage.put_incoming(request_id, n, photo, name=name, file_name=f"{n}.jpg")
-    answer = tasks.enrol.apply_async(args=[request_id], task_id=request_id).get(timeout=TIMEOUT_S)
+    answer = tasks.enrol.apply_async(args=[request_id], task_id=request_id).get(timeout=PATIENCE_S)
     assert storage.list_incoming(request_id) == []
     return Enrolment.from_dict(answer)
 
@@ -107,7 +105,7 @@ def test_a_photo_cut_off_on_the_way_gives_a_failed_result(storage: Storage, samp
 
 def test_a_photo_that_is_not_there_gives_a_failed_result(storage: Storage) -> None:
     request_id = uuid.uuid4().hex
-    answer = tasks.recognize.apply_async(args=[request_id], task_id=request_id).get(timeout=TIMEOUT_S)
+    answer = tasks.recognize.apply_async(args=[request_id], task_id=request_id).get(timeout=PATIENCE_S)
     result = Recognition.from_dict(answer)
     assert result.failure is not None
     assert result.failure.code == "recognition_not_found"
@@ -123,7 +121,7 @@ def test_one_bad_photo_enrols_none(storage: Storage, person: str, samples: dict[
 
 def test_a_second_delivery_changes_nothing(storage: Storage, person: str, samples: dict[str, Path]) -> None:
     enrolment = enrol(storage, person, samples["obama.jpg"].read_bytes())
-    assert tasks.enrol.apply_async(args=[enrolment.id], task_id=enrolment.id).get(timeout=TIMEOUT_S) is None
+    assert tasks.enrol.apply_async(args=[enrolment.id], task_id=enrolment.id).get(timeout=PATIENCE_S) is None
     assert People(storage).find(person)[1] == list(enrolment.photos)
 
 
@@ -134,7 +132,7 @@ def test_a_dispatched_photo_is_recognised_though_nobody_waits(storage: Storage, 
     tasks.recognize.apply_async(args=[first], task_id=first, ignore_result=True)
     # One worker process takes the messages one by one: the second answer comes after the first photo's result.
     for _ in range(3):
-        tasks.recognize.apply_async(args=[second], task_id=second).get(timeout=TIMEOUT_S)
+        tasks.recognize.apply_async(args=[second], task_id=second).get(timeout=PATIENCE_S)
     result = storage.get_result(first)
     assert result is not None
     assert result.status == "done"
@@ -145,9 +143,9 @@ def test_an_erasure_is_sent_on_until_every_task_has_ended(storage: Storage) -> N
     request_id = uuid.uuid4().hex
     storage.put_photo(request_id, b"photo", file_name="a.jpg", content_type="image/jpeg")
     tasks.erase.apply_async(args=[request_id, 3], ignore_result=True)
-    wait_until(lambda: storage.photo_exists(request_id) is None, timeout_s=TIMEOUT_S, what="the first erasure")
+    wait_until(lambda: storage.photo_exists(request_id) is None, what="the first erasure")
     storage.put_result(Recognition(id=request_id, status="done"))
-    wait_until(lambda: not storage.result_exists(request_id), timeout_s=TIMEOUT_S, what="the last erasure")
+    wait_until(lambda: not storage.result_exists(request_id), what="the last erasure")
 
 
 @pytest.mark.parametrize(("wait_s", "hops"), [(1, [1]), (900, [900]), (901, [900, 1]), (3603, [900, 900, 900, 900, 3])])

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import ssl
@@ -25,6 +24,7 @@ from faceapp import stack as deployment
 from faceapp.config import Settings
 from tests.aws import plain_client
 from tests.imds import Service, metadata_service
+from tests.programs import needs
 from tests.services import REPOSITORY, wait_until
 from tests.units import COMMON, DEPLOY, SERVICES, UNITS, Instance, entries, plain, values
 
@@ -35,15 +35,6 @@ NEWER = ("RestartSteps", "RestartMaxDelaySec")
 IMAGE = "ami-12c6146b"
 STOPPED = {"faceapp-web.service": 300 + 5, "faceapp-worker.service": 60 + 20, "faceapp-nginx.service": 300 + 5}
 """Seconds that a service may need for what it has begun: the web tier's wait, a task's limit and a long poll."""
-
-
-def needs(program: str) -> str:
-    """The program's path. Skips, except in CI, where it is not installed."""
-    path = shutil.which(program, path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"]))
-    if path is None:
-        assert "CI" not in os.environ, f"{program} is missing: .ci/run installs it"
-        pytest.skip(f"{program} is not installed")
-    return path
 
 
 def analyze(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -69,7 +69,7 @@ from faceapp.flower import guard
 from faceapp.flower.pages import HANDLERS
 from faceapp.http.server import is_stopped
 from faceapp.recognition import files, vision
-from tests.services import wait_until
+from tests.services import PATIENCE_S, wait_until
 
 LONGEST_POLL_S = 20
 
@@ -147,7 +147,7 @@ def consume(channel: Any, count: int, *, prefetch: int) -> tuple[Hub, list[Any]]
     channel.basic_qos(0, prefetch, False)
     channel.basic_consume("req-queue", no_ack=False, callback=got.append, consumer_tag="tag")
     while len(got) < count:
-        channel.drain_events(timeout=5)
+        channel.drain_events(timeout=PATIENCE_S)
     hub.soon.clear()
     return hub, got
 
@@ -510,7 +510,7 @@ def test_the_shortened_headers_stay_while_celery_sends_what_is_only_a_default(st
 
 def test_the_early_backend_stays_while_celery_makes_it_without_a_lock() -> None:
     """create_app"""
-    both_make_one = threading.Barrier(2, timeout=10)
+    both_make_one = threading.Barrier(2, timeout=PATIENCE_S)
 
     class App(Celery):  # type: ignore[misc]
         def _get_backend(self) -> Any:
@@ -689,7 +689,7 @@ def test_the_single_thread_stays_while_motos_sqs_takes_no_locks(monkeypatch: pyt
     backend = models.sqs_backends["123456789012"]["us-east-1"]
     backend.create_queue("shared")
     sent = backend.send_message("shared", "body")
-    both_take_it, take, taken = threading.Barrier(2, timeout=10), models.Message.mark_received, list[str]()
+    both_take_it, take, taken = threading.Barrier(2, timeout=PATIENCE_S), models.Message.mark_received, list[str]()
 
     def taking(message: models.Message, **named: Any) -> None:
         both_take_it.wait()
@@ -764,7 +764,7 @@ def test_our_arbiter_stays_while_gunicorn_takes_a_process_that_is_stopped_for_on
         arbiter.timeout, arbiter._stats = 30, defaultdict(int)
         arbiter.WORKERS = {process.pid: SimpleNamespace(tmp=heartbeat, aborted=True)}
         arbiter.murder_workers()
-        assert process.wait(60) == -signal.SIGKILL
+        assert process.wait(PATIENCE_S) == -signal.SIGKILL
     finally:
         process.kill()
         process.wait()

@@ -75,6 +75,16 @@ def test_no_file(client: FlaskClient, method: str, url: str, field: str, content
     problem(client.open(url, method=method, data=body, content_type=content_type), 400, "file_missing")
 
 
+@everywhere
+@stores_nothing
+def test_a_path_instead_of_a_file(client: FlaskClient, method: str, url: str, field: str) -> None:
+    """`curl -F inputFile=photo.jpg`, without @, sends the path as text."""
+    document = problem(client.open(url, method=method, data={field: "photo.jpg"}), 400, "file_missing")
+    assert document["detail"] == f"{field} holds text, not a file: with curl, write -F {field}=@PATH."
+    other = client.open(url, method=method, data={"token": "x", field: File(b"", "")})
+    assert "curl" not in problem(other, 400, "file_missing")["detail"]
+
+
 @stores_nothing
 def test_a_file_in_another_field(client: FlaskClient) -> None:
     document = problem(client.post("/", data={"picture": File(plain())}), 400, "file_missing")

@@ -142,6 +142,9 @@ def test_an_enrolment_says_what_is_like_it(client: FlaskClient, samples: dict[st
     }
     assert all(0 < each["distance"] < 0.6 and each["photo"] == photo_id_of(obama2) for each in third)
 
+    biden = client.put("/v1/people/Barack", data={"photo": File(samples["biden.jpg"].read_bytes())})
+    assert ("unlike", "Barack") in {(each["code"], each["name"]) for each in as_json(biden)["notices"]}
+
 
 @pytest.mark.usefixtures("worker")
 def test_the_command_prints_what_is_like_it(

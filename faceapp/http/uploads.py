@@ -93,8 +93,10 @@ def _missing(form: forms.Form, fields: tuple[str, ...], files: list[forms.File])
     wanted = " or ".join(repr(field) for field in fields)
     if files:
         return MissingFile(f"The form has a file in {files[0].field[:64]!r}: send it in the field {wanted}.")
-    if any(field in form.text_fields for field in fields):
-        return MissingFile(f"The field {wanted} came as text, without a file name, so it is no file.")
+    texts = [field[:64] for field in form.text_fields if not fields or field in fields]
+    # A browser's form in which no file was chosen has text fields as well, and an empty file.
+    if texts and not form.files:
+        return MissingFile(f"{texts[0]} holds text, not a file: with curl, write -F {texts[0]}=@PATH.")
     return MissingFile(f"The form has no photo: send one in the field {wanted}." if fields else None)
 
 
