@@ -29,9 +29,18 @@ def file(name: str, data: bytes = b"data") -> bytes:
 
 def read(*parts: bytes, end: bytes = b"--b--\r\n", piece_bytes: int = forms.PIECE_BYTES) -> Form:
     stream = io.BytesIO(b"".join(parts) + end)
-    return forms.read(
-        lambda size: stream.read(min(size, piece_bytes)), "b", max_files=MOST_FILES, max_file_bytes=MOST_BYTES
+    dropped: list[int] = []
+    found = forms.read(
+        lambda size: stream.read(min(size, piece_bytes)),
+        "b",
+        max_files=MOST_FILES,
+        max_file_bytes=MOST_BYTES,
+        dropped=dropped.append,
     )
+    # Only fields that are no files keep something else.
+    kept_bytes = sum(each.sink.tell() for each in found.files)
+    assert found.text_fields or sum(dropped) == stream.tell() - kept_bytes
+    return found
 
 
 @pytest.mark.parametrize(

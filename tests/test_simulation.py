@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -137,6 +138,14 @@ def test_a_message_that_came_back_three_times_is_a_dead_letter() -> None:
     result = run(Scripted(*script), day(0, service_s=20), force=True)
     assert (result.dead_letters, result.kills, len(result.latencies_s)) == (1, 3, 0)
     assert result.misses == result.messages == 1
+
+
+def test_the_next_start_takes_the_next_of_the_boots_that_the_bound_knows() -> None:
+    world, workload = replace(EXACT, boot_max_s=50), day(0, 201)
+    first_s, second_s = islice(workloads.boots_s(workload.name, workload.seed, world), 2)
+    script = [(0, start(1)), (60, drain("app-1")), (201, start(1)), (270, drain("app-1"))]
+    assert first_s != second_s
+    assert run(Scripted(*script), workload, world=world).done_s == pytest.approx((first_s + 1, 201 + second_s + 1))
 
 
 def test_an_instance_that_is_stopping_cannot_be_started() -> None:

@@ -147,7 +147,7 @@ def test_the_report_adds_up() -> None:
         a_run("theirs", "a", 10, billed_s=240),
         a_run("theirs", "b", 100, billed_s=200),
     ]
-    bounds = [Bound(workload=name, seed=1, billed_s=100, found_s=100) for name in "ab"]
+    bounds = [Bound(workload=name, seed=1, billed_s=100) for name in "ab"]
     overall = report.overall(report.rows(runs, bounds))
     ours, theirs = overall["ours"], overall["theirs"]
     first, second = ours.rows

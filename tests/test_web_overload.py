@@ -247,6 +247,16 @@ def test_what_is_only_announced_keeps_no_other_upload_waiting(web: Web, start: b
     wait_until(web.idle, what="free places")
 
 
+def test_what_is_dropped_keeps_no_other_upload_waiting(web: Web) -> None:
+    """S2: a form that goes on and has sent more than all room, but nothing of a file."""
+    photo = form({"file": File(plain() + bytes(UPLOAD_BYTES // 2))})
+    with web.connect() as connection:
+        connection.sendall(head(15_000_000) + b"\r\n--" * UPLOAD_BYTES)
+        wait_until(lambda: web.gauge("admitted_requests") == 1 and web.gauge("upload_bytes") == 0, what="nothing held")
+        assert web.ask("POST", "/v1/recognitions", photo)[0] == 202
+    wait_until(web.idle, what="free places")
+
+
 def test_chunks_of_a_byte_are_refused(web: Web) -> None:
     """S2: each costs as much as one of many kilobytes."""
     with web.connect() as connection:

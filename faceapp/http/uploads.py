@@ -68,6 +68,7 @@ def read(request: flask.Request, fields: tuple[str, ...] = (), *, most: int | No
         boundary_of(request),
         max_files=settings.web_max_files,
         max_file_bytes=settings.web_max_photo_bytes,
+        dropped=_give_back,
     )
     files = [file for file in form.files if file.chosen]
     found = [file for file in files if not fields or file.field in fields]
@@ -82,6 +83,12 @@ def read(request: flask.Request, fields: tuple[str, ...] = (), *, most: int | No
         if isinstance(each, Refusal):
             metrics.current().count(each.error.code)
     return checked
+
+
+def _give_back(size_bytes: int) -> None:
+    """The request's place (see admission.py) needs no room for what is dropped."""
+    if place := flask.g.get("place"):
+        place.give_back(size_bytes)
 
 
 def boundary_of(request: flask.Request) -> str:
