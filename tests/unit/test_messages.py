@@ -6,22 +6,15 @@ import copy
 import json
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from faceapp import broker
-from faceapp import stack as deployment
 from faceapp.broker.messages import ENROL, ERASE, RECOGNIZE, refusal
-from faceapp.config import Settings
-from faceapp.dead_letters import DeadLetters
 from faceapp.errors import SchemaError
 from faceapp.schema import Box, Candidate, Enrolment, Face, Failure, Photo, PhotoFailure, Recognition
-from tests.support.aws import plain_client
-from tests.support.services import aws_environ, celery_worker, environ, wait_until
 
 ID = "0123456789abcdef" * 2
 TASKS = {RECOGNIZE, ENROL, ERASE, "tests.echo"}
@@ -62,22 +55,6 @@ def message(**changes: Any) -> dict[str, Any]:
 
 def reason(document: Any) -> str:
     return refusal(document if isinstance(document, str) else json.dumps(document), tasks=TASKS)
-
-
-def test_the_web_tiers_own_message_is_taken(stack: Settings) -> None:
-    app = broker.create_app(stack)
-    for task in (RECOGNIZE, ENROL):
-        app.send_task(task, args=[ID], task_id=ID, headers={"request_id": "mine", "traceparent": "00-1-2-03"})
-    app.send_task("tests.echo", args=[{"any": 1}], kwargs={"named": None}, time_limit=30, soft_time_limit=2.5)
-    sqs = plain_client("sqs", broker.sqs_client().meta.endpoint_url)
-    queue = sqs.get_queue_url(QueueName=stack.request_queue)["QueueUrl"]
-    bodies = [each["Body"] for each in sqs.receive_message(QueueUrl=queue, MaxNumberOfMessages=10)["Messages"]]
-    app.backend.collector.close(delete_queue=True)
-
-    assert len(bodies) == 3
-    assert [reason(body) for body in bodies] == ["", "", ""]
-    assert reason(message()) == ""
-    assert reason(message(headers__task=ERASE, body=json.dumps([[ID, 2703], {}, {}]))) == ""
 
 
 WRONG_SECONDS = [json.dumps([[ID, wrong], {}, {}]) for wrong in [0, -1, 10**6, True, "5", None, []]]
@@ -239,37 +216,3 @@ def test_a_value_of_another_type_does_not_fit(change: dict[str, Any]) -> None:
 def test_what_is_no_document_does_not_fit(text: str | bytes) -> None:
     with pytest.raises(SchemaError):
         Recognition.from_json(text)
-
-
-@pytest.fixture(scope="module")
-def crafted(aws_endpoint: str) -> Settings:
-    settings = Settings(prefix=f"t{uuid.uuid4().hex[:8]}")
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in aws_environ(aws_endpoint).items():
-            patch.setenv(name, value)
-        deployment.apply(settings)
-    return settings
-
-
-@pytest.mark.usefixtures("aws")
-def test_crafted_messages_become_dead_letters_and_cost_no_process(
-    crafted: Settings, aws_endpoint: str, tmp_path: Path
-) -> None:
-    """With the template's visibility timeout: they go back at once."""
-    sqs = plain_client("sqs", aws_endpoint)
-    queue = sqs.get_queue_url(QueueName=crafted.request_queue)["QueueUrl"]
-    sent = {
-        "rubbish": "it is not JSON",
-        json.dumps(message(headers__timelimit=-5)): "its time limits are not two",
-        json.dumps(message(content_type="application/x-python-serialize")): "its content is not JSON in UTF-8",
-        json.dumps(message(headers__task="os.system")): "its task 'os.system' is none of ours",
-    }
-    for body in sent:
-        sqs.send_message(QueueUrl=queue, MessageBody=body)
-    letters, log = DeadLetters(crafted), tmp_path / "log"
-    with celery_worker("tests.support.failing", log, environ(aws_endpoint, crafted), "--concurrency", "1") as worker:
-        wait_until(lambda: letters.count() == len(sent), timeout_s=240, what="the dead letters")
-        assert worker.poll() is None
-    found = {each.body: each.reason for each in letters.listing().letters}
-    assert found == {body: f"no worker takes it: {why}" for body, why in sent.items()}
-    assert "received" not in log.read_text()

@@ -1,35 +1,19 @@
-"""Counts, arrivals, boots and what the workers' events tell; and the events of a real worker, end to end."""
+"""Arrivals, boots and what the workers' events tell."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import subprocess
-import urllib.request
-import uuid
-from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
-from botocore.stub import Stubber
 
-from faceapp import broker
-from faceapp import stack as deployment
 from faceapp.broker import events
-from faceapp.config import Settings
-from faceapp.errors import BrokerUnavailable
 from faceapp.pace import HEARTBEAT_S, with_seconds
 from faceapp.scaling.estimates import FIRST, NOISE, OUTLIER, Arrivals, Believed, Boots, ServiceTime
-from faceapp.scaling.listener import Listener
 from faceapp.scaling.machine import READY, Machine
-from faceapp.scaling.metrics import Depth
 from faceapp.scaling.observe import DESERTED_S, PATIENCE_S, ZERO_S, Phases
 from faceapp.scaling.policies.base import BIN_S, BINS, Counts
 from faceapp.scaling.workers import PATH_S, PING, SILENT_S, Workers
 from tests.support import echo
-from tests.support.aws import COUNTER, plain_client, session
-from tests.support.services import celery_worker, environ, wait_until
 
 
 class Clock:
@@ -44,43 +28,6 @@ class Clock:
 
 def counts(visible: int, in_flight: int = 0) -> Counts:
     return Counts(visible=visible, in_flight=in_flight)
-
-
-# The queue.
-
-
-def test_depth_asks_for_all_three_counts(stack: Settings, aws: str) -> None:
-    sqs = plain_client("sqs", aws)
-    url = sqs.get_queue_url(QueueName=stack.request_queue)["QueueUrl"]
-    for delay_s in (0, 0, 0, 60):
-        sqs.send_message(QueueUrl=url, MessageBody="photo", DelaySeconds=delay_s)
-    sqs.receive_message(QueueUrl=url, MaxNumberOfMessages=1)
-    assert Depth(stack).ask() == Counts(visible=2, in_flight=1, delayed=1)
-
-
-def test_a_queue_that_does_not_exist_is_said(aws: str) -> None:
-    with pytest.raises(BrokerUnavailable, match="nobody-req-queue"):
-        Depth(Settings(prefix="nobody")).ask()
-
-
-@pytest.mark.parametrize("code", ["AccessDenied", "ThrottlingException"])
-def test_a_refusal_is_said(stack: Settings, code: str) -> None:
-    client = session().client("sqs")
-    with Stubber(client) as stub:
-        stub.add_client_error("get_queue_url", code)
-        with pytest.raises(BrokerUnavailable, match=code):
-            Depth(stack, client=client).ask()
-
-
-def test_a_queue_that_was_made_anew_is_found_again(stack: Settings, aws: str) -> None:
-    sqs, depth = plain_client("sqs", aws), Depth(stack)
-    depth.ask()
-    url = sqs.get_queue_url(QueueName=stack.request_queue)["QueueUrl"]
-    sqs.delete_queue(QueueUrl=url)
-    with pytest.raises(BrokerUnavailable):
-        depth.ask()
-    sqs.create_queue(QueueName=stack.request_queue)
-    assert depth.ask() == counts(0)
 
 
 # How far counts are believed.
@@ -485,62 +432,6 @@ def test_a_worker_that_left_makes_its_instance_drain(workers: Workers, clock: Cl
     assert phases.deserted([marked]) == []
 
 
-# The events of a real worker, over the real transport.
-
-
-@pytest.fixture
-def echo_settings(aws: str) -> Settings:
-    base = Settings(prefix=f"e{uuid.uuid4().hex[:8]}", queue_wait_s=2)
-    settings = dataclasses.replace(base, prefix=echo.prefix(base))
-    deployment.apply(settings)
-    return base
-
-
-@pytest.fixture
-def listening(echo_settings: Settings) -> Iterator[Workers]:
-    settings = dataclasses.replace(echo_settings, prefix=echo.prefix(echo_settings))
-    workers = Workers(service_s=9.0)
-    listener = Listener(settings, workers)
-    listener.start()
-    wait_until(lambda: workers.path_alive, what="the listener's own event")
-    yield workers
-    listener.stop()
-
-
-def sns_publishes(aws: str) -> int:
-    request = urllib.request.Request(f"{aws}/faceapp/calls", headers=COUNTER)
-    with urllib.request.urlopen(request) as answer:
-        return int(json.load(answer)["calls"].get("sns", {}).get("Publish", 0))
-
-
-def test_a_real_worker_is_seen_busy_idle_and_gone(
-    aws: str, echo_settings: Settings, listening: Workers, tmp_path: Path
-) -> None:
-    settings = dataclasses.replace(echo_settings, prefix=echo.prefix(echo_settings))
-    options = ("--concurrency", "1", "--hostname", f"celery@{HOST}")
-    log = tmp_path / "log"
-    with celery_worker("tests.support.echo", log, environ(aws, echo_settings), *options) as process:
-        wait_until(lambda: listening.heard_s(HOST) is not None, what="worker-online")
-        assert listening.online_heard(HOST)
-        before = sns_publishes(aws)
-        app = broker.create_app(settings)
-        answers = [app.send_task("tests.echo", args=[n]) for n in range(40)]
-        assert [answer.get(timeout=240) for answer in answers] == list(range(40))
-        wait_until(lambda: listening.done == 40, what="the end of all tasks, as events")
-        assert listening.idle_s(HOST) is not None
-        assert listening.service_s == 9.0, "an echo is no recognition (C3)"
-        # 120 events; the listener's pings and remote control's broadcasts count as well.
-        assert sns_publishes(aws) - before <= 20
-        _stop(process)
-        wait_until(lambda: listening.left_s(HOST) is not None, what="worker-offline")
-    app.backend.collector.close(delete_queue=True)
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    process.wait(240)
-
-
 def test_workers_beat_slowly_and_send_events_without_an_option() -> None:
     class Worker:
         options: dict[str, Any]
@@ -553,44 +444,3 @@ def test_workers_beat_slowly_and_send_events_without_an_option() -> None:
     events.beat_slowly(worker)
     assert worker.options == {"heartbeat_interval": 5}
     assert echo.app.conf.worker_send_task_events
-
-
-def test_a_heartbeat_says_how_many_processes_there_are_now(aws: str, echo_settings: Settings, tmp_path: Path) -> None:
-    """What Flower's buttons change was never told."""
-    settings = dataclasses.replace(echo_settings, prefix=echo.prefix(echo_settings), scaler_port=3)
-    told: list[int | None] = []
-
-    class Told(Workers):
-        def on_event(self, event: Mapping[str, Any]) -> None:
-            if event["type"] == "worker-heartbeat":
-                told.append(event.get("processes"))
-            super().on_event(event)
-
-    Listener(settings, Told(service_s=1.0)).start()
-    options = ("--concurrency", "1", "--hostname", f"celery@{HOST}", "--heartbeat-interval", "1")
-    with celery_worker("tests.support.echo", tmp_path / "log", environ(aws, echo_settings), *options):
-        wait_until(lambda: 1 in told, what="a heartbeat")
-        broker.create_app(settings).control.pool_grow(1, destination=[f"celery@{HOST}"])
-        wait_until(lambda: 2 in told, what="a heartbeat with the new process")
-
-
-def test_a_scaler_that_begins_is_told_of_workers_that_are_there(
-    aws: str, echo_settings: Settings, tmp_path: Path
-) -> None:
-    settings = dataclasses.replace(echo_settings, prefix=echo.prefix(echo_settings))
-    heard = [Workers(service_s=1.0), Workers(service_s=1.0)]
-    first, second = (
-        Listener(dataclasses.replace(settings, scaler_port=port), workers)
-        for port, workers in zip((1, 2), heard, strict=True)
-    )
-    first.start()
-    wait_until(lambda: heard[0].path_alive, what="events")
-    # Its next heartbeat comes after the test.
-    options = ("--concurrency", "1", "--hostname", f"celery@{HOST}", "--heartbeat-interval", "86400")
-    with celery_worker("tests.support.echo", tmp_path / "log", environ(aws, echo_settings), *options):
-        wait_until(lambda: heard[0].online_heard(HOST), what="the worker's coming up")
-        second.start()
-        wait_until(lambda: heard[1].idle_s(HOST) is not None, what="an answer")
-        assert not heard[1].online_heard(HOST)
-    for listener in (first, second):
-        listener.stop()
