@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import urlopen
@@ -124,17 +125,26 @@ def test_a_presigned_address_opens_its_object(aws_endpoint: str, version: str | 
     assert ask(aws_endpoint, path=url.partition(aws_endpoint)[2].replace(ACCESS["AWS_ACCESS_KEY_ID"], "A"))[0] == 403
 
 
-@pytest.mark.parametrize("sent", ["", "GET / HT", "GET / HTTP/1.1\r\nHost: 127"])
-def test_a_head_that_does_not_end_is_cut(aws_endpoint: str, sent: str) -> None:
-    """It stayed open for ever. A connection that had its answer may be idle for longer."""
+def test_a_head_that_does_not_end_is_cut(aws_endpoint: str) -> None:
+    """It stayed open for ever. A connection that had its answer may be idle for longer.
+
+    All are sent at once, since the server waits a while before it cuts each.
+    """
+    unfinished = ("", "GET / HT", "GET / HTTP/1.1\r\nHost: 127")
     address = urlsplit(aws_endpoint)
     kept = http.client.HTTPConnection(address.netloc, timeout=240)
     try:
         kept.request("GET", "/", headers={"Authorization": NAMED})
         assert kept.getresponse().read()
-        with socket.create_connection((address.hostname, address.port), timeout=240) as client:
-            client.sendall(sent.encode())
-            assert client.recv(100).partition(b"\r\n")[0] in (b"", b"HTTP/1.1 400 Bad Request")
+        with ExitStack() as stack:
+            clients = {
+                sent: stack.enter_context(socket.create_connection((address.hostname, address.port), timeout=240))
+                for sent in unfinished
+            }
+            for sent, client in clients.items():
+                client.sendall(sent.encode())
+            for sent, client in clients.items():
+                assert client.recv(100).partition(b"\r\n")[0] in (b"", b"HTTP/1.1 400 Bad Request"), sent
         opened = kept.sock
         kept.request("GET", "/", headers={"Authorization": NAMED})
         assert (kept.getresponse().status, kept.sock) == (200, opened)

@@ -1,6 +1,6 @@
 """What the fuzzing tests share: how many cases they try, and how real files are broken.
 
-`make test` tries few cases, always the same ones. With FUZZ_EXAMPLES=N (`make fuzz`) every test tries N new ones.
+`make test-all` tries few cases, always the same ones. With FUZZ_EXAMPLES=N (`make fuzz`) every test tries N new ones.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _FIELDS += [2**63 - 1, 2**63, 2**64 - 1]
 
 
 def cases(quick: int, *, slow: int = 1) -> settings:
-    """`quick` cases in `make test`; in `make fuzz` FUZZ_EXAMPLES, or a `slow`th of them where each takes so long."""
+    """`quick` cases in `make test-all`; in `make fuzz` FUZZ_EXAMPLES, or a `slow`th of them where each takes long."""
     return settings(
         max_examples=max(quick, EXAMPLES // slow),
         derandomize=not EXAMPLES,

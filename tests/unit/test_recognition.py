@@ -238,6 +238,7 @@ print([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 @pytest.mark.parametrize("parent", ["fresh", "used"])
 def test_forked_processes_run_the_model_at_once(samples: dict[str, Path], parent: str) -> None:

@@ -173,6 +173,7 @@ def test_nms_gives_the_same_with_torchvision_and_without() -> None:
     assert vision.nms(boxes[:0], scores[:0], 0.5).tolist() == []
 
 
+@pytest.mark.slow
 def test_facenet_pytorch_imports_whatever_torchvision_was_built_for() -> None:
     """Pins the workaround: where torchvision's operators do not load, its plain import fails, and ours does not."""
     script = (

@@ -45,6 +45,7 @@ def points_of(shape: Any) -> NDArray[np.float64]:
     return np.array([(part.x, part.y) for part in shape.parts()], np.float64)
 
 
+@pytest.mark.slow
 def test_descriptors_equal_dlibs(portraits: list[Image.Image], dlib_faces: list[Any], dlib_points: Any) -> None:
     reference = dlib.face_recognition_model_v1(str(RESNET))
     pixels = [np.asarray(image) for image in portraits]

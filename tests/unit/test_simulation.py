@@ -65,6 +65,7 @@ def counted(result: Result) -> int:
     return len(result.latencies_s) + result.dead_letters + result.unanswered
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", CONTESTANTS)
 @pytest.mark.parametrize("faults", ["none", "all"])
 def test_every_message_ends_once_under_every_policy(policy: str, faults: str) -> None:
