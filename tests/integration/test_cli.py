@@ -139,6 +139,7 @@ def test_recognising_locally_needs_no_service(samples: dict[str, Path]) -> None:
     assert done.returncode == 0
 
 
+@pytest.mark.slow
 def test_a_folder_is_a_gallery_and_a_stranger_is_unknown(samples: dict[str, Path], tmp_path: Path) -> None:
     for name, photo in (("joe", "biden.jpg"), ("barack", "obama.jpg")):
         (tmp_path / name).mkdir()
@@ -149,6 +150,7 @@ def test_a_folder_is_a_gallery_and_a_stranger_is_unknown(samples: dict[str, Path
     assert "broken.jpg is not used" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_course_gallery_of_another_network_is_one_sentence(samples: dict[str, Path], tmp_path: Path) -> None:
     torch.save([[torch.zeros(1, 512)], ["ann"]], tmp_path / "data.pt")
     done = faceapp("recognize", "--local", "--gallery", tmp_path / "data.pt", samples["obama3.jpg"])

@@ -172,6 +172,7 @@ def data(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
+@pytest.mark.slow
 def test_a_data_file_is_a_gallery_that_is_searched_listed_and_forgotten(
     stack: Settings, facenet: Path, data: Callable[..., Path]
 ) -> None:
@@ -194,6 +195,7 @@ def test_a_data_file_is_a_gallery_that_is_searched_listed_and_forgotten(
     assert [(each.name, each.photos) for each in people.list_people()] == [("ann", 1)]
 
 
+@pytest.mark.slow
 def test_a_data_file_that_does_not_fit_is_refused(stack: Settings, facenet: Path, data: Callable[..., Path]) -> None:
     """G4: a sentence says what to set."""
     with pytest.raises(GalleryMismatch, match="FACEAPP_EMBEDDER=facenet and FACEAPP_WEIGHTS"):
