@@ -1,6 +1,6 @@
 """Every boto3 client of faceapp: its region, time limits, connections and retries, and answers that are whole.
 
-No other module makes one (tests/test_aws.py). The endpoint and the credentials are those that boto3 finds.
+No other module makes one (tests/integration/test_aws.py). The endpoint and the credentials are those that boto3 finds.
 """
 
 from __future__ import annotations

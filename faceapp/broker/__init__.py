@@ -2,7 +2,7 @@
 
 kombu's SQS transport carries tasks. What it lacks for replies, events and remote control over SNS is added here by
 overriding a few methods; each override says why it is there and names upstream's issue where there is one, and
-tests/test_upstream.py fails when upstream makes one needless.
+tests/upstream/test_upstream.py fails when upstream makes one needless.
 """
 
 from faceapp.broker.app import FaceappCelery, GivenUp, create_app

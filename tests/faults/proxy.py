@@ -25,7 +25,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from faceapp.local import calls
-from tests.services import PATIENCE_S
+from tests.support.services import PATIENCE_S
 
 OWN_HEADERS = {"connection", "content-length", "date", "server", "transfer-encoding", "expect"}
 """Not passed on as they are: the proxy's own connection has others."""

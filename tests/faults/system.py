@@ -37,9 +37,9 @@ from faceapp.local.up import IMAGE
 from faceapp.samples import sample_photos
 from faceapp.schema import Recognition
 from faceapp.storage import Storage
-from tests.aws import BEARER, plain_client
 from tests.faults.faulty import HOLDS, LET_GO
-from tests.services import PATIENCE_S, environ, wait_until
+from tests.support.aws import BEARER, plain_client
+from tests.support.services import PATIENCE_S, environ, wait_until
 
 FAULTY = "tests.faults.faulty"
 HOST = f"import {FAULTY}; from faceapp.local import compute; compute.main()"
