@@ -11,14 +11,19 @@ CHECKS := $(CHECKOV)/.checks
 # as source is pinned and installed first, so no build fetches tools of its own.
 INSTALL := -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --use-pep517
 
+# Fixtures of a module are made once, so its tests stay together.
+IN_PARALLEL = -n $(or $(JOBS),2) --dist loadfile
+WHOLE_SYSTEM := tests/system/test_local_up.py::test_from_a_folder_of_photos_to_names_and_back_after_a_restart
+
 .DEFAULT_GOAL := help
-.PHONY: help up check test test-faults fuzz bench bench-scaler accuracy clean
+.PHONY: help up check test test-all test-faults fuzz bench bench-scaler accuracy clean
 .DELETE_ON_ERROR:
 
 help: ## print this
 	@echo "make up         run everything on this machine (PEOPLE=DIR enrols DIR/<name>/<photo>.jpg; COURSE=ID: docs/course.md)"
 	@echo "make check      format, lint, types, import directions, security, templates"
-	@echo "make test       all tests but the slow ones of faults (ARGS='-k name' for some, JOBS=4 at a time)"
+	@echo "make test       whether it works here, in a few minutes (ARGS='-k name' for some, JOBS=4 at a time)"
+	@echo "make test-all   all tests but the slow ones of faults"
 	@echo "make test-faults  every fault: parts killed, hung, cut off, under load (FAULT_TABLE=FILE writes the table)"
 	@echo "make fuzz       broken photos, files, messages and requests, EXAMPLES=20000 of each kind"
 	@echo "make bench      the benchmarks' tables"
@@ -40,7 +45,10 @@ check: $(DEVELOPS) $(CHECKS)
 	$(CHECKOV)/bin/python -m checkov.main --framework cloudformation --directory deploy --compact --quiet --skip-download
 
 test: $(DEVELOPS)
-	$(BIN)/pytest -m 'not slow_fault' -n $(or $(JOBS),2) --dist loadfile $(ARGS)
+	$(BIN)/pytest tests/unit tests/integration $(WHOLE_SYSTEM) -m 'not slow' $(IN_PARALLEL) $(ARGS)
+
+test-all: $(DEVELOPS)
+	$(BIN)/pytest -m 'not slow_fault' $(IN_PARALLEL) $(ARGS)
 
 test-faults: $(DEVELOPS)
 	$(BIN)/pytest tests/faults $(ARGS)

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from benchmarks.path import users_environ
 from benchmarks.table import print_table
 from faceapp import credential, stack
 from faceapp.config import Settings
@@ -118,7 +119,7 @@ def main() -> None:
     parser.add_argument("--cold", action="store_true", help="empty the kernel's caches before each start (root)")
     options = parser.parse_args()
     settings = Settings(prefix=f"b{uuid.uuid4().hex[:8]}")
-    environ = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "FACEAPP_"))}
+    environ = users_environ()
     environ |= {"AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1", "FACEAPP_PREFIX": settings.prefix}
     environ |= {**credential.fresh(), "FACEAPP_QUEUE_WAIT_S": "2"}
     with tempfile.TemporaryDirectory() as folder, Services(Path(folder), environ) as services:

@@ -43,7 +43,7 @@ import psutil
 
 from benchmarks.broker_plain import HEARTBEAT_S
 from benchmarks.live import photos_in_turn
-from benchmarks.path import System, burst, cpu_s, free_port
+from benchmarks.path import System, burst, cpu_s, free_port, users_environ
 from benchmarks.table import print_table
 from celery_sqs.transport.fanout import FANOUT_EXCHANGES, topic_name
 from faceapp import credential, stack
@@ -127,9 +127,8 @@ class Site:
 @contextmanager
 def started() -> Iterator[tuple[Services, dict[str, str]]]:
     """Services, and the environment that they share: nothing of the caller's AWS, and ports that are free."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "FACEAPP_"))}
     environ = {
-        **own,
+        **users_environ(),
         "PYTHONUNBUFFERED": "1",
         "FACEAPP_QUEUE_WAIT_S": str(LONG_POLL_S),
         "FACEAPP_FLOWER_PORT": str(free_port()),

@@ -27,7 +27,7 @@ from typing import Any
 import boto3
 import psutil
 
-from benchmarks.path import EXPECTED, PHOTOS_IN_TURN, post
+from benchmarks.path import EXPECTED, PHOTOS_IN_TURN, post, users_environ
 from benchmarks.table import print_table
 from faceapp.config import Settings
 from faceapp.credential import aws_keys
@@ -133,7 +133,6 @@ class System:
 def system(folder: Path, **environ: str) -> Iterator[System]:
     """`faceapp up` on free ports, stopped at the end (killed if it does not)."""
     web_port, aws_port, scaler_port, flower_port = _free_ports(4)
-    own = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "FACEAPP_"))}
     environ = {
         "FACEAPP_PREFIX": "live",
         "FACEAPP_LOCAL_KEY": new_text(),
@@ -149,7 +148,7 @@ def system(folder: Path, **environ: str) -> Iterator[System]:
             [sys.executable, "-m", "faceapp", "up"],
             stdout=file,
             stderr=subprocess.STDOUT,
-            env={**own, **environ, "XDG_STATE_HOME": str(folder)},
+            env={**users_environ(), **environ, "XDG_STATE_HOME": str(folder)},
         )
     try:
         while UP not in output.read_text():

@@ -49,6 +49,11 @@ class Load:
     wrong: int
 
 
+def users_environ() -> dict[str, str]:
+    """This process's environment without anything of an AWS or of faceapp's settings."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "FACEAPP_"))}
+
+
 def cpu_s(process: psutil.Process) -> float:
     """CPU seconds of a process and all below it, those that have ended included."""
     times = process.cpu_times()

@@ -11,7 +11,7 @@ import urllib3
 
 from faceapp.credential import key_for
 from faceapp.door import names_loopback
-from faceapp.errors import BadRequest, FaceappError, ServiceUnreachable, by_code
+from faceapp.errors import BadRequest, FaceappError, InvalidName, ServiceUnreachable, by_code
 
 CONNECT_TIMEOUT_S = 5
 
@@ -50,15 +50,20 @@ class Client:
     def enrol(self, name: str, photos: list[Path]) -> list[str]:
         """Enrol the photos under `name`, all or none; returns when a worker has done it.
 
-        Answers a sentence for each other person who is like the name or the photos.
+        Answers a sentence for each other person who is like the name or the photos, and for each photo that is unlike
+        the person's others. Raises InvalidName for a name that makes no path of its own.
         """
+        path = _path_of(name)
         fields = [("photo", (photo.name, read_photo(photo), "application/octet-stream")) for photo in photos]
-        answer = json.loads(self._ask("PUT", f"/v1/people/{quote(name, safe='')}", fields=fields))
+        answer = json.loads(self._ask("PUT", path, fields=fields))
         return [str(notice["detail"]) for notice in answer.get("notices", ())]
 
     def forget(self, name: str) -> None:
-        """Forget a person: every photo and vector at once, the results that name them within minutes."""
-        self._ask("DELETE", f"/v1/people/{quote(name, safe='')}")
+        """Forget a person: every photo and vector at once, the results that name them within minutes.
+
+        Raises InvalidName for a name that makes no path of its own.
+        """
+        self._ask("DELETE", _path_of(name))
 
     def recognise(self, photo: Path) -> str:
         """The classic answer: `<file name without extension>:<name>`."""
@@ -80,6 +85,13 @@ class Client:
             raise by_code(problem["code"])(problem["detail"])
         except (ValueError, KeyError, TypeError):
             raise FaceappError(f"{self.url}{path} answered {answer.status} {answer.reason}.") from None
+
+
+def _path_of(name: str) -> str:
+    """The person's path. Raises InvalidName for a name that would be another path on its way, as dots are."""
+    if not name.strip(". "):
+        raise InvalidName("The name has neither a letter nor a digit: it needs one." if name else "The name is empty.")
+    return f"/v1/people/{quote(name, safe='')}"
 
 
 def read_photo(photo: Path) -> bytes:

@@ -161,15 +161,17 @@ class PhotoFailure:
 
 @dataclass(frozen=True, kw_only=True)
 class Notice:
-    """Something that whoever enrols should know about somebody else who is enrolled. The photos are enrolled anyway.
+    """Something that whoever enrols should know about who is enrolled. The photos are enrolled anyway.
 
-    `code` is `similar_name`, `same_photo` or `looks_like`; others may come. `distance` is between `photo`, which is a
-    new one's id, and the nearest of `name`'s; None and empty for a name.
+    `code` is `similar_name`, `same_photo`, `looks_like`, or `unlike` (`name` is then the one that was enrolled); others
+    may come. `distance` is between `photo`, which is a new one's id, and the nearest of `name`'s; None and empty for a
+    name.
     """
 
     SIMILAR_NAME: ClassVar[str] = "similar_name"
     SAME_PHOTO: ClassVar[str] = "same_photo"
     LOOKS_LIKE: ClassVar[str] = "looks_like"
+    UNLIKE: ClassVar[str] = "unlike"
 
     code: str
     name: str
@@ -184,6 +186,8 @@ class Notice:
         if self.code == self.SAME_PHOTO:
             return f"{self.name!r} has this photo, too. A face like it gets the name that was enrolled first."
         near = "" if self.distance is None else f" (distance {self.distance:.2f})"
+        if self.code == self.UNLIKE:
+            return f"This photo does not look like the other photos of {self.name!r}{near}. Is it the same person?"
         return f"{self.name!r} looks like this photo{near}. Is it the same person?"
 
 

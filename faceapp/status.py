@@ -20,7 +20,7 @@ from celery_sqs.clocks import answered_s
 from faceapp import aws
 from faceapp.config import Settings
 from faceapp.door import is_loopback_url
-from faceapp.errors import BrokerUnavailable, FaceappError, FleetError
+from faceapp.errors import BrokerUnavailable, FaceappError, FleetError, ServiceUnreachable
 from faceapp.gallery import People
 from faceapp.http.scaler import ScalerStatus
 from faceapp.queues import Queue, queues
@@ -142,13 +142,12 @@ class Status:
 
 def ask(settings: Settings, app: Any, *, aws: str) -> Status:
     """Ask every part, all at once: takes a few seconds at most. `app` is the Celery app whose workers are asked."""
-    scaler = ScalerStatus(settings)
-    counted = _Asked("The queues", lambda: tuple(queues(sqs(), settings)))
-    instances = _Asked("The instances", lambda: _instances(settings))
-    workers = _Asked("The workers", lambda: _workers(settings, app))
-    people = _Asked("The people", lambda: len(People(Storage(settings)).list_people()))
-    word = _scaler(settings, scaler)
     until_s = time.monotonic() + ANSWERS_WITHIN_S
+    scaler = _Asked("The scaler does", lambda: _scaler(settings))
+    counted = _Asked("The queues do", lambda: tuple(queues(sqs(), settings)))
+    instances = _Asked("The instances do", lambda: _instances(settings))
+    workers = _Asked("The workers do", lambda: _workers(settings, app))
+    people = _Asked("The people do", lambda: len(People(Storage(settings)).list_people()))
     return Status(
         time_s=time.time(),
         prefix=settings.prefix,
@@ -156,7 +155,7 @@ def ask(settings: Settings, app: Any, *, aws: str) -> Status:
         queues=counted.part(until_s),
         instances=instances.part(until_s),
         workers=workers.part(until_s),
-        scaler=word,
+        scaler=scaler.part(until_s),
         people=people.part(until_s),
         scaler_expected=is_loopback_url(os.environ.get("AWS_ENDPOINT_URL", "")),
     )
@@ -181,7 +180,7 @@ class _Asked(Generic[T]):
         try:
             return self._answer.result(max(0.0, until_s - time.monotonic()))
         except TimeoutError:
-            return Part(trouble=f"{self._what} do not answer within {ANSWERS_WITHIN_S:g} s.")
+            return Part(trouble=f"{self._what} not answer within {ANSWERS_WITHIN_S:g} s.")
 
 
 def _part(ask: Callable[[], T]) -> Part[T]:
@@ -255,16 +254,16 @@ def _workers(settings: Settings, app: Any) -> tuple[Worker, ...]:
     )
 
 
-def _scaler(settings: Settings, scaler: ScalerStatus) -> Part[Scaler]:
-    document = scaler.get()
+def _scaler(settings: Settings) -> Scaler:
+    document = ScalerStatus(settings).get()
     if document is None:
         where = f"{settings.scaler_host}:{settings.scaler_port}"
-        return Part(trouble=f"The scaler does not answer at {where}: it is not running, or not reachable from here.")
-    return Part(
-        value=Scaler(
-            leader=bool(document.get("leader")),
-            wanted=int(document.get("wanted") or 0),
-            reason=str(document.get("reason") or ""),
-            trouble=str(document.get("trouble") or ""),
+        raise ServiceUnreachable(
+            f"The scaler does not answer at {where}: it is not running, or not reachable from here."
         )
+    return Scaler(
+        leader=bool(document.get("leader")),
+        wanted=int(document.get("wanted") or 0),
+        reason=str(document.get("reason") or ""),
+        trouble=str(document.get("trouble") or ""),
     )

@@ -11,8 +11,8 @@ for _variable in [name for name in os.environ if name.startswith(("AWS_", "FACEA
 os.environ["FACEAPP_PREFIX"] = f"t{uuid.uuid4().hex[:8]}"
 os.environ["FACEAPP_QUEUE_WAIT_S"] = "2"
 
-from tests.aws import aws, aws_endpoint, stack  # noqa: E402
-from tests.photos import recogniser, samples  # noqa: E402
-from tests.services import system, worker  # noqa: E402
+from tests.support.aws import aws, aws_endpoint, stack  # noqa: E402
+from tests.support.photos import recogniser, samples  # noqa: E402
+from tests.support.services import system, worker  # noqa: E402
 
 __all__ = ["aws", "aws_endpoint", "recogniser", "samples", "stack", "system", "worker"]

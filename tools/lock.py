@@ -25,7 +25,8 @@ OTHER_BUILDS = {
 }
 """SHA-256 of files that the package index does not have, and that are as good."""
 PLACES = (
-    ("3.11.9", "x86_64-manylinux_2_28"),
+    # Debian 12 has 3.11.2, and a package may ask for a later one of the same minor version.
+    ("3.11.0", "x86_64-manylinux_2_28"),
     ("3.12", "x86_64-manylinux_2_28"),
     ("3.13", "x86_64-manylinux_2_28"),
     ("3.13", "aarch64-manylinux_2_28"),

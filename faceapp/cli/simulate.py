@@ -19,7 +19,7 @@ from faceapp.cli.common import FOLDER
 @click.option("--service", type=click.FloatRange(0.01, 20), default=1, show_default=True, help="Seconds of a message.")
 @click.option("--faults", default="none", show_default=True, metavar="NAMES|all", help="What goes wrong, with commas.")
 @click.option("--price", type=click.FloatRange(0), default=0.0416, show_default=True, help="USD an instance-hour.")
-@click.option("--bound", is_flag=True, help="Compare with a lower bound that knows the future (needs scipy).")
+@click.option("--bound", is_flag=True, help="Compare with a lower bound that knows the future.")
 @click.option("--plot", is_flag=True, help="Plot depth, instances and latency in the terminal.")
 @click.option("--png", type=FOLDER, metavar="FILE", help="Plot them into this file.")
 def simulate(**options: Any) -> None:

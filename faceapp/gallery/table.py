@@ -82,6 +82,13 @@ class Table:
         place = bisect.bisect_left(self.keys, key)
         return place < len(self.keys) and self.keys[place] == key
 
+    def seen_of(self, name: str) -> NDArray[np.float32]:
+        """The person's descriptors ([N, D]) of the face as seen; none of somebody who is not enrolled."""
+        first = VECTORS + path_of(name, "")
+        start = bisect.bisect_left(self.keys, first)
+        end = bisect.bisect_left(self.keys, first + "g")  # after every hexadecimal digit
+        return self.rows[0, start:end]
+
     @property
     def size_bytes(self) -> int:
         """Of the numbers, which is nearly all of it."""

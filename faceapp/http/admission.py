@@ -1,8 +1,9 @@
 """How many requests with photos a process takes at once: one more is told to come back, and the others do not notice.
 
 A request has its place from its head until its answer is made. The bytes of its body count from when they come in
-until the photos are in S3. While there is no room for more it is not read any further, so that a thousand photos at
-once lie in their clients' sockets and not in this process. What a client only announces takes no room.
+until the photos are in S3; those that are no part of a photo count until they are dropped. While there is no room for
+more it is not read any further, so that a thousand photos at once lie in their clients' sockets and not in this
+process. What a client only announces takes no room.
 
 Room that is taken in pieces could be held by many of whom none gets enough. So half of it is for all, and the other
 half is for the oldest uploads that go on and whose whole bodies fit into it: those can always be finished.
@@ -101,6 +102,14 @@ class Admission:
         self._metrics.uploading(size_bytes)
         return time.monotonic() - began_s
 
+    def give_back(self, place: Place, size_bytes: int) -> None:
+        """Count so many of the place's bytes no longer; or more, when it is less than nothing."""
+        with self._lock:
+            place.dropped_bytes += size_bytes
+            self._take(place, -size_bytes)
+            self._let_in()
+        self._metrics.uploading(-size_bytes)
+
     def let_go(self, place: Place) -> None:
         """Count the place's bytes no longer."""
         with self._lock:
@@ -144,7 +153,7 @@ class Admission:
         """The oldest uploads that go on, as many as one half of the room has room for; the first whatever its size."""
         left_bytes, by_peer, now_s = self._half_bytes, Counter[str](), time.monotonic()
         for n, place in enumerate(each for each in self._places if each in self._waiting or each.goes_on(now_s)):
-            need = max(place.announced_bytes, place.bytes)
+            need = max(place.announced_bytes - place.dropped_bytes, place.bytes)
             if n and need > left_bytes:
                 return
             if n and place.peer and by_peer[place.peer] + need > SHARE * self._half_bytes:
@@ -165,17 +174,22 @@ class Place:
         self.peer = peer
         self.announced_bytes = announced_bytes
         self.bytes = 0
+        self.dropped_bytes = 0
         self.came_s = float("-inf")
         """When bytes came last, or were let in; by time.monotonic."""
         self._admission = admission
 
     def goes_on(self, now_s: float) -> bool:
         """Whether bytes came just now, or all are there and on their way into S3."""
-        return now_s - self.came_s <= SILENT_S or 0 < self.announced_bytes <= self.bytes
+        return now_s - self.came_s <= SILENT_S or 0 < self.announced_bytes <= self.bytes + self.dropped_bytes
 
     def hold(self, size_bytes: int, *, timeout_s: float) -> float:
         """Wait for room for bytes that came: the seconds that it took. Raises Overloaded."""
         return self._admission.hold(self, size_bytes, timeout_s=timeout_s)
+
+    def give_back(self, size_bytes: int) -> None:
+        """So many bytes of those that came are not in memory any more."""
+        self._admission.give_back(self, size_bytes)
 
     def let_go(self) -> None:
         """Nothing of the request's body is in memory any more."""

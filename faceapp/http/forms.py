@@ -50,13 +50,16 @@ class Sink(BytesIO):
         self.limit_bytes = limit_bytes
         self.overflown = False
 
-    def add(self, data: bytes) -> None:
+    def add(self, data: bytes) -> int:
+        """By how many bytes it grew; less than nothing when it drops what it had."""
+        before = self.tell()
         if not self.overflown and self.tell() + len(data) > self.limit_bytes:
             self.overflown = True
             self.seek(0)
             self.truncate()
         if not self.overflown:
             self.write(data)
+        return self.tell() - before
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,8 +117,16 @@ def boundary_of(request: flask.Request, *, field: str) -> str:
     return boundary
 
 
-def read(read_piece: Callable[[int], bytes], boundary: str, *, max_files: int, max_file_bytes: int) -> Form:
-    """Read a form from `read_piece`, which is asked for up to PIECE_BYTES until it answers with none.
+def read(
+    read_piece: Callable[[int], bytes],
+    boundary: str,
+    *,
+    max_files: int,
+    max_file_bytes: int,
+    dropped: Callable[[int], None] = lambda _: None,
+) -> Form:
+    """Read a form from `read_piece`, which is asked for up to PIECE_BYTES until it answers with none. After each piece
+    `dropped` hears how many of the bytes that came are not kept.
 
     Raises TooManyFiles, UploadTooLarge for too much text, BodyEncoded for a part in base64, BadRequest for what is no
     form; and what `read_piece` raises.
@@ -128,13 +139,17 @@ def read(read_piece: Callable[[int], bytes], boundary: str, *, max_files: int, m
     text = Sink(TEXT_BYTES)
     try:
         while not parser.closed:
-            for event in parser.parse(read_piece(PIECE_BYTES)):
+            piece = read_piece(PIECE_BYTES)
+            kept = 0
+            for event in parser.parse(piece):
                 if isinstance(event, MultipartSegment):
                     sink = _begin(form, event, text, max_files=max_files, max_file_bytes=max_file_bytes)
                 elif event:
-                    sink.add(event)
+                    kept += sink.add(event)
                     if text.overflown:
                         raise UploadTooLarge(f"The form has more than {TEXT_BYTES // 1024} KiB of text.")
+            # What the parser holds back for the next piece is less than a boundary.
+            dropped(len(piece) - kept)
     except ParserLimitReached as error:
         raise BadRequest(_LONG_HEAD) from error
     except MultipartError as error:

@@ -190,7 +190,8 @@ def _paths() -> dict[str, Any]:
                 "Each photo must show exactly one face. All are enrolled or none; `errors` says per refused photo why. "
                 "The name is kept in one spelling, which the answer has: NFC, single spaces, one kind of apostrophe "
                 "and of hyphen. `notices` says who else has a name like it (`similar_name`), has the same photo "
-                "(`same_photo`), or looks like it (`looks_like`).",
+                "(`same_photo`), or looks like it (`looks_like`), and which photo is unlike the person's others "
+                "(`unlike`).",
                 body=_form({"photo": {"type": "array", "items": _BINARY, "minItems": 1}}, ["photo"]),
                 answers={
                     "200": _json("Enrolled", "Enrolled, beside photos that were there.", "Location"),

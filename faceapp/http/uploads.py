@@ -68,6 +68,7 @@ def read(request: flask.Request, fields: tuple[str, ...] = (), *, most: int | No
         boundary_of(request),
         max_files=settings.web_max_files,
         max_file_bytes=settings.web_max_photo_bytes,
+        dropped=_give_back,
     )
     files = [file for file in form.files if file.chosen]
     found = [file for file in files if not fields or file.field in fields]
@@ -84,6 +85,12 @@ def read(request: flask.Request, fields: tuple[str, ...] = (), *, most: int | No
     return checked
 
 
+def _give_back(size_bytes: int) -> None:
+    """The request's place (see admission.py) needs no room for what is dropped."""
+    if place := flask.g.get("place"):
+        place.give_back(size_bytes)
+
+
 def boundary_of(request: flask.Request) -> str:
     """What `forms.boundary_of` says of a request whose endpoint is one of UPLOADS."""
     return forms.boundary_of(request, field=UPLOADS[request.endpoint or ""])
@@ -93,8 +100,10 @@ def _missing(form: forms.Form, fields: tuple[str, ...], files: list[forms.File])
     wanted = " or ".join(repr(field) for field in fields)
     if files:
         return MissingFile(f"The form has a file in {files[0].field[:64]!r}: send it in the field {wanted}.")
-    if any(field in form.text_fields for field in fields):
-        return MissingFile(f"The field {wanted} came as text, without a file name, so it is no file.")
+    texts = [field[:64] for field in form.text_fields if not fields or field in fields]
+    # A browser's form in which no file was chosen has text fields as well, and an empty file.
+    if texts and not form.files:
+        return MissingFile(f"{texts[0]} holds text, not a file: with curl, write -F {texts[0]}=@PATH.")
     return MissingFile(f"The form has no photo: send one in the field {wanted}." if fields else None)
 
 

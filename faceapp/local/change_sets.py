@@ -1,6 +1,6 @@
 """moto's change sets, mended so that one that is executed does what it says.
 
-Seen with moto 5.2.5; tests/test_deploy.py fails without these:
+Seen with moto 5.2.5; tests/deploy/test_deploy.py fails without these:
 
 - an executed change set leaves the stack with its former parameters, outputs and tags;
 - a change set tells neither what follows from a parameter, nor that a condition is false, nor of replacements;

@@ -1,6 +1,6 @@
 """moto's CloudFormation, mended where an update of our template would go wrong.
 
-Seen with moto 5.2.5; tests/test_stack.py fails without these:
+Seen with moto 5.2.5; tests/deploy/test_stack.py fails without these:
 
 - a parameter that only `Fn::Sub` or a condition names does not count as used, so what it changes stays as it was;
 - a resource whose condition comes true by an update is not made, and one whose condition ends is not deleted;

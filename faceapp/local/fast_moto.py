@@ -1,6 +1,6 @@
 """moto made fast enough to stand in for the real one under load, without changing what it answers.
 
-Seen with moto 5.2.5; tests/test_local_aws.py fails when upstream makes one of these needless:
+Seen with moto 5.2.5; tests/integration/test_local_aws.py fails when upstream makes one of these needless:
 
 - the clock is asked through `datetime`, for each message of the queue, several times a call;
 - a send reads one attribute and computes them all, with three passes over the messages;

@@ -13,7 +13,7 @@ import pytest
 
 from faceapp.samples import PEOPLE
 from tests.faults.system import Books, System, running
-from tests.services import aws_environ
+from tests.support.services import aws_environ
 
 COLUMNS = ("fault", "what happened", "accepted", "lost", "doubled")
 Running = Callable[..., AbstractContextManager[System]]

@@ -25,8 +25,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from faceapp.local import calls
+from tests.support.services import PATIENCE_S
 
-CUT_TIMEOUT_S = 60
 OWN_HEADERS = {"connection", "content-length", "date", "server", "transfer-encoding", "expect"}
 """Not passed on as they are: the proxy's own connection has others."""
 
@@ -164,9 +164,7 @@ class FaultProxy:
             self._open.discard(connection)
 
     def dial(self) -> http.client.HTTPConnection:
-        connection = http.client.HTTPConnection(
-            str(self._upstream.hostname), self._upstream.port, timeout=CUT_TIMEOUT_S
-        )
+        connection = http.client.HTTPConnection(str(self._upstream.hostname), self._upstream.port, timeout=PATIENCE_S)
         connection.connect()
         connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return connection
@@ -254,7 +252,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self._upstream = self.proxy.dial()
             self._upstream.request(self.command, self.path, body, headers)
             # Whoever does not wait any more must not be handed a message, as the embedded AWS sees to it.
-            ready, _, _ = select.select([self.connection, self._upstream.sock], [], [], CUT_TIMEOUT_S)
+            ready, _, _ = select.select([self.connection, self._upstream.sock], [], [], PATIENCE_S)
             if self._upstream.sock not in ready:
                 raise Hangup
             answer = self._upstream.getresponse()

@@ -37,9 +37,9 @@ from faceapp.local.up import IMAGE
 from faceapp.samples import sample_photos
 from faceapp.schema import Recognition
 from faceapp.storage import Storage
-from tests.aws import BEARER, plain_client
 from tests.faults.faulty import HOLDS, LET_GO
-from tests.services import environ, wait_until
+from tests.support.aws import BEARER, plain_client
+from tests.support.services import PATIENCE_S, environ, wait_until
 
 FAULTY = "tests.faults.faulty"
 HOST = f"import {FAULTY}; from faceapp.local import compute; compute.main()"
@@ -161,7 +161,7 @@ class System:
         service.process.wait()
         self.services.running.remove(service)
 
-    def end(self, service: Service, *, timeout_s: float = 90) -> int:
+    def end(self, service: Service, *, timeout_s: float = PATIENCE_S) -> int:
         """SIGTERM, and the exit status when the process has ended by itself."""
         service.process.send_signal(signal.SIGTERM)
         self.services.running.remove(service)

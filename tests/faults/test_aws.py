@@ -10,7 +10,7 @@ from tests.faults import proxy as faults
 from tests.faults.conftest import Record, Running
 from tests.faults.outage import Stream, account, alive, post
 from tests.faults.proxy import Fault, FaultProxy
-from tests.services import wait_until
+from tests.support.services import wait_until
 
 LONG_S = 30.0
 SHORT_S = 5.0

@@ -20,13 +20,13 @@ import psutil
 import pytest
 
 from faceapp.local.processes import Service
-from tests.aws import ACCESS
 from tests.faults import proxy as faults
 from tests.faults.conftest import Record, Running
 from tests.faults.outage import Stream, account, alive
 from tests.faults.proxy import FaultProxy
 from tests.faults.system import System, burst
-from tests.services import REPOSITORY, environ, wait_until
+from tests.support.aws import ACCESS
+from tests.support.services import REPOSITORY, environ, wait_until
 
 LIFETIME_S = 5.0
 GAP_S = 6.0

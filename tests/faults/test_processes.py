@@ -14,7 +14,7 @@ from faceapp.dead_letters import DeadLetters
 from tests.faults.conftest import Record, Running
 from tests.faults.faulty import HANGS, HOLDS, KILLS
 from tests.faults.system import Reply, System, books, burst, photo
-from tests.services import wait_until
+from tests.support.services import wait_until
 
 LIMIT_S = 8
 VISIBILITY_S = 15

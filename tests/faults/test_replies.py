@@ -14,7 +14,7 @@ from tests.faults.conftest import Record, Running
 from tests.faults.outage import account
 from tests.faults.proxy import Answer, Exchange, FaultProxy
 from tests.faults.system import System, books, burst
-from tests.services import wait_until
+from tests.support.services import wait_until
 
 MOST_BYTES = 262_144
 """Of a message in SQS."""

@@ -22,12 +22,14 @@ class Counts:
     visible: int
     in_flight: int
     delayed: int = 0
+    """Sent, and not to be received yet, as an erasure that waits. They count as work once they are visible."""
     oldest_age_s: float = 0.0
     """Seconds that the oldest visible message has waited; 0 when nobody knows."""
 
     @property
     def outstanding(self) -> int:
-        return self.visible + self.in_flight + self.delayed
+        """The messages that a worker can do something about."""
+        return self.visible + self.in_flight
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,7 @@ IN = (Threshold(messages=0, instances=5), Threshold(messages=2, instances=1))
 
 @dataclass(frozen=True, kw_only=True)
 class StepTunables(Tunables):
-    """The metric is the outstanding messages: visible, in flight and delayed."""
+    """The metric is the outstanding messages: visible and in flight."""
 
     max_instances: int = whole(15, 0, 100_000)
     add: tuple[Threshold, ...] = OUT

@@ -17,7 +17,7 @@ from faceapp.scaling.policies.tunables import Tunables, number, whole
 
 @dataclass(frozen=True, kw_only=True)
 class TargetTunables(Tunables):
-    """The metric is the outstanding messages: visible, in flight and delayed."""
+    """The metric is the outstanding messages: visible and in flight."""
 
     max_instances: int = whole(15, 0, 100_000)
     target_messages: float = number(5.0, 0.01, 1_000_000)

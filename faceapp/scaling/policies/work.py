@@ -210,9 +210,9 @@ class Work:
             for age_s, messages in ages_s(observation.arrivals, counts, waiting_s)
         ]
         return Need(
-            visible=counts.visible + counts.delayed,
+            visible=counts.visible,
             in_flight=counts.in_flight,
-            backlog_s=(counts.visible + counts.delayed + counts.in_flight / 2) * service_s,
+            backlog_s=(counts.visible + counts.in_flight / 2) * service_s,
             load=rate if counts.visible or not crew.ready else min(rate, crew.active(QUIET_S)),
             rate=rate,
             deadline_s=min(max(tunables.deadline_s, boot_s + WORTH_A_BOOT_S), longest_s),
@@ -290,7 +290,7 @@ def ages_s(arrivals: Sequence[float], counts: Counts, waiting_s: float) -> list[
     """How long the visible messages have waited, when some have for `waiting_s`: an age, the oldest first, and how many
     are that old or older. SQS does not say, so they are the last that arrived; what the bins do not tell of came when
     the waiting began."""
-    visible = float(counts.visible + counts.delayed)
+    visible = float(counts.visible)
     oldest_s = max(waiting_s, finite(counts.oldest_age_s))
     cohorts: list[tuple[float, float]] = []
     left, age_s = visible, 0.0

@@ -1,152 +1,180 @@
-"""The least that any policy can be billed for a workload: a mixed-integer program that knows the future.
+"""The least that any policy can be billed for a workload: a dynamic program that knows the future.
 
-Every schedule of instances that answers each message within the SLO satisfies the program's constraints, in the steps
-of a few seconds that time is cut into, so its optimum is a lower bound; and HiGHS's dual bound is one even when the
-time limit stops it earlier. Boots take as long as the fastest one, instances stop at once, the queue is known exactly,
-and any instance can work on any part of a message.
+The bound holds for each schedule in the simulator's world that answers every message within the SLO. As in the
+simulator, the n-th start takes the n-th of the workload's boots (`workloads.boots_s`). The proof:
 
-Per step of `dt` seconds, with T the end of it: s starts and e stops (whole numbers), m instances at T, B seconds
-billed and W seconds of work done so far, b and w those of the step:
+1. M is the billed minimum. A start that boots for b seconds and is then ready for u seconds is billed max(M, b + u).
+   One that is stopped before it is ready is billed M or more. So both are billed at least a + u, where a = min(b, M).
+2. Choose any fee c. Let d be the most by which c j exceeds a_1 + ... + a_j, for j from 0 to k. Then k starts are billed
+   at least c k - d plus the sum of their u. All fees give bounds, and the best of them is taken.
+3. It remains to find the least of c k plus the sum of u. Cut time into steps of h seconds, with h at most half of the
+   shortest boot. An instance that is ready in J steps is ready for more than (J - 2) h seconds, so that it costs at
+   least c - 2 h + J h. All that are ready in one step run when it begins, so that they are at most N.
+4. Each does at most h seconds of work in a step. By the end of a step, no more work is done than has arrived, and no
+   less than is due. Messages have no other form: any instance can do any part of them. Work costs nothing by itself, so
+   it is never worse to do more of it. This leaves two numbers as a state: instances, and work done.
+5. Work is counted in whole steps. What has arrived is rounded up, so the program never has done less than the schedule.
 
-  m' = m + s - e, 0 <= m <= N       work due by T <= W <= work arrived by T
-  w <= dt (m before, less those started so late that they boot all through the step)
-  m before + starts that can be ready before the deadline >= what the arrivals of one step need until then
-  b <= dt (m before + s)            b >= dt (m before - e), 0
-  m >= the starts within the last billed minimum, since stopping earlier saves nothing; so e <= m before
-  B >= W + boot seconds that all starts must have had by T
-  B >= billed minimum that all starts must have had by T
+The program sees the billed minimum only as a limit of a, so that it says little about a few messages. Messages that
+arrive at least SLO + 2 M - a apart make up for that: an instance that serves n of them, n > 1, is billed n M or more.
+So each of them costs M.
+
+For a workload so large that the steps would be too long, the work and the first boot are the bound.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
-from typing import Any
+from itertools import accumulate, islice
 
 import numpy as np
-import scipy.sparse as sparse
-from scipy.optimize import Bounds, LinearConstraint, milp
+from numpy.lib.stride_tricks import as_strided
+from numpy.typing import NDArray
 
 from faceapp.errors import ConfigError
-from faceapp.scaling.simulation.workloads import Workload
+from faceapp.scaling.simulation.workloads import Workload, boots_s
 from faceapp.scaling.simulation.world import Bound, World
 
-MAX_STEPS = 300
-MIN_STEP_S = 5.0
-TIME_LIMIT_S = 10.0
-RELATIVE_GAP = 0.002
-INFEASIBLE = 2
-"""scipy.optimize.milp's status."""
+CELLS = 1e8
+"""States that the program visits at most: a few seconds of one core."""
+TRIAL_CELLS = 2e6
+"""The same while the best fee is looked for."""
+FEES = 7
+MIN_STEP_S = 0.1
+
+Floats = NDArray[np.float64]
 
 
-def lower_bound(workload: Workload, world: World, *, time_limit_s: float = TIME_LIMIT_S) -> Bound:
-    """Solve the program for that workload, within about `time_limit_s`.
+def lower_bound(workload: Workload, world: World) -> Bound:
+    """What no schedule that keeps the SLO is billed less than.
 
     Raises ConfigError when no fleet of that size can keep the SLO.
     """
-    parts = list(_apart(workload, world))
-    solved = [_solve(part, world, time_limit_s * len(part.arrivals_s) / len(workload.arrivals_s)) for part in parts]
-    billed_s, found_s = (sum(part[n] for part in solved) for n in (0, 1))
-    return Bound(workload=workload.name, seed=workload.seed, billed_s=billed_s, found_s=found_s)
-
-
-def _apart(workload: Workload, world: World) -> Iterator[Workload]:
-    """Cut where an instance is better stopped and started than kept: after the last deadline nothing is to be done for
-    two billed minimums, which is what stopping and starting can cost at most."""
-    pause_s = world.slo_s + 2 * max(world.min_billed_s, world.boot_min_s)
-    arrivals_s, start = workload.arrivals_s, 0
-    for n in range(1, len(arrivals_s) + 1):
-        if n == len(arrivals_s) or arrivals_s[n] - arrivals_s[n - 1] > pause_s:
-            yield replace(workload, arrivals_s=arrivals_s[start:n], service_s=workload.service_s[start:n])
-            start = n
-
-
-def _solve(workload: Workload, world: World, time_limit_s: float) -> tuple[float, float]:
-    program = _Program(workload, world)
-    answer = milp(
-        c=program.cost,
-        integrality=program.integrality,
-        bounds=Bounds(program.lower, program.upper),
-        constraints=program.constraints,
-        options={"time_limit": max(1.0, time_limit_s), "mip_rel_gap": RELATIVE_GAP},
-    )
-    if answer.status == INFEASIBLE:
-        raise ConfigError(f"no {world.max_instances} instances can answer {workload.name} within {world.slo_s:g} s")
-    found_s = math.inf if answer.fun is None else float(answer.fun)
-    dual_s = 0.0 if answer.mip_dual_bound is None else float(answer.mip_dual_bound)
-    # The work and one boot, or one billed minimum: a bound that needs no program.
-    return max(world.min_billed_s, sum(workload.service_s) + world.boot_min_s, dual_s), found_s
-
-
-class _Program:
-    """The matrices. Columns: s, e, m, B, W, boot seconds and billed minimum for each step, the last four cumulated."""
-
-    def __init__(self, workload: Workload, world: World) -> None:
-        # No start is worth anything much before the first arrival.
-        origin_s = workload.arrivals_s[0] - world.boot_max_s - MIN_STEP_S
-        length_s = workload.arrivals_s[-1] + world.slo_s + world.min_billed_s - origin_s
-        self._world = world
-        self._dt = max(MIN_STEP_S, length_s / MAX_STEPS)
-        self._n = n = math.ceil(length_s / self._dt) + 1
-        ends_s = origin_s + self._dt * np.arange(1, n + 1)
-        total_s = np.concatenate([[0.0], np.cumsum(workload.service_s)])
-        arrived, due = (
-            total_s[np.searchsorted(workload.arrivals_s, ends_s - late_s, side="right")]
-            for late_s in (0.0, world.slo_s)
+    billed_s = 0.0
+    if workload.arrivals_s:
+        billed_s = max(
+            world.min_billed_s * _far_apart(workload, world),
+            sum(workload.service_s) + next(_paid_boots_s(workload, world)),
+            _by_program_s(workload, world),
         )
-        endless = np.full(3 * n, np.inf)
-        self.cost = np.eye(7 * n)[4 * n - 1]
-        self.integrality = np.concatenate([np.ones(2 * n), np.zeros(5 * n)])
-        self.lower = np.concatenate([np.zeros(4 * n), due, np.zeros(2 * n)])
-        self.upper = np.concatenate([np.full(3 * n, world.max_instances), endless[:n], arrived, endless[n:]])
-        self.constraints = [*self._flow(), *self._cover(np.diff(arrived, prepend=0.0))]
+    return Bound(workload=workload.name, seed=workload.seed, billed_s=billed_s)
 
-    def _flow(self) -> list[LinearConstraint]:
-        dt, world, inf = self._dt, self._world, np.inf
-        one, before = self._shifted(0, 1), self._shifted(1, 2)
-        change = one - before
-        # A start within a step is at the earliest at its beginning: steps that end within the shortest boot from there
-        # are all boot. And it is at the latest at its end: from there on, whole steps are boot or billed minimum.
-        booting = self._shifted(1, int(world.boot_min_s / dt + 1e-9))
-        return [
-            self._rows({"s": -one, "e": one, "m": change}, 0, 0),
-            self._rows({"s": dt * booting, "m": -dt * before, "W": change}, -inf, 0),
-            self._rows({"s": -dt * one, "m": -dt * before, "B": change}, -inf, 0),
-            self._rows({"e": dt * one, "m": -dt * before, "B": change}, 0, inf),
-            self._rows({"B": change}, 0, inf),
-            self._rows({"W": change}, 0, inf),
-            self._rows({"m": one, "s": -self._shifted(0, int(world.min_billed_s / dt + 1e-9))}, 0, inf),
-            self._rows({"e": -one, "m": before}, 0, inf),
-            self._rows({"boot": change, "s": -self._spent(world.boot_min_s)}, 0, 0),
-            self._rows({"least": change, "s": -self._spent(world.min_billed_s)}, 0, 0),
-            self._rows({"B": one, "W": -one, "boot": -one}, 0, inf),
-            self._rows({"B": one, "least": -one}, 0, inf),
-        ]
 
-    def _cover(self, work_s: np.ndarray[Any, Any]) -> list[LinearConstraint]:
-        """What arrives in one step needs so many instances between then and its deadline, there or started in time."""
-        world, dt = self._world, self._dt
-        window_s = world.slo_s + dt
-        starts = int((window_s - world.boot_min_s) / dt) + 1
-        matrix = {"m": self._shifted(1, 2), "s": self._shifted(-starts, 1)}
-        return [self._rows(matrix, np.ceil(work_s / window_s), np.inf)]
+def _paid_boots_s(workload: Workload, world: World) -> Iterator[float]:
+    """What each start is billed at least, beside the seconds that it is ready."""
+    return (min(boot_s, world.min_billed_s) for boot_s in boots_s(workload.name, workload.seed, world))
 
-    def _spent(self, limit_s: float) -> sparse.csr_array:
-        """Row t, column u: the seconds of step t that are surely among the first `limit_s` after a start in step u."""
-        whole = int(limit_s / self._dt + 1e-9)
-        rest_s = limit_s - whole * self._dt
-        return sparse.csr_array(self._dt * self._shifted(1, whole + 1) + rest_s * self._shifted(whole + 1, whole + 2))
 
-    def _shifted(self, first: int, end: int) -> sparse.csr_array:
-        """Row t sums the columns t - first, t - first - 1, ... down to t - (end - 1)."""
-        if end <= first:
-            return sparse.csr_array((self._n, self._n))
-        offsets = range(first, end)
-        band: Any = [np.ones(self._n - abs(k)) for k in offsets]
-        return sparse.csr_array(sparse.diags_array(band, offsets=[-k for k in offsets], shape=(self._n, self._n)))
+def _far_apart(workload: Workload, world: World) -> int:
+    """How many messages cost a billed minimum each."""
+    apart_s = world.slo_s + 2 * world.min_billed_s - min(world.boot_min_s, world.min_billed_s)
+    count, last_s = 0, -math.inf
+    for arrival_s in workload.arrivals_s:
+        if arrival_s >= last_s + apart_s:
+            count, last_s = count + 1, arrival_s
+    return count
 
-    def _rows(self, blocks: dict[str, Any], low: Any, high: Any) -> LinearConstraint:
-        empty = sparse.csr_array((self._n, self._n))
-        names = ("s", "e", "m", "B", "W", "boot", "least")
-        return LinearConstraint(sparse.hstack([blocks.get(name, empty) for name in names], format="csr"), low, high)
+
+def _by_program_s(workload: Workload, world: World) -> float:
+    """The bound with the best fee, which is found with longer steps; 0 when even those would be too many."""
+    shortest_s, longest_s = (min(boot_s, world.min_billed_s) for boot_s in (world.boot_min_s, world.boot_max_s))
+    open_s = _most_open_s(workload, world)
+    if open_s > 2 * world.slo_s * world.max_instances:
+        raise _too_much(workload, world)
+    length_s = workload.arrivals_s[-1] + world.slo_s - workload.arrivals_s[0]
+    # Both the steps and the work in steps are as many more as the steps are shorter.
+    step_s, trial_step_s = (
+        max(MIN_STEP_S, math.sqrt(world.max_instances * open_s * length_s / cells)) for cells in (CELLS, TRIAL_CELLS)
+    )
+    if step_s > shortest_s / 2:
+        return 0.0
+    fees_s = np.unique(np.linspace(shortest_s, longest_s, FEES))
+    best = np.argmax(_with_fees_s(workload, world, fees_s, min(trial_step_s, shortest_s / 2)))
+    return float(_with_fees_s(workload, world, fees_s[[best]], step_s)[0])
+
+
+def _most_open_s(workload: Workload, world: World) -> float:
+    """The most work that ever has arrived and is not due yet."""
+    arrivals_s, total_s = np.array(workload.arrivals_s), np.cumsum((0.0, *workload.service_s))
+    due_s = total_s[np.searchsorted(arrivals_s, arrivals_s - world.slo_s, side="right")]
+    return float((total_s[1:] - due_s).max())
+
+
+def _with_fees_s(workload: Workload, world: World, fees_s: Floats, step_s: float) -> Floats:
+    """The bound that each fee gives."""
+    least_s = _least_s(workload, world, fees_s, step_s)
+    overdrawn_s = [
+        _overdrawn_s(workload, world, fee_s, billed_s) for fee_s, billed_s in zip(fees_s, least_s, strict=True)
+    ]
+    return least_s - overdrawn_s
+
+
+def _overdrawn_s(workload: Workload, world: World, fee_s: float, billed_s: float) -> float:
+    """By how much the fees of the first starts exceed their boots at most. More starts than are looked at would be
+    billed more than `billed_s` by their minimums alone."""
+    starts = int(billed_s / world.min_billed_s)
+    boots = islice(_paid_boots_s(workload, world), starts)
+    return max(accumulate((fee_s - boot_s for boot_s in boots), initial=0.0))
+
+
+def _least_s(workload: Workload, world: World, fees_s: Floats, step_s: float) -> Floats:
+    """The least that fees and ready seconds add up to, for each fee.
+
+    Raises ConfigError when no schedule keeps the SLO.
+    """
+    count = np.arange(world.max_instances + 1)
+    starts_s = ((fees_s - 2 * step_s)[:, None] * count)[:, :, None]
+    running_s = (step_s * count)[None, :, None]
+    done = 0
+    billed_s = np.full((len(fees_s), len(count), 1), np.inf)  # by fee, instances, and work done beyond `done`
+    billed_s[:, 0] = 0.0
+    for arrived, due in _work(workload, world, step_s):
+        billed_s = running_s + _changed(billed_s, starts_s)
+        billed_s = _worked(billed_s, skip=due - done, width=arrived - due + 1)
+        done = due
+    least_s: Floats = billed_s.min(axis=(1, 2))
+    if not np.isfinite(least_s).all():
+        raise _too_much(workload, world)
+    return least_s
+
+
+def _work(workload: Workload, world: World, step_s: float) -> Iterator[tuple[int, int]]:
+    """At the end of each step, how much work has arrived and how much of it is due, cumulated."""
+    arrivals_s, total_s = np.array(workload.arrivals_s), np.cumsum((0.0, *workload.service_s))
+    steps = math.ceil((arrivals_s[-1] + world.slo_s - arrivals_s[0]) / step_s)
+    ends_s = arrivals_s[0] + step_s * np.arange(1, steps + 1)
+    arrived, due = (
+        np.ceil(total_s[np.searchsorted(arrivals_s, ends_s - late_s, side="right")] / step_s).astype(int)
+        for late_s in (0.0, world.slo_s)
+    )
+    return zip(arrived.tolist(), due.tolist(), strict=True)
+
+
+def _changed(billed_s: Floats, starts_s: Floats) -> Floats:
+    """After starts, which cost, or stops, which do not."""
+    stopped = np.minimum.accumulate(billed_s[:, ::-1], axis=1)[:, ::-1]
+    started = np.minimum.accumulate(billed_s - starts_s, axis=1) + starts_s
+    changed: Floats = np.minimum(stopped, started)
+    return changed
+
+
+def _worked(billed_s: Floats, *, skip: int, width: int) -> Floats:
+    """After a step in which each of m instances did one unit of work, as far as it had arrived: of the units that may
+    be done, from `skip` on, `width`.
+
+    More work done is never cheaper, so that a state may stand for one with less work: `billed_s` rises along its
+    last axis, and the first column serves for those before it.
+    """
+    fees, rows, before = billed_s.shape
+    padded = np.full((fees, rows, rows - 1 + max(before, skip + width)), np.inf)
+    padded[:, :, : rows - 1] = billed_s[:, :, :1]
+    padded[:, :, rows - 1 : rows - 1 + before] = billed_s
+    # Row m reads its cells m to the left: a view whose rows begin one cell earlier each.
+    by_fee, by_row, by_unit = padded.strides
+    shifted = padded[:, :, rows - 1 + skip :]
+    return as_strided(shifted, (fees, rows, width), (by_fee, by_row - by_unit, by_unit)).copy()
+
+
+def _too_much(workload: Workload, world: World) -> ConfigError:
+    return ConfigError(f"no {world.max_instances} instances can answer {workload.name} within {world.slo_s:g} s")

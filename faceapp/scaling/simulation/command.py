@@ -27,7 +27,6 @@ class Options:
     seed: int | None = None
     runs: int = 1
     bound: bool = False
-    bound_limit_s: float = 10.0
     plot: bool = False
     png: Path | None = None
     price_usd_per_h: float = 0.0416
@@ -61,12 +60,7 @@ def simulate(options: Options) -> None:
         workloads.make(shape, seed, options.world)
     tasks: list[Task | BoundTask] = []
     if options.bound:
-        limit_s = options.bound_limit_s
-        tasks += [
-            BoundTask(workload=shape, seed=each, world=options.world, time_limit_s=limit_s)
-            for shape in shapes
-            for each in seeds
-        ]
+        tasks += [BoundTask(workload=shape, seed=each, world=options.world) for shape in shapes for each in seeds]
     traced = options.plot or options.png is not None
     tasks += [
         Task(policy=name, workload=shape, seed=each, world=options.world, keep_trace=traced and each == seed)

@@ -12,6 +12,7 @@ from faceapp.scaling import policies
 from faceapp.scaling.policies.base import Policy
 from faceapp.scaling.policies.work import MODES
 from faceapp.scaling.simulation import peers, workloads
+from faceapp.scaling.simulation.bound import lower_bound
 from faceapp.scaling.simulation.engine import Simulation
 from faceapp.scaling.simulation.world import Bound, Result, World
 
@@ -44,7 +45,6 @@ class BoundTask:
     workload: str
     seed: int
     world: World
-    time_limit_s: float
 
 
 def _ours(policy: str, mode: str = "balanced") -> Callable[[World], Policy]:
@@ -91,13 +91,8 @@ def simulate(task: Task) -> Result:
 
 
 def bound(task: BoundTask) -> Bound:
-    """Solve one task. Raises ConfigError without scipy."""
-    try:
-        from faceapp.scaling.simulation.bound import lower_bound
-    except ImportError as error:
-        raise ConfigError("the lower bound needs scipy, which faceapp itself does not: pip install scipy") from error
-    workload = workloads.make(task.workload, task.seed, task.world)
-    return lower_bound(workload, task.world, time_limit_s=task.time_limit_s)
+    """Solve one task. Raises ConfigError for a workload that cannot be used or that the fleet cannot serve in time."""
+    return lower_bound(workloads.make(task.workload, task.seed, task.world), task.world)
 
 
 def run_all(tasks: Sequence[Task | BoundTask], *, processes: int | None = None) -> Iterator[Result | Bound]:

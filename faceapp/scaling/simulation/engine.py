@@ -22,7 +22,7 @@ from faceapp.scaling.machine import DRAINING, FAILED, READY, STARTED, Machine, n
 from faceapp.scaling.plan import plan
 from faceapp.scaling.policies.base import Counts, Policy
 from faceapp.scaling.simulation.gauges import Event, EventPath, QueueGauge
-from faceapp.scaling.simulation.workloads import Workload
+from faceapp.scaling.simulation.workloads import Workload, boots_s
 from faceapp.scaling.simulation.world import Result, Trace, World
 from faceapp.scaling.workers import PING, PING_S, Workers
 
@@ -75,6 +75,7 @@ class Simulation:
         self._force = force
         self._keep_trace = keep_trace
         seed = f"{workload.name}/{workload.seed}"
+        self._boots_s = boots_s(workload.name, workload.seed, world)
         self._fleet_rng = random.Random(f"fleet/{seed}")  # nosec B311 # repeatable
         self._queue_rng = random.Random(f"queue/{seed}")  # nosec B311 # repeatable
         self._fault_rng = random.Random(f"faults/{seed}")  # nosec B311 # repeatable
@@ -269,7 +270,7 @@ class Simulation:
             server.tags[STARTED] = str(max(self._ec2_s, machine.last_mark_s + 1))
             del self._stopped[server.id]
             self._servers[server.id] = server
-            boot_s = self._fleet_rng.uniform(self._world.boot_min_s, self._world.boot_max_s)
+            boot_s = next(self._boots_s)
             if faults.slow_boots and rng.random() < faults.slow_boots:
                 boot_s *= SLOW_BOOT
             if not (faults.dead_starts and rng.random() < faults.dead_starts):

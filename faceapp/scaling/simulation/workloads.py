@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -147,6 +147,14 @@ def of(name: str, seed: int, arrivals_s: Iterable[float], world: World) -> Workl
     mu = math.log(world.service_s) - sigma * sigma / 2
     service = tuple(rng.lognormvariate(mu, sigma) for _ in arrivals)
     return Workload(name=name, seed=seed, arrivals_s=arrivals, service_s=service)
+
+
+def boots_s(name: str, seed: int, world: World) -> Iterator[float]:
+    """How long each start of the workload of that name and seed takes to boot, in the order of the starts. Every policy
+    gets the same ones, so that they can be compared, with one another and with a bound that knows them."""
+    rng = random.Random(f"boots/{name}/{seed}")  # nosec B311 # repeatable
+    while True:
+        yield rng.uniform(world.boot_min_s, world.boot_max_s)
 
 
 def read_csv(path: Path) -> list[float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields
 from functools import cached_property
 
@@ -178,15 +177,8 @@ class Result:
 
 @dataclass(frozen=True, kw_only=True)
 class Bound:
-    """No schedule that keeps the SLO is billed less than `billed_s`; the program's best one that was found is billed
-    `found_s` (infinite when the time limit came before any)."""
+    """No schedule that keeps the SLO is billed less than `billed_s`."""
 
     workload: str
     seed: int
     billed_s: float
-    found_s: float
-
-    @property
-    def gap(self) -> float:
-        """How far the bound may lie below the program's optimum, as a share of it."""
-        return max(0.0, 1 - self.billed_s / self.found_s) if 0 < self.found_s < math.inf else 0.0
