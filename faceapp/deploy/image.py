@@ -16,7 +16,7 @@ from faceapp.deploy.target import Target
 from faceapp.errors import ConfigError, DeployError
 
 CHECKOUT = Path(__file__).parents[2]
-SOURCES = ("celery_sqs", "faceapp", "deploy", "pyproject.toml", "requirements.in", "README.md", "LICENSE")
+SOURCES = ("celery_sqs", "faceapp", "deploy", "pyproject.toml", "README.md", "LICENSE")
 OLDEST = (1, 7, 0)
 """Older versions have no `packer init`, and the Amazon plugin that is built into them does not know the template."""
 HOW = "Packer's own page, developer.hashicorp.com/packer, says how to get it."

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import tomllib
 from importlib import metadata
 
 import pytest
+from packaging.requirements import Requirement
 
 from tests.support.services import REPOSITORY
 from tools import install_torch
@@ -84,3 +87,28 @@ def test_the_lists_are_complete_for_the_oldest_python_that_is_promised() -> None
     """S13: a list for 3.11.9 had a package that asks for 3.11.5, and Debian 12 has 3.11.2."""
     promised = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["requires-python"]
     assert promised == ">=" + PLACES[0][0].removesuffix(".0")
+
+
+def test_what_is_pinned_is_what_the_package_asks_for() -> None:
+    """The ranges are the package's, for whoever installs it with other things; the pins are what was tried."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    asked = [*project["dependencies"], *(each for extra in project["optional-dependencies"].values() for each in extra)]
+    ranges = {normal(found.name): found for each in asked if (found := Requirement(each)).name != project["name"]}
+    wanted = (REPOSITORY / "requirements.in").read_text().partition("# What those bring along.")[0]
+    own = {name: line.rpartition("==")[2] for name, line in pins(wanted).items()}
+    assert ranges.keys() == own.keys()
+    assert not [name for name, version in own.items() if version not in ranges[name].specifier]
+
+
+def test_the_framework_alone_brings_no_model_and_no_web_framework() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert {Requirement(each).name for each in project["dependencies"]} == {
+        "boto3",
+        "celery",
+        "kombu",
+        "pycurl",
+        "urllib3",
+    }
+    code = "import sys, celery_sqs; print([each for each in ('flask', 'moto', 'torch', 'PIL') if each in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
