@@ -164,6 +164,7 @@ class Backend(SyncBackendMixin, CeleryBackend):
     ) -> dict[str, Any]:
         deadline_s = None if timeout is None else time.monotonic() + timeout
         pause_s = LOOK_AFTER_S
+        wait = self._only_pause if self._waits_elsewhere() else self.collector.wait
         if self.store and (on_message or not self.collector.expects(task_id)):
             pause_s = min(interval or LOOK_FOR_OTHERS_EVERY_S, LOOK_FOR_OTHERS_EVERY_S)
             if found := self._look(task_id, on_message):
@@ -172,7 +173,7 @@ class Backend(SyncBackendMixin, CeleryBackend):
             left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
             if self.store:
                 left_s = pause_s if left_s is None else min(left_s, pause_s)
-            if meta := self.collector.wait(task_id, left_s):
+            if meta := wait(task_id, left_s):
                 if on_message:
                     on_message(meta)
                 return self._whole(task_id, meta)
@@ -184,6 +185,10 @@ class Backend(SyncBackendMixin, CeleryBackend):
                 raise CeleryTimeoutError(f"no answer to {task_id} within {timeout} s")
             if not on_message:
                 pause_s = min(2 * pause_s, LOOK_AT_MOST_EVERY_S)
+
+    def _only_pause(self, task_id: str, seconds: float | None) -> None:
+        """What a task that waits for another does, which no queue of its own would outlive."""
+        time.sleep(LOOK_AFTER_S if seconds is None else seconds)
 
     def _look(self, task_id: str, on_message: Any) -> dict[str, Any] | None:
         """The stored result of a task that has ended."""
