@@ -4,13 +4,20 @@
     options = celery_sqs.Options(prefix="shop", queues=("orders", "mail"), results_bucket="shop-results")
     celery_sqs.configure(app, options)
 
-Importing it changes nothing; `configure` changes the app that it is given.
+Importing it changes nothing, and brings neither Celery nor boto3: a process that patches its sockets first (gevent) may
+import it before. `configure` changes the app that it is given.
 """
 
-from celery_sqs.configure import configure
-from celery_sqs.errors import BrokerUnavailable, ConfigurationError, Error, ResultTooLarge
-from celery_sqs.hooks import GivenUp, Hooks
-from celery_sqs.options import Options
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from celery_sqs.application import configure
+    from celery_sqs.errors import BrokerUnavailable, ConfigurationError, Error, ResultTooLarge
+    from celery_sqs.hooks import GivenUp, Hooks
+    from celery_sqs.options import Options
 
 __all__ = [
     "BrokerUnavailable",
@@ -22,3 +29,22 @@ __all__ = [
     "ResultTooLarge",
     "configure",
 ]
+
+_PLACES = {
+    "configure": "application",
+    "BrokerUnavailable": "errors",
+    "ConfigurationError": "errors",
+    "Error": "errors",
+    "ResultTooLarge": "errors",
+    "GivenUp": "hooks",
+    "Hooks": "hooks",
+    "Options": "options",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
+    globals()[name] = found
+    return found

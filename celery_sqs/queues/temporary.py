@@ -21,6 +21,7 @@ from celery import signals
 
 from celery_sqs.aws import Aws
 from celery_sqs.clocks import answered_s
+from celery_sqs.errors import Error
 
 logger = logging.getLogger(__name__)
 
@@ -157,11 +158,11 @@ class TemporaryQueues:
         try:
             for subscription in queue.subscriptions:
                 queue.aws.quick("sns").unsubscribe(SubscriptionArn=subscription)
-        except (BotoCoreError, ClientError) as error:
+        except (BotoCoreError, ClientError, Error) as error:
             logger.debug("the subscription of %s stays behind: %s", url, error)
         try:
             queue.aws.quick("sqs").delete_queue(QueueUrl=url)
-        except (BotoCoreError, ClientError) as error:
+        except (BotoCoreError, ClientError, Error) as error:  # at exit there may be no region any more
             logger.debug("the queue %s stays behind: %s", url, error)
 
     def delete_all(self) -> None:

@@ -561,9 +561,10 @@ class Channel(SQS.Channel):
 
     def _message_to_python(self, message: Any, queue_name: str, q_url: str) -> Any:
         payload = super()._message_to_python(message, queue_name, q_url)
-        count = int(message.get("Attributes", {}).get("ApproximateReceiveCount", 1))
-        # So that Celery's worker_deduplicate_successful_tasks works (celery/celery#3270, celery/kombu#1022).
-        payload["properties"]["delivery_info"]["redelivered"] = count > 1
+        if "properties" in payload:  # it has none where it is acknowledged already
+            count = int(message.get("Attributes", {}).get("ApproximateReceiveCount", 1))
+            # So that Celery's worker_deduplicate_successful_tasks works (celery/celery#3270, celery/kombu#1022).
+            payload["properties"]["delivery_info"]["redelivered"] = count > 1
         return payload
 
     def _restore(self, message: Any) -> None:

@@ -394,7 +394,7 @@ def test_a_task_can_be_waited_for_and_sent_by_name(watched: Flower) -> None:
 def test_the_workers_page_has_pool_queues_stats_and_conf_and_no_secret(watched: Flower) -> None:
     answer = watched.get(f"/worker/{WORKER}")
     assert answer.status == 200
-    for part in ("prefork", echo.SETTINGS.request_queue, "req-queue", "task_acks_late", ECHO):
+    for part in ("prefork", f"{echo.SETTINGS.prefix}-", "req-queue", "task_acks_late", ECHO):
         assert part in answer.text
     worker = watched.get(f"/api/workers?workername={WORKER}").json[WORKER]
     assert worker["stats"]["pool"]["max-concurrency"] == 1

@@ -329,6 +329,7 @@ def test_the_look_at_the_age_stays_while_kombu_hands_on_a_predecessors_commands(
         name = f"host-{commands}.celery.pidbox"
         channel._noack_queues.add(name)
         channel.connection._callbacks[name] = got.append
+        channel.queue_declare(queue=name, auto_delete=True)
         channel._on_messages_ready(channel._new_queue(name), name, {"Messages": [old]})
         assert len(got) == commands
 
@@ -345,7 +346,7 @@ def test_the_name_of_the_reply_queue_stays_while_kombu_knows_its_own_bindings_on
 def test_the_known_arns_stay_while_kombu_asks_for_them_to_subscribe(kombus: Any, ours: Any, calls: Calls) -> None:
     """Subscriptions, Channel._create_queue (the policy)"""
     for channel, asks in ((kombus, True), (ours, False)):
-        channel._new_queue(f"listener-{asks}")
+        channel.queue_declare(queue=f"listener-{asks}", auto_delete=True)
         calls.clear()
         channel.fanout.subscriptions.subscribe_queue(f"listener-{asks}", "celeryev")
         assert "Subscribe" in calls.names
@@ -521,10 +522,10 @@ def test_the_early_backend_stays_while_celery_makes_it_without_a_lock() -> None:
 
 
 def test_thread_oid_stays_while_celery_does_not_ask_the_backend_where_answers_go(stack: Settings) -> None:
-    """FaceappCelery.thread_oid"""
+    """ProcessAddress"""
     app = broker.create_app(stack)
-    celerys = Celery.thread_oid.fget(app)
-    assert celerys != app.backend.reply_queue == app.thread_oid
+    ours, app._local = app.thread_oid, threading.local()
+    assert app.thread_oid != app.backend.reply_queue == ours
 
 
 def test_the_fixed_user_agent_stays_while_botocore_builds_one_for_each_call(

@@ -1,4 +1,4 @@
-"""Putting an application on SQS."""
+"""Putting an application on SQS, SNS and S3."""
 
 from __future__ import annotations
 
