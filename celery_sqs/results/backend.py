@@ -168,7 +168,7 @@ class Backend(SyncBackendMixin, CeleryBackend):
         if self.store and (on_message or not self.collector.expects(task_id)):
             pause_s = min(interval or LOOK_FOR_OTHERS_EVERY_S, LOOK_FOR_OTHERS_EVERY_S)
             if found := self._look(task_id, on_message):
-                return found
+                return _checked(found, on_interval)
         while True:
             left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
             if self.store:
@@ -176,9 +176,9 @@ class Backend(SyncBackendMixin, CeleryBackend):
             if meta := wait(task_id, left_s):
                 if on_message:
                     on_message(meta)
-                return self._whole(task_id, meta)
+                return _checked(self._whole(task_id, meta), on_interval)
             if found := self._look(task_id, on_message):
-                return found
+                return _checked(found, on_interval)
             if on_interval:
                 on_interval()
             if deadline_s is not None and time.monotonic() >= deadline_s:
@@ -440,6 +440,13 @@ class Backend(SyncBackendMixin, CeleryBackend):
         if state in states.PROPAGATE_STATES:
             raise ChordError(f"Dependency {task_id} raised {result!r}") from result
         return result
+
+
+def _checked(meta: dict[str, Any], on_interval: Any) -> dict[str, Any]:
+    """The meta. Of one that failed Celery looks at its parents first, by `on_interval`, and raises what they raised."""
+    if on_interval and meta["status"] in states.PROPAGATE_STATES:
+        on_interval()
+    return meta
 
 
 def _is_late(state: str, known: str) -> bool:

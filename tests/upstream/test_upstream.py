@@ -98,7 +98,10 @@ def ours(stack: Settings) -> Iterator[Any]:
 
 
 class Calls(list[tuple[str, Any]]):
-    """What boto3 was asked for in this process: operations and their parameters."""
+    """What boto3 was asked for by the test: operations and their parameters.
+
+    Not by a thread that another test has left, which may be in the middle of a long poll.
+    """
 
     @property
     def names(self) -> list[str]:
@@ -110,7 +113,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     made, make = Calls(), BaseClient._make_api_call  # type: ignore[attr-defined]
 
     def recording(client: BaseClient, operation: str, parameters: Any) -> Any:
-        made.append((operation, parameters))
+        if threading.current_thread() is threading.main_thread():
+            made.append((operation, parameters))
         return make(client, operation, parameters)
 
     monkeypatch.setattr(BaseClient, "_make_api_call", recording)
