@@ -166,12 +166,10 @@ def test_a_failure_is_answered_when_it_is_the_last_try(app: FaceappCelery, deliv
     task_id = expected(app)
     message = {"Attributes": {"ApproximateReceiveCount": str(delivery)}, TRIES_KEY: TRIES}
 
-    @app.task(name="breaks")  # type: ignore[untyped-decorator] # Celery has no types
-    def breaks() -> None:
-        """What the message is of."""
-
     request = SimpleNamespace(
-        task="breaks", reply_to=app.backend.reply_queue, properties={"delivery_info": {"sqs_message": message}}
+        task="celery.backend_cleanup",
+        reply_to=app.backend.reply_queue,
+        properties={"delivery_info": {"sqs_message": message}},
     )
     app.backend.store_result(task_id, ValueError("broken"), "FAILURE", request=request)
     if answered:
