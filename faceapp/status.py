@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 from botocore.exceptions import BotoCoreError, ClientError
 from kombu.exceptions import KombuError, OperationalError
 
+import celery_sqs
 from celery_sqs.clocks import answered_s
 from faceapp import aws
 from faceapp.config import Settings
@@ -240,7 +241,7 @@ def _workers(settings: Settings, app: Any) -> tuple[Worker, ...]:
         stats = app.control.inspect(timeout=WORKERS_ANSWER_S).stats() or {}
         # Of those that answered: with their number known, nobody waits for more.
         active = app.control.inspect(list(stats), timeout=WORKERS_ANSWER_S).active() or {} if stats else {}
-    except (BotoCoreError, ClientError, KombuError, OperationalError, OSError) as error:
+    except (BotoCoreError, ClientError, KombuError, OperationalError, OSError, celery_sqs.Error) as error:
         raise BrokerUnavailable(f"The workers cannot be asked: {error}") from error
     return tuple(
         Worker(

@@ -28,6 +28,7 @@ from celery_sqs.hooks import GivenUp, Life
 from celery_sqs.results.chords import Chord
 from celery_sqs.results.collector import Collector
 from celery_sqs.results.store import Store
+from celery_sqs.transport.messages import TRIES
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,6 @@ MAX_REPLY_BYTES = 240 * 1024
 """A longer answer is sent without its result, which is in S3: an SQS queue may take 256 KiB only."""
 URLS = 128
 """Of reply queues, known to a process that answers."""
-TRIES = "celery-sqs:tries"
 STORED = "stored"
 """In a reply: the result is in the bucket."""
 LOOK_AFTER_S = 2.0
@@ -78,7 +78,6 @@ def _is_tried_again(app: Any, state: str, request: Any) -> bool:
 class Backend(SyncBackendMixin, CeleryBackend):
     """Publishes and stores in the worker, collects in the caller's process."""
 
-    persistent = False
     supports_autoexpire = True
     supports_native_join = True
 
@@ -96,6 +95,11 @@ class Backend(SyncBackendMixin, CeleryBackend):
         self._stored: Store | None = None
         if not isinstance(self.app._local, ProcessAddress):
             self.app._local = ProcessAddress(self.app)
+
+    @property
+    def persistent(self) -> bool:
+        """Whether a result can be found later, which Celery asks before it passes over a task that has one."""
+        return bool(self._options.results_bucket)
 
     # What belongs to this process.
 
@@ -164,8 +168,10 @@ class Backend(SyncBackendMixin, CeleryBackend):
     ) -> dict[str, Any]:
         deadline_s = None if timeout is None else time.monotonic() + timeout
         pause_s = LOOK_AFTER_S
-        wait = self._only_pause if self._waits_elsewhere() else self.collector.wait
-        if self.store and (on_message or not self.collector.expects(task_id)):
+        asked = self.collector.expects(task_id) and not self._waits_elsewhere()
+        # The answer to what another process sent goes there: it is looked up here.
+        wait = self.collector.wait if asked or not self.store else self._only_pause
+        if self.store and (on_message or not asked):
             pause_s = min(interval or LOOK_FOR_OTHERS_EVERY_S, LOOK_FOR_OTHERS_EVERY_S)
             if found := self._look(task_id, on_message):
                 return _checked(found, on_interval)
@@ -192,10 +198,17 @@ class Backend(SyncBackendMixin, CeleryBackend):
 
     def _look(self, task_id: str, on_message: Any) -> dict[str, Any] | None:
         """The stored result of a task that has ended."""
-        meta = self._read(task_id)
+        try:
+            meta = self._read(task_id)
+        except (BotoCoreError, ClientError) as error:
+            logger.warning("the bucket does not answer, the reply may: %s", error)
+            return None
         if meta and on_message:
             on_message(meta)
-        return meta if meta and meta["status"] in states.READY_STATES else None
+        if not meta or meta["status"] not in states.READY_STATES:
+            return None
+        self.collector.forget(task_id)  # nobody has to read the queue for it any more
+        return meta
 
     def wait_for_pending(
         self,
@@ -212,7 +225,7 @@ class Backend(SyncBackendMixin, CeleryBackend):
         meta = self.wait_for(
             result.id, timeout=timeout, interval=interval, on_interval=on_interval, on_message=on_message
         )
-        result._maybe_set_cache(meta)
+        result._maybe_set_cache(dict(self.meta_from_decoded(meta)))
         return result.maybe_throw(propagate=propagate, callback=callback)
 
     def get_many(
@@ -231,7 +244,7 @@ class Backend(SyncBackendMixin, CeleryBackend):
         here = [each for each in waiting if self.collector.peek(each)]
         for task_id in [*here, *(each for each in waiting if each not in set(here))]:
             left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
-            meta = self.wait_for(task_id, left_s, interval=interval, on_interval=on_interval)
+            meta = dict(self.meta_from_decoded(self.wait_for(task_id, left_s, on_interval=on_interval)))
             if on_message:
                 on_message(meta)
             yield task_id, meta
@@ -242,21 +255,21 @@ class Backend(SyncBackendMixin, CeleryBackend):
         return result
 
     def _get_task_meta_for(self, task_id: str) -> dict[str, Any]:
-        if meta := self.collector.peek(task_id):
-            return self._whole(task_id, meta)
-        return self._read(task_id) or {"status": states.PENDING, "result": None}
+        meta = self.collector.peek(task_id)
+        meta = self._whole(task_id, meta) if meta else self._read(task_id)
+        return dict(self.meta_from_decoded(meta)) if meta else {"status": states.PENDING, "result": None}
 
     def _whole(self, task_id: str, meta: dict[str, Any]) -> dict[str, Any]:
-        """A reply's meta with its result, which may be in the bucket."""
+        """A reply's meta as it is encoded, with its result, which may be in the bucket."""
         if not meta.get(STORED):
-            return dict(self.meta_from_decoded(meta))
+            return meta
         return self._read(task_id) or {"status": states.PENDING, "result": None}
 
     def _read(self, task_id: str) -> dict[str, Any] | None:
         if self.store is None:
             return None
         body = self.store.get(_task_key(task_id))
-        return None if body is None else dict(self.decode_result(body))
+        return None if body is None else dict(self.decode(body))
 
     def _forget(self, task_id: str) -> None:
         self.collector.forget(task_id)
@@ -277,11 +290,15 @@ class Backend(SyncBackendMixin, CeleryBackend):
         meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
         meta["task_id"] = task_id
         body = self.encode(meta)
-        if self.store and not getattr(request, "ignore_result", False):
-            self._keep(task_id, state, body)
-        reply_to = getattr(request, "reply_to", None)
-        if state in states.READY_STATES and reply_to and not getattr(request, "ignore_result", False):
-            self._answer(reply_to, meta, body, request)
+        if getattr(request, "ignore_result", False):
+            return
+        try:
+            if self.store:
+                self._keep(task_id, state, body)
+        finally:  # who waits needs no bucket
+            reply_to = getattr(request, "reply_to", None)
+            if state in states.READY_STATES and reply_to:
+                self._answer(reply_to, meta, body, request)
 
     def _keep(self, task_id: str, state: str, body: str) -> None:
         """Write a state down; none that comes late (a second delivery's, a lost worker's) over a result."""

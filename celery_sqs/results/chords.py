@@ -49,7 +49,9 @@ class Chord:
         if "done" in names or not sizes or len(parts) < sizes[0] + more or not self._claim(task_id):
             return None
         found = self._store.get_all(self._folder + name for name in parts)
-        return Complete(parts=[each for each in found if each is not None])
+        whole = [each for each in found if each is not None]
+        # Parts that are gone were cleared away by the one that had won before this one saw `done`.
+        return Complete(parts=whole) if len(whole) == len(parts) else None
 
     def _claim(self, task_id: str) -> bool:
         key = f"{self._folder}claim"
@@ -58,5 +60,6 @@ class Chord:
     def finish(self) -> None:
         """The callback, or its error, has been sent: a part that comes once more sends none."""
         self._store.put(f"{self._folder}done", b"")
-        names = [name for name in self._store.names(self._folder) if name != "done"]
+        # The claim stays: a part that is about to write it has seen the others.
+        names = [name for name in self._store.names(self._folder) if name not in ("claim", "done")]
         self._store.delete(*(self._folder + name for name in names))

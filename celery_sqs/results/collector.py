@@ -71,7 +71,8 @@ class Collector(QueueReader):
         with self._changed:
             # A task that is sent once more under its id: the forgotten answer is not this one's.
             self._tidy()
-            self._pending.setdefault(task_id, _Pending())
+            if task_id not in self._pending or self._pending[task_id].idle:
+                self._pending[task_id] = _Pending()
             self._asked[task_id] = None
             if len(self._asked) > ASKED:
                 del self._asked[next(iter(self._asked))]
@@ -109,11 +110,15 @@ class Collector(QueueReader):
 
     def peek(self, task_id: str) -> dict[str, Any] | None:
         """The answer's meta if it has come."""
-        pending = self._pending.get(task_id)
-        if pending is None:
-            return None
-        pending.looked = True
-        return pending.meta
+        with self._changed:
+            pending = self._pending.get(task_id)
+            if pending is None:
+                return None
+            pending.looked = True
+            if pending.idle and not pending.arrived.is_set():
+                pending.idle = False
+                self._wake()
+            return pending.meta
 
     def forget(self, task_id: str) -> None:
         """Expect `task_id` no longer, unless a thread waits for it."""
@@ -128,7 +133,11 @@ class Collector(QueueReader):
     def _tidy(self) -> None:
         too_old_s = time.monotonic() - FORGET_AFTER_S
         forgotten = [self._forgotten.popleft() for _ in range(len(self._forgotten))]
-        forgotten += [task_id for task_id, pending in self._pending.items() if pending.since_s < too_old_s]
+        forgotten += [
+            task_id
+            for task_id, pending in self._pending.items()
+            if pending.since_s < too_old_s and (pending.arrived.is_set() or pending.idle)
+        ]
         for task_id in forgotten:
             pending = self._pending.get(task_id)
             if pending is None or pending.waiting:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,9 +21,9 @@ from celery_sqs.aws import Aws
 from celery_sqs.errors import BrokerUnavailable
 from celery_sqs.queues.temporary import SECOND, code_of, temporary_queues
 from celery_sqs.transport import delay
-from celery_sqs.transport.fanout import REPLY_EXCHANGE, Fanout, arn, listener_attributes, topic_name
+from celery_sqs.transport.fanout import FANOUT_EXCHANGES, REPLY_EXCHANGE, Fanout, arn, listener_attributes, topic_name
 from celery_sqs.transport.http import CLOCK, CLOCKS_AGREE_S, AsyncConnection
-from celery_sqs.transport.messages import decoded
+from celery_sqs.transport.messages import TRIES, decoded
 from celery_sqs.transport.polls import polls
 from celery_sqs.transport.visibility import Keeper
 
@@ -38,10 +39,8 @@ EVENTS = "celeryev"
 """Celery's exchange for events, unless its setting `event_exchange` and the option of that name say otherwise."""
 FACTS_FOR_S = 300.0
 """A queue's attributes are believed for so long: a redrive policy may be given to it while workers run."""
-TRIES = "celery-sqs:tries"
-"""In a received message: how often it is delivered before it is a dead letter; 0 where the queue has none."""
-FIFO_HIDES_S = 3600
-"""A FIFO queue's message that is due later is out of sight for so long at a time."""
+REFUSED_S = 300
+"""A refused message of a queue without a redrive policy is out of sight for so long."""
 AGAIN_AFTER_S = 3
 """A message whose task failed is delivered again after this long."""
 REPLY_QUEUES = 64
@@ -52,11 +51,12 @@ LONGEST_NAME = 80 - len(SECOND)
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What is known of a work queue: how often it delivers a message (0: for ever), and for how long it hides it (s,
-    None where it may not be asked)."""
+    """What a work queue is like: how often it delivers a message (0: for ever), for how long it hides one (s), and
+    whether it has said so itself."""
 
     deliveries: int
-    visibility_s: int | None
+    visibility_s: int
+    known: bool
 
 
 class Gate:
@@ -75,18 +75,19 @@ class Gate:
 class Channel(SQS.Channel):
     """kombu's SQS channel, asking SQS less and repaired for fanout, replies and no-ack consumers."""
 
-    _asynsqs: AsyncSQSConnection | None
     _fanout: Fanout | None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._work: set[str] = set()  # the queues that are consumed here, on SQS's names
         self._temporary: set[str] = set()
+        self._asyncs: dict[str | None, tuple[Any, AsyncSQSConnection]] = {}
         super().__init__(*args, **kwargs)
         self._starved: set[str] = set()
         self._answered: dict[str, None] = {}  # reply queues, the least recently used first
         self._done: list[tuple[str, str]] = []
         self._done_from_s = 0.0
         self._received_s = float("-inf")
+        self._deleting = threading.Lock()
         self._keeper = Keeper(self._quick)
         refuse = self.transport_options.get("refuse")
         if refuse and not hasattr(refuse, "__json__"):
@@ -141,22 +142,28 @@ class Channel(SQS.Channel):
     ) -> Any:
         # boto3 clients are safe to share between threads and cost 30 ms and megabytes each; kombu makes one a channel.
         given = {
-            "region": region,
+            # One client for those who say the region and those who leave it to boto3.
+            "region": None if region == self.region else region,
             "access_key_id": access_key_id,
             "secret_access_key": secret_access_key,
             "session_token": session_token,
         }
         aws = replace(self.aws, **{name: value for name, value in given.items() if value})
-        if config is not None:  # made for one use, with credentials that will have run out at the next
+        if config is not None or session_token:  # with credentials that will have run out at the next use
             return aws.client(service, extra=config)
         # Events: the loop that acknowledges tasks must not wait long for them.
         return aws.quick(service) if service == "sns" else aws.shared(service)
 
-    def _quick(self, queue: str | None = None) -> Any:
-        """A client for calls about `queue` that an event loop waits for, and that may fail."""
-        if self.predefined_queues and queue in self.predefined_queues:
-            return self.sqs(queue=queue)
+    def _quick(self, url: str) -> Any:
+        """A client for calls about the queue at `url` that an event loop waits for, and that may fail."""
+        for name, own in self.predefined_queues.items():
+            if own["url"] == url:
+                return self.sqs(queue=name)
         return self.aws.quick("sqs")
+
+    def sqs(self, queue: str | None = None) -> Any:
+        # A process's own queues are not among the predefined ones.
+        return super().sqs(queue=queue if queue in self.predefined_queues else None)
 
     def _update_queue_cache(self, queue_name_prefix: str) -> None:
         if self.predefined_queues:
@@ -187,10 +194,10 @@ class Channel(SQS.Channel):
         return BrokerUnavailable(f"the queue {name} does not exist, and is not to be made here: deploy the stack first")
 
     def _resolve_queue_url(self, queue: str) -> str:
-        if self.predefined_queues:
+        name = self.canonical_queue_name(queue)
+        if self.predefined_queues and name not in self._temporary:
             found: str = super()._resolve_queue_url(queue)
             return found
-        name = self.canonical_queue_name(queue)
         if name not in self._queue_cache:
             try:
                 self._queue_cache[name] = self.sqs().get_queue_url(QueueName=name)["QueueUrl"]
@@ -236,42 +243,47 @@ class Channel(SQS.Channel):
         return super().exchange_declare(exchange, "fanout" if is_events else type, **kwargs)
 
     def _create_queue(self, queue_name: str, attributes: dict[str, str]) -> dict[str, str]:
-        if self.predefined_queues or queue_name not in self._temporary:
-            if not self._creates_queues:
+        if queue_name not in self._temporary:
+            if not self._creates_queues and not self.predefined_queues:
                 # It has limits and a redrive policy that only the stack's template knows.
                 raise self._no_queue(queue_name)
             made: dict[str, str] = super()._create_queue(queue_name, attributes)
             return made
         account = self._any_url()
-        topics = arn(self.sqs(), "sns", account, f"{self.queue_name_prefix}*")
+        fanout = [name for name, each in self.state.exchanges.items() if each["type"] == "fanout"]
+        topics = [self.topic_of(exchange) for exchange in dict.fromkeys([*FANOUT_EXCHANGES, *fanout])]
         attributes |= listener_attributes(arn(self.sqs(), "sqs", account, queue_name), topics)
         return {"QueueUrl": temporary_queues.make(self.aws, queue_name, attributes)}
 
     def _facts_of(self, url: str) -> Facts:
         """What the queue at `url` is like, asked now and then."""
         if (told := self.transport_options.get("max_deliveries")) is not None:
-            return Facts(deliveries=told, visibility_s=self.transport_options.get("queue_visibility_s"))
+            return Facts(deliveries=told, visibility_s=self.visibility_timeout, known=True)
         known: tuple[Facts, float] | None = self._redrive_policies.get(url)
         if known and time.monotonic() - known[1] < FACTS_FOR_S:
             return known[0]
         names = ["RedrivePolicy", "VisibilityTimeout"]
         try:
-            answer = self._quick().get_queue_attributes(QueueUrl=url, AttributeNames=names).get("Attributes", {})
+            answer = self._quick(url).get_queue_attributes(QueueUrl=url, AttributeNames=names).get("Attributes", {})
             policy = json.loads(answer.get("RedrivePolicy", "{}"))
-            facts = Facts(deliveries=int(policy.get("maxReceiveCount", 0)), visibility_s=int(answer[names[1]]))
-        except (BotoCoreError, ClientError, ValueError, KeyError) as error:
-            logger.warning("cannot see what the queue %s is like: %s", url, error)
-            facts = known[0] if known else Facts(deliveries=0, visibility_s=None)
+            facts = Facts(
+                deliveries=int(policy.get("maxReceiveCount", 0)), visibility_s=int(answer[names[1]]), known=True
+            )
+        except Exception as error:  # whatever it was, the messages that have come are to be done
+            logger.warning("cannot see what the queue %s is like: %r", url, error)
+            facts = known[0] if known else Facts(deliveries=0, visibility_s=self.visibility_timeout, known=False)
         self._redrive_policies[url] = facts, time.monotonic()
         return facts
 
     def _has_redrive_policy(self, queue: str | None, queue_url: str) -> bool:
         # Where that cannot be seen: a message that was deleted cannot be had back.
         facts = self._facts_of(queue_url)
-        return facts.deliveries > 0 or facts.visibility_s is None
+        return facts.deliveries > 0 or not facts.known
 
     def _put(self, queue: str, message: Any, **kwargs: Any) -> None:
-        properties = message.get("properties", {})
+        # A copy: a publisher that tries again works the delay out anew.
+        properties = dict(message.get("properties", {}))
+        message = {**message, "properties": properties}
         # A FIFO queue takes no delay for single messages.
         if not queue.endswith(".fifo") and not {"delay_seconds", "DelaySeconds"} & properties.keys():
             seconds = delay.delay_s(delay.left_s(message.get("headers"), time.time()))
@@ -302,13 +314,17 @@ class Channel(SQS.Channel):
             logger.info("nobody waits at %s any more", queue)
 
     def asynsqs(self, queue: str | None = None) -> AsyncSQSConnection:
-        if self._asynsqs is None:
-            self._asynsqs = AsyncConnection(
-                sqs_connection=self.sqs(queue=queue),
-                region=self.region,
+        own = queue if queue in self.predefined_queues else None
+        client = self.sqs(queue=own)
+        known: tuple[Any, AsyncSQSConnection] | None = self._asyncs.get(own)
+        if known is None or known[0] is not client:  # one with a role's credentials is renewed with them
+            connection = AsyncConnection(
+                sqs_connection=client,
+                region=client.meta.region_name,
                 message_system_attribute_names=self.get_message_attributes["MessageSystemAttributeNames"],
             )
-        return self._asynsqs
+            known = self._asyncs[own] = client, connection
+        return known[1]
 
     def _schedule_queue(self, queue: str) -> None:
         # What is raised here, for want of credentials while a role's have run out and new ones cannot be had, ends the
@@ -339,13 +355,17 @@ class Channel(SQS.Channel):
 
     def _feed(self) -> None:
         while self._starved and self.hub and self._has_room():
-            self.hub.call_soon(self._schedule_queue, self._starved.pop())
+            try:
+                queue = self._starved.pop()
+            except KeyError:  # another thread of the pool was faster
+                return
+            self.hub.call_soon(self._schedule_queue, queue)
 
     def basic_consume(self, queue: str, no_ack: bool, *args: Any, **kwargs: Any) -> Any:
         self._starved.discard(queue)  # consuming starts polling anew
         if not no_ack:
             self._work.add(self.canonical_queue_name(queue))
-        if not self.predefined_queues and (no_ack or self.canonical_queue_name(queue) in self._temporary):
+        if queue not in self.predefined_queues and (no_ack or self.canonical_queue_name(queue) in self._temporary):
             temporary_queues.adopt(self.aws, self._new_queue(queue))
         return super().basic_consume(queue, no_ack, *args, **kwargs)
 
@@ -379,12 +399,14 @@ class Channel(SQS.Channel):
             self._delete_done()
         answer = super()._receive_message(queue, *args, **kwargs)
         self._received_s = time.monotonic()
-        return {**answer, "Messages": self._news(queue, answer.get("Messages", []))}
+        news = self._news(queue, answer.get("Messages", []))
+        if self.canonical_queue_name(queue) in self._work:  # a worker without an event loop: gevent, eventlet
+            news = self._take_in(queue, self._new_queue(queue), news)
+        return {**answer, "Messages": news}
 
     def basic_ack(self, delivery_tag: str, multiple: bool = False) -> None:
         # kombu deletes each message with a call of its own (celery/kombu#1336); ten go into one. Only while an event
         # loop runs and the queue is consumed: a worker that is shutting down deletes at once.
-        self._keeper.drop(delivery_tag)
         try:
             info = self.qos.get(delivery_tag).delivery_info
             done, queue = (info["sqs_queue"], info["sqs_message"]["ReceiptHandle"]), info["routing_key"]
@@ -396,27 +418,34 @@ class Channel(SQS.Channel):
                 self._delete_soon(done)
             else:
                 super().basic_ack(delivery_tag, multiple)
+                self._keeper.drop(delivery_tag)
         finally:
             self._feed()
 
     def _delete_soon(self, done: tuple[str, str]) -> None:
-        self._done.append(done)
-        if len(self._done) >= SQS.SQS_MAX_MESSAGES:
+        with self._deleting:  # threads of a pool acknowledge, too
+            self._done.append(done)
+            count = len(self._done)
+        if count >= SQS.SQS_MAX_MESSAGES:
             self._delete_done()
-        elif len(self._done) == 1:
+        elif count == 1:
             self._done_from_s = time.monotonic()
             if self.hub:
                 self.hub.call_later(DELETE_WITHIN_S, self._delete_done)
 
     def _delete_done(self) -> None:
         """Delete the messages whose tasks are done. One that stays is delivered again, and done again."""
-        todo, self._done = self._done, []
+        with self._deleting:
+            todo, self._done = self._done, []
         for url in {url for url, _ in todo}:
             entries = [{"Id": str(n), "ReceiptHandle": receipt} for n, (of, receipt) in enumerate(todo) if of == url]
             try:
-                failed = self._quick().delete_message_batch(QueueUrl=url, Entries=entries).get("Failed", ())
+                failed = self._quick(url).delete_message_batch(QueueUrl=url, Entries=entries).get("Failed", ())
             except (BotoCoreError, ClientError) as error:
                 failed = [str(error)]
+            for of, receipt in todo:
+                if of == url:
+                    self._keeper.drop(receipt)
             if failed:
                 logger.warning("could not delete all of %d messages whose tasks are done: %s", len(entries), failed)
 
@@ -425,14 +454,14 @@ class Channel(SQS.Channel):
         size: int = self._size(queue)
         url = self._new_queue(queue)
         try:
-            self._quick(queue).purge_queue(QueueUrl=url)
+            self._quick(url).purge_queue(QueueUrl=url)
         except ClientError as error:
             if "PurgeQueueInProgress" not in code_of(error):
                 raise
             # SQS does it once a minute.
-            while messages := self._quick(queue).receive_message(QueueUrl=url, MaxNumberOfMessages=10).get("Messages"):
+            while messages := self._quick(url).receive_message(QueueUrl=url, MaxNumberOfMessages=10).get("Messages"):
                 entries = [{"Id": str(n), "ReceiptHandle": each["ReceiptHandle"]} for n, each in enumerate(messages)]
-                self._quick(queue).delete_message_batch(QueueUrl=url, Entries=entries)
+                self._quick(url).delete_message_batch(QueueUrl=url, Entries=entries)
         return size
 
     def basic_cancel(self, consumer_tag: str) -> Any:
@@ -481,8 +510,8 @@ class Channel(SQS.Channel):
         news = self._news(qname, received)
         if self.canonical_queue_name(qname) in self._work:
             polls.note(answered=bool(messages))
-            news = self._later(qname, queue, self._acceptable(queue, news))
-            self._note(queue, news)
+            if qname in self.connection._callbacks:  # else kombu hands them all back
+                news = self._take_in(qname, queue, news)
         for each in news:
             # One by one: what is raised here, for a message that makes no sense, ends the worker, or its polling
             # (celery/kombu#2421).
@@ -509,13 +538,21 @@ class Channel(SQS.Channel):
 
     def _acceptable(self, url: str, messages: list[Any]) -> list[Any]:
         """The messages that a worker can do; the others go back at once, and are dead letters two deliveries later."""
-        refuse = self.transport_options.get("refuse") or (lambda _: "")
-        reasons = [refuse(str(each["Body"])) for each in messages]
+        reasons = [self._reason(each) for each in messages]
         for each, reason in zip(messages, reasons, strict=True):
             if reason:
                 logger.warning("the message %s is left for the dead letters: %s", each.get("MessageId"), reason)
-        self._hand_back(url, [each for each, reason in zip(messages, reasons, strict=True) if reason])
+        refused = [each for each, reason in zip(messages, reasons, strict=True) if reason]
+        if refused:
+            # Without a redrive policy it comes for ever: not at each poll, at least.
+            self._hand_back(url, refused, after_s=0 if self._has_redrive_policy(None, url) else REFUSED_S)
         return [each for each, reason in zip(messages, reasons, strict=True) if not reason]
+
+    def _take_in(self, queue: str, url: str, messages: list[Any]) -> list[Any]:
+        """Those of a work queue's messages that are tasks of ours and due, kept out of others' sight from now on."""
+        due = self._later(queue, url, self._acceptable(url, messages))
+        self._note(url, due)
+        return due
 
     def _note(self, url: str, messages: list[Any]) -> None:
         """Note in messages that are taken in how often they are tried, and keep them out of sight from now on."""
@@ -524,7 +561,7 @@ class Channel(SQS.Channel):
         facts = self._facts_of(url)
         for each in messages:
             each[TRIES] = facts.deliveries
-            if facts.visibility_s and self.transport_options.get("extend_visibility", True):
+            if self.transport_options.get("extend_visibility", True):
                 self._keeper.hold(each["ReceiptHandle"], url, facts.visibility_s)
 
     def _later(self, queue: str, url: str, messages: list[Any]) -> list[Any]:
@@ -532,14 +569,12 @@ class Channel(SQS.Channel):
         due = []
         for each in messages:
             left_s = self._left_s(each)
-            if left_s <= delay.SOON_S:
+            # A FIFO queue delays no single message: Celery keeps it, out of others' sight.
+            if left_s <= delay.SOON_S or url.endswith(".fifo"):
                 due.append(each)
                 continue
             try:
-                if url.endswith(".fifo"):
-                    self._hand_back(url, [each], after_s=min(int(left_s), FIFO_HIDES_S))
-                else:
-                    self._send_on(url, each, delay.delay_s(left_s))
+                self._send_on(url, each, delay.delay_s(left_s))
             except (BotoCoreError, ClientError) as error:
                 logger.warning("a message of %s is not sent on, and comes again: %s", queue, error)
         return due
@@ -547,7 +582,7 @@ class Channel(SQS.Channel):
     def _left_s(self, message: Any) -> float:
         try:
             headers = decoded(message["Body"]).get("headers")
-        except ValueError:
+        except (ValueError, RecursionError):
             return 0.0
         now_s = message[CLOCK] + time.monotonic() if CLOCK in message else time.time()
         return delay.left_s(headers, now_s)
@@ -555,8 +590,9 @@ class Channel(SQS.Channel):
     def _send_on(self, url: str, message: Any, seconds: int) -> None:
         """Send a message once more, to be delivered in `seconds`, then delete this one: killed between the two, a
         worker has sent it twice, and never lost it."""
-        groups = {"MessageGroupId": group} if (group := message.get("Attributes", {}).get("MessageGroupId")) else {}
-        self._quick().send_message(QueueUrl=url, MessageBody=message["Body"], DelaySeconds=seconds, **groups)
+        group = decoded(message["Body"]).get("properties", {}).get("MessageGroupId")
+        groups = {"MessageGroupId": group} if group else {}
+        self._quick(url).send_message(QueueUrl=url, MessageBody=message["Body"], DelaySeconds=seconds, **groups)
         self._delete_soon((url, message["ReceiptHandle"]))
 
     def _message_to_python(self, message: Any, queue_name: str, q_url: str) -> Any:
@@ -566,6 +602,15 @@ class Channel(SQS.Channel):
             # So that Celery's worker_deduplicate_successful_tasks works (celery/celery#3270, celery/kombu#1022).
             payload["properties"]["delivery_info"]["redelivered"] = count > 1
         return payload
+
+    def _reason(self, message: Any) -> str:
+        """Why a message is not taken; empty when it is."""
+        refuse = self.transport_options.get("refuse")
+        try:
+            return refuse(str(message["Body"])) if refuse else ""
+        except Exception as error:  # what is raised here would end the queue's polling
+            logger.exception("the application's gate failed")
+            return f"the gate failed: {error!r}"
 
     def _restore(self, message: Any) -> None:
         # What a worker that leaves has taken and not begun. kombu sends such a message anew, with all its tries, and
@@ -582,7 +627,7 @@ class Channel(SQS.Channel):
         ]
         try:
             if entries:
-                self._quick().change_message_visibility_batch(QueueUrl=url, Entries=entries)
+                self._quick(url).change_message_visibility_batch(QueueUrl=url, Entries=entries)
         except (BotoCoreError, ClientError) as error:
             logger.warning("%d messages stay out of sight for their whole visibility timeout: %s", len(entries), error)
 

@@ -38,15 +38,15 @@ def arn(client: Any, service: str, queue_url: str, name: str) -> str:
     return f"arn:{client.meta.partition}:{service}:{client.meta.region_name}:{account}:{name}"
 
 
-def listener_attributes(queue_arn: str, topics: str) -> dict[str, str]:
-    """The attributes of a queue that `topics` (a pattern of ARNs) may send to, and nobody without TLS."""
+def listener_attributes(queue_arn: str, topics: list[str]) -> dict[str, str]:
+    """The attributes of a queue that `topics` (ARNs) may send to, and nobody without TLS."""
     statements = [
         {
             "Effect": "Allow",
             "Principal": {"Service": "sns.amazonaws.com"},
             "Action": "sqs:SendMessage",
             "Resource": queue_arn,
-            "Condition": {"ArnLike": {"aws:SourceArn": topics}},
+            "Condition": {"ArnEquals": {"aws:SourceArn": topics}},
         },
         {
             "Effect": "Deny",

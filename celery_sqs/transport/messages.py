@@ -8,6 +8,8 @@ from typing import Any
 
 import celery.app.amqp
 
+TRIES = "celery-sqs:tries"
+"""In a received message: how often it is delivered before it is a dead letter; 0 where the queue has none."""
 TASK_DEFAULTS: dict[str, Any] = {
     "shadow": None,
     "eta": None,
@@ -60,7 +62,7 @@ def decoded(body: str) -> dict[str, Any]:
 
 def content(message: dict[str, Any]) -> Any:
     """The JSON content of a message. Raises ValueError, TypeError or KeyError for one that has none."""
-    body = message["body"]
-    if message.get("properties", {}).get("body_encoding") == "base64":
+    body, properties = message["body"], message.get("properties")
+    if isinstance(properties, dict) and properties.get("body_encoding") == "base64":
         body = base64.b64decode(body, validate=True)
     return json.loads(body)

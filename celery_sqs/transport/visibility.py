@@ -13,14 +13,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from botocore.exceptions import BotoCoreError, ClientError
-
 logger = logging.getLogger(__name__)
 
 BATCH = 10
 """Messages whose visibility SQS changes with one call."""
 LONGEST_S = 12 * 3600
 """SQS shows a message again so long after it was received, whatever is asked of it."""
+AGAIN_S = 2.0
+"""Until the next try where extending failed."""
 PART = 0.5
 """Of its visibility timeout is over when a message's is extended."""
 
@@ -44,9 +44,12 @@ class _Held:
 
 
 class Keeper:
-    """Extends the visibility of what is held. Any thread may call any method; `client` makes a quick SQS client."""
+    """Extends the visibility of what is held. Any thread may call any method.
 
-    def __init__(self, client: Callable[[], Any]) -> None:
+    `client` makes a quick SQS client for a queue's URL.
+    """
+
+    def __init__(self, client: Callable[[str], Any]) -> None:
         self._client = client
         self._changed = threading.Condition()
         self._held: dict[str, _Held] = {}
@@ -105,10 +108,20 @@ class Keeper:
             for n, (receipt, seconds) in enumerate(due)
         ]
         try:
-            failed = self._client().change_message_visibility_batch(QueueUrl=url, Entries=entries).get("Failed", ())
-        except (BotoCoreError, ClientError) as error:
-            logger.warning("%d messages may be delivered again while they are held: %s", len(due), error)
+            failed = self._client(url).change_message_visibility_batch(QueueUrl=url, Entries=entries).get("Failed", ())
+        except Exception as error:  # this thread must not end: what is held would be delivered again
+            logger.warning("the visibility of %d messages is not extended, again in %g s: %r", len(due), AGAIN_S, error)
+            self._again([receipt for receipt, _ in due])
             return
+        # A receipt that is no good any more was deleted, or is another's already; the rest is AWS's own trouble.
         for each in failed:
-            # Its receipt is no good any more: it was deleted, or is another's already.
-            self.drop(due[int(each["Id"])][0])
+            if each.get("SenderFault"):
+                self.drop(due[int(each["Id"])][0])
+        self._again([due[int(each["Id"])][0] for each in failed if not each.get("SenderFault")])
+
+    def _again(self, receipts: list[str]) -> None:
+        """Make these due once more, soon."""
+        with self._changed:
+            for receipt in receipts:
+                if held := self._held.get(receipt):
+                    held.extended_s = time.monotonic() + AGAIN_S - PART * held.visibility_s

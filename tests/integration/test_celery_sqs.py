@@ -159,7 +159,7 @@ def test_what_is_held_stays_out_of_sight_and_comes_again_afterwards(aws: str) ->
     url = sqs.create_queue(QueueName=f"k{uuid.uuid4().hex[:8]}", Attributes={"VisibilityTimeout": "2"})["QueueUrl"]
     sqs.send_message(QueueUrl=url, MessageBody="x")
     [message] = sqs.receive_message(QueueUrl=url)["Messages"]
-    keeper = Keeper(lambda: sqs)
+    keeper = Keeper(lambda _: sqs)
     keeper.hold(message["ReceiptHandle"], url, 2)
     until_s = time.monotonic() + 6
     while time.monotonic() < until_s:

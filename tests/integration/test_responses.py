@@ -18,8 +18,8 @@ from celery.exceptions import TimeoutError as CeleryTimeoutError
 from celery_sqs.aws import Aws
 from celery_sqs.results import MAX_REPLY_BYTES, Collector, backend
 from celery_sqs.results import collector as collector_module
-from celery_sqs.results.backend import TRIES as TRIES_KEY
 from celery_sqs.results.collector import DELIVERIES
+from celery_sqs.transport.messages import TRIES as TRIES_KEY
 from faceapp import broker
 from faceapp import stack as deployment
 from faceapp.broker import TRIES, FaceappCelery

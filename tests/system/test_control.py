@@ -169,7 +169,7 @@ def test_a_reader_to_whom_nothing_comes_keeps_its_queue(stack: Settings, monkeyp
     """C11: a web process without visitors is no dead one."""
     monkeypatch.setattr(temporary, "NOTE_EVERY_S", 0.0)
     monkeypatch.setattr(reader, "KEEP_EVERY_S", 0.1)
-    collector = Collector(Aws(), f"{stack.response_queue}-idle-0", wait_s=0, life="place")
+    collector = Collector(broker.options(stack).aws, f"{stack.response_queue}-idle-0", wait_s=0, life="place")
     collector.expect("a")
     sqs, url = sqs_client(), collector._queue_url
     sqs.send_message(QueueUrl=url, MessageBody=json.dumps({"task_id": "a", "status": "SUCCESS"}))
@@ -403,6 +403,12 @@ class Busy:
     def shared(self, service: str) -> Busy:
         return self
 
+    def quick(self, service: str) -> Busy:
+        return self
+
+    def delete_queue(self, *, QueueUrl: str) -> None:
+        """At the process's end."""
+
     def create_queue(self, *, QueueName: str, **_: Any) -> dict[str, str]:
         self.made.append(QueueName)
         if len(self.made) == 1:
@@ -538,8 +544,8 @@ def test_the_janitor_passes_over_what_is_not_its_own(base: Settings, app: Any, m
     ):
         sns.subscribe(TopicArn=topic, Protocol="sqs", Endpoint=endpoint)
 
-    client = sqs_client()
-    monkeypatch.setattr(Aws, "client", lambda aws, service: client if service == "sqs" else sns_client())
+    client, other = sqs_client(), sns_client()
+    monkeypatch.setattr(Aws, "client", lambda aws, service, **_: client if service == "sqs" else other)
     for operation in ("list_queue_tags", "get_queue_url"):
         monkeypatch.setattr(client, operation, refusing(getattr(client, operation), "-a-test-"))
 
@@ -605,6 +611,7 @@ def test_the_second_name_is_one_that_the_topics_may_send_to(
         channel = connection.default_channel
         name = channel.canonical_queue_name("celeryev.again")
         monkeypatch.setattr(channel.sqs(), "create_queue", just_deleted(channel.sqs(), name))
+        channel.queue_declare(queue="celeryev.again", auto_delete=True)
         url, own = channel.queue_of("celeryev.again")
     assert own.endswith(f"{name}{SECOND}")
     policy = sqs_client().get_queue_attributes(QueueUrl=url, AttributeNames=["Policy"])["Attributes"]["Policy"]

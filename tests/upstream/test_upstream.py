@@ -148,6 +148,7 @@ def consume(channel: Any, count: int, *, prefetch: int) -> tuple[Hub, list[Any]]
     for _ in range(count):
         channel.sqs().send_message(QueueUrl=url, MessageBody=json.dumps(message))
     got = list[Any]()
+    channel.transport_options.pop("refuse", None)  # these are no tasks
     channel.hub = hub = Hub()
     channel.basic_qos(0, prefetch, False)
     channel.basic_consume("req-queue", no_ack=False, callback=got.append, consumer_tag="tag")
