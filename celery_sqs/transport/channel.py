@@ -449,6 +449,12 @@ class Channel(SQS.Channel):
             if failed:
                 logger.warning("could not delete all of %d messages whose tasks are done: %s", len(entries), failed)
 
+    def _delete(self, queue: str, *args: Any, **kwargs: Any) -> None:
+        super()._delete(queue, *args, **kwargs)
+        # kombu forgets the URL under a name that it does not keep it by, so the queue could not be made again.
+        if queue not in self.predefined_queues:
+            self._queue_cache.pop(self.canonical_queue_name(queue), None)
+
     def _purge(self, queue: str) -> int:
         """Take every message out of the queue; returns how many there were, as far as SQS knows."""
         size: int = self._size(queue)

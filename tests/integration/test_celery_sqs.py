@@ -85,6 +85,16 @@ def test_predefined_queues_are_used_as_they_are(aws: str) -> None:
     assert not sqs.list_queues(QueueNamePrefix="never-used-").get("QueueUrls")
 
 
+def test_a_queue_that_was_deleted_is_made_again(aws: str) -> None:
+    """As Celery's own mailbox does for each question."""
+    with configured(f"d{uuid.uuid4().hex[:8]}").connection_for_write() as connection:
+        channel = connection.default_channel
+        channel.queue_declare(queue="answers", auto_delete=True)
+        channel.queue_delete("answers")
+        channel.queue_declare(queue="answers", auto_delete=True)
+        assert channel._size("answers") == 0
+
+
 def test_options_that_cannot_be_used_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="at least one work queue"):
         Options(prefix="p", queues=())
