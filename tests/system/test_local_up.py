@@ -45,6 +45,14 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
+def command_of(pid: int) -> str:
+    """A process's command line; empty when it has just ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
 class Running:
     """A `faceapp up` that is ready."""
 
@@ -61,7 +69,7 @@ class Running:
 
     def services(self) -> dict[str, int]:
         """The process ids of what it has started, by their modules or commands."""
-        commands = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in children(self.process.pid)}
+        commands = {pid: command_of(pid) for pid in children(self.process.pid)}
         return {
             word: pid
             for word in ("compute", "scaler", "web", "aws", "flower", "reaper")
@@ -233,7 +241,7 @@ def limit_files(system: Running, size_bytes: int) -> None:
 def workers(system: Running) -> list[int]:
     """The processes of the compute host's workers."""
     forked = children(system.services()["compute"])
-    return [pid for pid in forked if "reaper" not in Path(f"/proc/{pid}/cmdline").read_text()]
+    return [pid for pid in forked if "reaper" not in command_of(pid)]
 
 
 def check_record(system: Running) -> None:
