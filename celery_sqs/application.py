@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from celery import Celery
 from kombu import Queue
 
@@ -41,8 +39,3 @@ def configure(app: Celery, options: Options) -> None:
         # The scaler and Flower know from them which workers are there.
         worker_send_task_events=True,
     )
-
-
-def in_use(app: Any) -> bool:
-    """Whether `app` was configured by `configure`."""
-    return isinstance(getattr(app, "sqs_options", None), Options)

@@ -47,9 +47,9 @@ class Options:
     """The application keeps its results itself: one that a reply cannot carry is answered as None."""
     bucket_owner: str = ""
     """The account (12 digits) that the buckets must belong to."""
-    connections: int = 64
+    connections: int = Aws.connections
     """That one AWS client keeps."""
-    used_tag: str = "celery-sqs:used"
+    used_tag: str = Aws.used_tag
     """The key of the tag by which temporary queues say when they were used last."""
     hooks: Hooks = field(default_factory=Hooks)
 

@@ -240,9 +240,7 @@ class Backend(SyncBackendMixin, CeleryBackend):
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         """Each task's id and meta as they come, those that are here first. Raises Celery's TimeoutError."""
         deadline_s = None if timeout is None else time.monotonic() + timeout
-        waiting = list(dict.fromkeys(task_ids))
-        here = [each for each in waiting if self.collector.peek(each)]
-        for task_id in [*here, *(each for each in waiting if each not in set(here))]:
+        for task_id in sorted(dict.fromkeys(task_ids), key=lambda each: not self.collector.peek(each)):
             left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
             meta = dict(self.meta_from_decoded(self.wait_for(task_id, left_s, on_interval=on_interval)))
             if on_message:
@@ -287,18 +285,17 @@ class Backend(SyncBackendMixin, CeleryBackend):
             return
         if state in states.EXCEPTION_STATES and state in states.READY_STATES and self._hooks.give_up:
             state, result, traceback = self._given_up(task_id, result, state, traceback, request)
-        meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
-        meta["task_id"] = task_id
-        body = self.encode(meta)
         if getattr(request, "ignore_result", False):
             return
+        meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
+        meta["task_id"] = task_id
         try:
             if self.store:
-                self._keep(task_id, state, body)
+                self._keep(task_id, state, self.encode(meta))
         finally:  # who waits needs no bucket
             reply_to = getattr(request, "reply_to", None)
             if state in states.READY_STATES and reply_to:
-                self._answer(reply_to, meta, body, request)
+                self._answer(reply_to, meta, request)
 
     def _keep(self, task_id: str, state: str, body: str) -> None:
         """Write a state down; none that comes late (a second delivery's, a lost worker's) over a result."""
@@ -309,12 +306,12 @@ class Backend(SyncBackendMixin, CeleryBackend):
                 return
         self.store.put(_task_key(task_id), body.encode())
 
-    def _answer(self, reply_to: str, meta: dict[str, Any], body: str, request: Any) -> None:
+    def _answer(self, reply_to: str, meta: dict[str, Any], request: Any) -> None:
         if asked := getattr(request, "request_id", None):
             meta = {**meta, "request_id": asked}
-            body = self.encode(meta)
-        if len(body.encode()) > MAX_REPLY_BYTES:
-            body = self.encode(self._short(meta, len(body.encode())))
+        body = self.encode(meta)
+        if (size := len(body.encode())) > MAX_REPLY_BYTES:
+            body = self.encode(self._short(meta, size))
         try:
             with self._hooks.replying():
                 self._reply(reply_to, body)

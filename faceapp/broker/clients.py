@@ -1,4 +1,4 @@
-"""boto3 clients for SQS and SNS, and whether SQS answers."""
+"""boto3 clients for SQS, and whether it answers."""
 
 from __future__ import annotations
 
@@ -15,11 +15,6 @@ from faceapp.errors import BrokerUnavailable
 def sqs_client(**config: Any) -> Any:
     """An SQS client; `config` overrides single botocore settings."""
     return aws.client("sqs", **config)
-
-
-def sns_client(**config: Any) -> Any:
-    """An SNS client; `config` overrides single botocore settings."""
-    return aws.client("sns", **config)
 
 
 @cache

@@ -21,7 +21,8 @@ import pytest
 
 from celery_sqs import aws as sqs_aws
 from faceapp import aws, broker
-from faceapp.broker.clients import sns_client, sqs_client
+from faceapp.aws import client as aws_client
+from faceapp.broker.clients import sqs_client
 from faceapp.config import Settings
 from faceapp.deploy.target import Target
 from faceapp.errors import ConfigError
@@ -111,7 +112,7 @@ def test_every_client_is_in_the_region(nowhere: Path, monkeypatch: pytest.Monkey
     settings = Settings(scaler_cloudwatch="yes")
     made = [
         sqs_client(),
-        sns_client(),
+        aws_client("sns"),
         aws.of(settings).quick("sqs"),
         aws.of(settings).quick("sns"),
         Storage(settings).client,

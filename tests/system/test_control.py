@@ -29,7 +29,8 @@ from celery_sqs.transport.fanout import FANOUT_EXCHANGES, arn, topic_name
 from faceapp import broker
 from faceapp import stack as deployment
 from faceapp.aws import USED_TAG
-from faceapp.broker.clients import sns_client, sqs_client
+from faceapp.aws import client as aws_client
+from faceapp.broker.clients import sqs_client
 from faceapp.config import Settings
 from tests.support import echo as echo_app
 from tests.support.services import PATIENCE_S, celery_worker, environ, wait_until
@@ -72,7 +73,7 @@ def queues(settings: Settings) -> set[str]:
 
 def subscribed(settings: Settings) -> set[str]:
     """The names of the queues that the stack's topics feed, without the prefix."""
-    sns, url = sns_client(), sqs_client().get_queue_url(QueueName=settings.request_queue)["QueueUrl"]
+    sns, url = aws_client("sns"), sqs_client().get_queue_url(QueueName=settings.request_queue)["QueueUrl"]
     topics = [arn(sns, "sns", url, topic_name(settings.prefix, exchange)) for exchange in FANOUT_EXCHANGES]
     answers = [sns.list_subscriptions_by_topic(TopicArn=topic)["Subscriptions"] for topic in topics]
     endpoints = [each["Endpoint"].rpartition(":")[2] for answer in answers for each in answer]
@@ -533,7 +534,7 @@ def test_the_janitor_passes_over_what_is_not_its_own(base: Settings, app: Any, m
     names = [f"{settings.prefix}-{each}" for each in ("a-test-req-queue", "celeryev-gone")]
     for name in names:
         sqs_client().create_queue(QueueName=name, tags={USED_TAG: "1"})
-    sns, url = sns_client(), sqs_client().get_queue_url(QueueName=settings.request_queue)["QueueUrl"]
+    sns, url = aws_client("sns"), sqs_client().get_queue_url(QueueName=settings.request_queue)["QueueUrl"]
     topic = arn(sns, "sns", url, topic_name(settings.prefix, "celeryev"))
     sns.create_topic(Name=topic.rpartition(":")[2])
     for endpoint in (
@@ -544,7 +545,7 @@ def test_the_janitor_passes_over_what_is_not_its_own(base: Settings, app: Any, m
     ):
         sns.subscribe(TopicArn=topic, Protocol="sqs", Endpoint=endpoint)
 
-    client, other = sqs_client(), sns_client()
+    client, other = sqs_client(), aws_client("sns")
     monkeypatch.setattr(Aws, "client", lambda aws, service, **_: client if service == "sqs" else other)
     for operation in ("list_queue_tags", "get_queue_url"):
         monkeypatch.setattr(client, operation, refusing(getattr(client, operation), "-a-test-"))
