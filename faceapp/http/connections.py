@@ -8,6 +8,7 @@ the request is read: closed at once, unread bytes make the kernel reset the conn
 from __future__ import annotations
 
 import errno
+import signal
 import socket
 import struct
 import time
@@ -37,6 +38,8 @@ LINGER_S = 10.0
 """After an answer to a request that was not read: how long what still comes is dropped."""
 LINGER_PIECE_BYTES = 64 * 1024
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+ENDING = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}
+"""Signals that tell a web process to end."""
 RESET_AT_CLOSE = struct.pack("ii", 1, 0)
 
 
@@ -206,6 +209,11 @@ class Client:
 
 class GreenletWorker(GeventWorker):  # type: ignore[misc] # gunicorn is untyped
     """gunicorn's gevent worker for slow clients."""
+
+    def init_signals(self) -> None:
+        super().init_signals()
+        # What came before there were handlers comes now.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
         super().handle(listener, Client(client, self.app.settings), addr)

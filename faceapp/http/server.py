@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -103,6 +104,15 @@ class PatientArbiter(Arbiter):  # type: ignore[misc] # gunicorn is untyped
     """
 
     looked_s = float("inf")
+
+    def spawn_worker(self) -> int:
+        """A process of ours that is told to end while it starts would take that for a signal to the arbiter that it was
+        forked from, and be waited for in vain. So the signal stays pending until the process has its own handlers."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, connections.ENDING)
+        try:
+            return int(super().spawn_worker())
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, connections.ENDING)
 
     def murder_workers(self) -> None:
         now_s = time.monotonic()

@@ -27,7 +27,7 @@ from faceapp.errors import LocalError
 from faceapp.http import server
 from tests.support.aws import BEARER
 from tests.support.services import PATIENCE_S, celery_worker, environ, wait_until
-from tests.support.web import BOUNDARY, File, form, messages, nothing_new, plain, stored, web_server
+from tests.support.web import BOUNDARY, SERVE, File, form, messages, nothing_new, plain, stored, web_server
 
 FORM = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY.decode()}"}
 
@@ -218,13 +218,30 @@ def hang():
     while True:
         pass
 
-# Both have to run out here, and a process that is only short of the machine has to beat within the first.
+# Both have to run out here, and a process that is only short of the machine has to beat within the first: so it
+# imports nothing when it starts, since Celery and boto3 take longer than that where others keep the cores busy.
 server.HANG_S = 6
 server.JUMP_S = 4
 server.Server.load = lambda _: app
+server.take_slot = lambda _: None
 logs.configure(settings(), service="faceapp-web")
 server.serve(replace(settings(), web_port=0, web_processes=int(sys.argv[1])))
 """
+
+SLOW_TO_START = (
+    """
+import time
+from faceapp.http import connections
+
+def patch(self, patch=connections.GreenletWorker.patch):
+    print("it starts now", flush=True)
+    time.sleep(2)
+    patch(self)
+
+connections.GreenletWorker.patch = patch
+"""
+    + SERVE
+)
 
 
 @contextmanager
@@ -241,6 +258,18 @@ def hanging_server(
 def kill_all(pids: list[int], number: int) -> None:
     for pid in pids:
         os.kill(pid, number)
+
+
+@pytest.mark.system
+def test_a_process_that_is_told_to_end_while_it_starts_hears_it(
+    aws_endpoint: str, system: Settings, tmp_path: Path
+) -> None:
+    """Under gunicorn alone it keeps the handlers that it was forked with, and the server waits for it."""
+    with web_server(aws_endpoint, system, tmp_path / "web", script=SLOW_TO_START) as (_, process):
+        wait_until(lambda: "starts now" in (tmp_path / "web").read_text(), what="a process that starts")
+        process.terminate()
+        # Without the signal it would wait for `graceful_timeout`, which is longer.
+        assert process.wait(system.web_wait_s / 2) == 0
 
 
 @pytest.mark.system
