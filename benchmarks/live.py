@@ -29,11 +29,11 @@ import psutil
 
 from benchmarks.path import EXPECTED, PHOTOS_IN_TURN, post, users_environ
 from benchmarks.table import print_table
+from celery_sqs.plots import Panel, draw
 from faceapp.config import Settings
 from faceapp.credential import aws_keys
 from faceapp.key_text import new_text
 from faceapp.local.up import REGION, endpoint
-from faceapp.plots import Panel, draw
 from faceapp.samples import sample_photos
 
 UP = "Ctrl-C stops everything."

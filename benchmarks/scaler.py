@@ -17,11 +17,11 @@ from pathlib import Path
 from statistics import fmean
 
 from benchmarks.table import print_table
-from faceapp.scaling.simulation import plots, report, workloads
-from faceapp.scaling.simulation.command import gather
-from faceapp.scaling.simulation.contest import CONTESTANTS, BoundTask, Task, simulate
-from faceapp.scaling.simulation.report import Overall, Row, percent
-from faceapp.scaling.simulation.world import Bound, Faults, World
+from celery_sqs.simulation import plots, report, workloads
+from celery_sqs.simulation.command import gather
+from celery_sqs.simulation.contest import CONTESTANTS, BoundTask, Task, simulate
+from celery_sqs.simulation.report import Overall, Row, percent
+from celery_sqs.simulation.world import Bound, Faults, World
 
 OURS = "work/balanced"
 BEYOND = "sparse"

@@ -9,8 +9,8 @@ from urllib.parse import quote, urlsplit
 
 import urllib3
 
+from celery_sqs.door import names_loopback
 from faceapp.credential import key_for
-from faceapp.door import names_loopback
 from faceapp.errors import BadRequest, FaceappError, InvalidName, ServiceUnreachable, by_code
 
 CONNECT_TIMEOUT_S = 5

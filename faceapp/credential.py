@@ -20,9 +20,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from celery_sqs.door import is_loopback_url
 from faceapp.config import Settings
 from faceapp.config import settings as environment_settings
-from faceapp.door import is_loopback_url
 from faceapp.key_text import FORM, new_text
 
 START, CURL, AWS = FILES = ("start.json", "curl.conf", "aws.env")

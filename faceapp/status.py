@@ -18,15 +18,15 @@ from kombu.exceptions import KombuError, OperationalError
 
 import celery_sqs
 from celery_sqs.clocks import answered_s
+from celery_sqs.door import is_loopback_url
+from celery_sqs.scaler.machine import NAME, STACK, Machine, from_description
 from faceapp import aws
 from faceapp.config import Settings
-from faceapp.door import is_loopback_url
 from faceapp.errors import BrokerUnavailable, FaceappError, FleetError, ServiceUnreachable
 from faceapp.gallery import People
 from faceapp.http.scaler import ScalerStatus
 from faceapp.queues import Queue, queues
 from faceapp.queues import client as sqs
-from faceapp.scaling.machine import NAME, STACK, Machine, from_description
 from faceapp.storage import Storage
 
 WORKERS_ANSWER_S = 2.5

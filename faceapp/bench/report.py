@@ -9,10 +9,10 @@ from typing import Any
 
 from rich.console import RenderableType
 
+from celery_sqs.plots import Panel, draw
+from celery_sqs.quantiles import nearest_rank
 from faceapp import tables
 from faceapp.bench.load import Run
-from faceapp.plots import Panel, draw
-from faceapp.quantiles import nearest_rank
 
 MIB = 2**20
 KINDS = ("right", "wrong", "unchecked", "crossed", "doubled", "refused", "lost", "error", "not sent")

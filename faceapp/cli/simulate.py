@@ -35,6 +35,6 @@ def simulate(**options: Any) -> None:
     Faults are lying-counts, dead-starts, throttling, spot-losses, slow-boots, duplicates, lost-events, doubled-events,
     disordered-events and old-counts.
     """
-    from faceapp.scaling.simulation.command import options_of, simulate
+    from celery_sqs.simulation.command import options_of, simulate
 
     simulate(options_of(**options))

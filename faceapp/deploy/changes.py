@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 from botocore.exceptions import ClientError
 
+from celery_sqs.scaler.machine import STACK
 from faceapp.deploy import template
 from faceapp.deploy.target import Target
 from faceapp.errors import DeployError
-from faceapp.scaling.machine import STACK
 from faceapp.stack import body
 
 NO_CHANGES = ("didn't contain changes", "No updates are to be performed")

@@ -9,13 +9,13 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError, WaiterError
 
+from celery_sqs.scaler.machine import STACK, TIER
 from faceapp.deploy import apply, remains
 from faceapp.deploy.apply import Event
 from faceapp.deploy.changes import check_ours, check_own_plans, find_stack
 from faceapp.deploy.remains import Thing
 from faceapp.deploy.target import Target
 from faceapp.errors import DeployError
-from faceapp.scaling.machine import STACK, TIER
 
 MOST_COUNTED = 100_000
 TERMINATED_S = 600

@@ -8,10 +8,10 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from celery_sqs.scaler.machine import STACK
 from faceapp.deploy import remains
 from faceapp.deploy.target import Target
 from faceapp.errors import DeployError
-from faceapp.scaling.machine import STACK
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,9 @@ from urllib.parse import urlsplit
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from celery_sqs.door import is_loopback_url, no_proxy
 from faceapp import aws, credential
 from faceapp.config import Settings
-from faceapp.door import is_loopback_url, no_proxy
 from faceapp.errors import ConfigError, DeployError
 
 LIMITS: dict[str, Any] = {

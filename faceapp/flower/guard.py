@@ -14,7 +14,7 @@ from urllib.parse import urlencode
 from tornado.httputil import HTTPHeaders, HTTPServerRequest
 from tornado.web import OutputTransform, RequestHandler
 
-from faceapp.door import Reason, is_loopback_address, reason_against
+from celery_sqs.door import Reason, is_loopback_address, reason_against
 from faceapp.errors import ConfigError
 from faceapp.key_text import FORM
 
@@ -44,7 +44,7 @@ def check_address(options: Any) -> None:
 
 
 class Guard:
-    """The door of a Flower that asks for no password: this machine's (faceapp.door), for who knows its `key`.
+    """The door of a Flower that asks for no password: this machine's (celery_sqs.door), for who knows its `key`.
 
     A browser brings the key once, in the link that `faceapp up` prints, and gets a cookie for it, good for this Flower
     alone. A program sends `Authorization: Bearer <key>`. Numbers (OPEN) need no key.

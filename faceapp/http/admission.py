@@ -24,8 +24,8 @@ import flask
 from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import RequestEntityTooLarge
 
+from celery_sqs.door import address_of
 from faceapp.config import Settings
-from faceapp.door import address_of
 from faceapp.errors import BadRequest, Overloaded, UploadTimeout
 from faceapp.http import connections, uploads
 from faceapp.http.metrics import Metrics

@@ -2,7 +2,7 @@
 
 Looked at before anything of a request's body. Everything under /v1 needs a key, also on this machine: a proxy or a
 tunnel that adds no header cannot be told from a program here. `faceapp up` makes an admin's key at each start and hands
-it to the page and the commands (FACEAPP_LOCAL_KEY). `POST /` needs none from this machine (faceapp.door says what that
+it to the page and the commands (FACEAPP_LOCAL_KEY). `POST /` needs none from this machine (celery_sqs.door says what that
 is); `FACEAPP_WEB_AUTH` can open it to programs anywhere (`classic`), or to nobody (`always`).
 
 Browsers send no header of ours by themselves and this service sets no cookies, so no other page can use somebody's key.
@@ -19,9 +19,9 @@ from functools import cache
 
 import flask
 
+from celery_sqs.door import Reason, is_other_page, reason_against
 from faceapp import logs
 from faceapp.config import Settings
-from faceapp.door import Reason, is_other_page, reason_against
 from faceapp.errors import CrossSite, KeyInvalid, RateLimited, RoleMissing, Unauthorized
 from faceapp.http.problems import Problem
 from faceapp.key_text import ROLES as KEY_ROLES
@@ -164,7 +164,7 @@ def register(app: flask.Flask, storage: Storage) -> None:
 
 
 def reason_of(request: flask.Request, **options: bool) -> Reason | None:
-    """Why a request is not from here, None when nothing says so; `options` as in faceapp.door.reason_against."""
+    """Why a request is not from here, None when nothing says so; `options` as in celery_sqs.door.reason_against."""
     version = request.environ.get("SERVER_PROTOCOL", "")
     return reason_against(peer=request.remote_addr, version=version, headers=request.headers, **options)
 

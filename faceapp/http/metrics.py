@@ -1,7 +1,7 @@
 """`/metrics`: what the web tier did, for Prometheus.
 
 Only to whom `FACEAPP_WEB_METRICS` lets in, since how much a service is used is nobody else's business. The default is
-this machine itself (faceapp.door says what that is), where a scraper or its agent runs beside the web tier. `private`
+this machine itself (celery_sqs.door says what that is), where a scraper or its agent runs beside the web tier. `private`
 takes peers in private networks (a scraper in the same VPC, and also whatever a load balancer passes on without saying
 so), `any` asks nobody.
 

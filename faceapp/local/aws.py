@@ -21,9 +21,9 @@ import sys
 from collections.abc import Collection
 from typing import Any
 
+from celery_sqs.door import hides_headers
 from faceapp.config import settings
 from faceapp.credential import aws_keys, fresh
-from faceapp.door import hides_headers
 from faceapp.errors import ConfigError
 
 LISTENING = "listening on "

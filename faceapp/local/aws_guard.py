@@ -1,7 +1,7 @@
 """Who may use the embedded AWS: programs of this machine that know the start's access key. A WSGI middleware.
 
 Everything that the service keeps is behind this port, and a page in a browser here reaches it. So besides the door's
-rule (faceapp.door) a request must name the access key's id, which is random for each start, and a browser gets nothing
+rule (celery_sqs.door) a request must name the access key's id, which is random for each start, and a browser gets nothing
 at all. The signature itself is not computed anew: who knows the id knows the secret, too, and it would cost each call.
 
 Which service a request is for is moto's to find out, in more than one way; `Services` is asked with what it found.
@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
-from faceapp.door import reason_against
+from celery_sqs.door import reason_against
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment

@@ -21,10 +21,10 @@ from typing import Any, TypeVar
 from botocore.exceptions import BotoCoreError, ClientError
 
 from celery_sqs.aws import LOCAL_REGION
+from celery_sqs.door import no_proxy
 from faceapp import aws, credential, samples, stack
 from faceapp.client import Client
 from faceapp.config import Settings
-from faceapp.door import no_proxy
 from faceapp.errors import FaceappError, LocalError
 from faceapp.folders import Enrolled, enrol_people, find_people, sample_people
 from faceapp.http.scaler import ScalerStatus

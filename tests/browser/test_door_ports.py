@@ -22,9 +22,9 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
+from celery_sqs.scaler.lease import KEY as LEASE
 from faceapp import credential
 from faceapp.local import up
-from faceapp.scaling.lease import KEY as LEASE
 from tests.support.aws import session
 from tests.support.programs import TIMEOUT_MS, chromium, needs
 from tests.support.services import PATIENCE_S, wait_until

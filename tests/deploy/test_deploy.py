@@ -16,14 +16,14 @@ import pytest
 import yaml
 from botocore.stub import Stubber
 
+from celery_sqs.door import is_loopback_url
+from celery_sqs.scaler.machine import STACK, TIER
 from faceapp import stack
 from faceapp.config import Settings
 from faceapp.deploy import changes, choices, show, template
 from faceapp.deploy.apply import Event, execute, follow
 from faceapp.deploy.target import Target
-from faceapp.door import is_loopback_url
 from faceapp.errors import ConfigError, DeployError
-from faceapp.scaling.machine import STACK, TIER
 from tests.support.aws import plain_client
 from tests.support.services import part_environ, users_environ
 

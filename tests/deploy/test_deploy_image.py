@@ -13,11 +13,11 @@ from unittest.mock import patch
 
 import pytest
 
+from celery_sqs.scaler.machine import STACK
 from faceapp import __version__
 from faceapp.deploy import image, images
 from faceapp.deploy.target import Target, connect
 from faceapp.errors import ConfigError, DeployError
-from faceapp.scaling.machine import STACK
 from tests.support.aws import plain_client
 
 PACKER = f"""#!{sys.executable}

@@ -26,6 +26,7 @@ import pytest
 import urllib3
 import yaml
 
+from celery_sqs.scaler.lease import KEY as LEASE
 from celery_sqs.transport.fanout import topic_name
 from faceapp import stack as deployment
 from faceapp.aws import USED_TAG
@@ -38,7 +39,6 @@ from faceapp.local import compute
 from faceapp.local.aws import LISTENING
 from faceapp.local.up import IMAGE
 from faceapp.recognition import Recogniser
-from faceapp.scaling.lease import KEY as LEASE
 from faceapp.storage import Storage
 from tests.support.aws import BEARER
 from tests.support.iam import ACCOUNT, Account, Need, Statement, allows, arn, like, needs
@@ -68,7 +68,7 @@ from faceapp import broker
 from celery_sqs.queues.janitor import Suspects, sweep
 from faceapp.config import settings
 from faceapp.forgetting import LostOrders
-from faceapp.scaling.alarms import Alarms
+from celery_sqs.scaler.alarms import Alarms
 
 # What the scaler does every ten minutes, and when something is wrong.
 print(sweep(broker.options(settings()), Suspects(apart_s=0)))

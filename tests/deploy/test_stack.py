@@ -21,14 +21,14 @@ import yaml
 from botocore.exceptions import ClientError
 from botocore.stub import Stubber
 
+from celery_sqs.scaler.alarms import NAMESPACE, WORTH_TELLING
+from celery_sqs.scaler.core import DEAD_BOOTS
+from celery_sqs.scaler.machine import APP_TIER, STACK, TIER, WEB_INSTANCE
 from celery_sqs.transport.fanout import topic_name
 from faceapp import stack as deployment
 from faceapp.config import Settings
 from faceapp.deploy.template import check, resources
 from faceapp.errors import DeployError
-from faceapp.scaling.alarms import NAMESPACE, WORTH_TELLING
-from faceapp.scaling.core import DEAD_BOOTS
-from faceapp.scaling.machine import APP_TIER, STACK, TIER, WEB_INSTANCE
 from tests.support.aws import plain_client, session
 from tests.support.programs import needs
 from tests.support.services import PATIENCE_S

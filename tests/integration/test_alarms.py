@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from botocore.stub import Stubber
 
+from celery_sqs.scaler.alarms import EVERY_S, NAMESPACE, Alarms
 from faceapp import stack
 from faceapp.config import Settings
 from faceapp.deploy import template
-from faceapp.scaling.alarms import EVERY_S, NAMESPACE, Alarms
 from tests.support.aws import plain_client
 
 

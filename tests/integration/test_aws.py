@@ -20,14 +20,14 @@ from typing import Any
 import pytest
 
 from celery_sqs import aws as sqs_aws
+from celery_sqs.scaler.alarms import Alarms
+from celery_sqs.scaler.fleet.ec2 import EC2Fleet
 from faceapp import aws, broker
 from faceapp.aws import client as aws_client
 from faceapp.broker.clients import sqs_client
 from faceapp.config import Settings
 from faceapp.deploy.target import Target
 from faceapp.errors import ConfigError
-from faceapp.scaling.alarms import Alarms
-from faceapp.scaling.fleet import EC2Fleet
 from faceapp.storage import Storage
 from tests.support.imds import metadata_service
 from tests.support.services import REPOSITORY

@@ -14,12 +14,12 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from celery_sqs.quantiles import nearest_rank
 from faceapp.bench.load import Options, Run, load
 from faceapp.bench.photos import Photo, find_photos, in_turn
 from faceapp.bench.report import document, plot
 from faceapp.cli import main
 from faceapp.errors import BadRequest, ServiceUnreachable
-from faceapp.quantiles import nearest_rank
 
 Answer = tuple[int, dict[str, str], bytes]
 

@@ -13,13 +13,10 @@ from typing import Any
 import pytest
 from botocore.stub import ANY, Stubber
 
-from faceapp import stack as deployment
-from faceapp.config import Settings
-from faceapp.errors import ConfigError, FleetError, LeaseLost
-from faceapp.scaling.backoff import Backoff, Trouble
-from faceapp.scaling.dry_run import DryRunFleet
-from faceapp.scaling.fleet import TEMPLATE_EVERY_S, EC2Fleet
-from faceapp.scaling.machine import (
+from celery_sqs.scaler.backoff import Backoff, Trouble
+from celery_sqs.scaler.fleet.dry_run import DryRunFleet
+from celery_sqs.scaler.fleet.ec2 import TEMPLATE_EVERY_S, EC2Fleet
+from celery_sqs.scaler.machine import (
     DRAINING,
     FAILED,
     READY,
@@ -32,7 +29,10 @@ from faceapp.scaling.machine import (
     from_description,
     orphans,
 )
-from faceapp.scaling.plan import plan
+from celery_sqs.scaler.plan import plan
+from faceapp import stack as deployment
+from faceapp.config import Settings
+from faceapp.errors import ConfigError, FleetError, LeaseLost
 from tests.support.aws import plain_client, session
 
 IMAGE = "ami-12c6146b"

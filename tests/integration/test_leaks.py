@@ -6,11 +6,11 @@ import uuid
 
 import pytest
 
+from celery_sqs.scaler.estimates import SEEN, Boots
 from celery_sqs.transport import channel as transport
 from celery_sqs.transport.fanout import REPLY_EXCHANGE
 from faceapp import broker
 from faceapp.config import Settings
-from faceapp.scaling.estimates import SEEN, Boots
 
 
 def test_boots_of_gone_instances_are_forgotten_and_none_counts_twice() -> None:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from celery_sqs.scaler.lease import ACT_S, KEY, LEASE_S, RENEW_S, Lease
 from faceapp.config import Settings
 from faceapp.errors import LeaseLost, StorageUnavailable
-from faceapp.scaling.lease import ACT_S, KEY, LEASE_S, RENEW_S, Lease
 from tests.support.aws import plain_client
 
 

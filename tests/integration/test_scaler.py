@@ -26,21 +26,21 @@ import pytest
 from botocore.awsrequest import AWSResponse
 from botocore.compat import HTTPHeaders
 
+from celery_sqs.queues.depths import Depth
+from celery_sqs.scaler.alarms import Alarms
+from celery_sqs.scaler.budget import Spent
+from celery_sqs.scaler.core import DEAD_BOOTS, QUARANTINE_S
+from celery_sqs.scaler.fleet.ec2 import EC2Fleet
+from celery_sqs.scaler.lease import LEASE_S, Lease
+from celery_sqs.scaler.loop import QUIET_S, Scaler, run
+from celery_sqs.scaler.machine import STACK, Machine, from_description
+from celery_sqs.scaler.policies import create
+from celery_sqs.scaler.policies.base import Counts, Decision, Observation, Policy
+from celery_sqs.scaler.status import Status
+from celery_sqs.scaler.workers import PING, Workers
 from faceapp import stack as deployment
 from faceapp.config import Settings
 from faceapp.errors import BrokerUnavailable, ConfigError, FaceappError, FleetError, LeaseLost
-from faceapp.scaler import QUIET_S, Scaler, run
-from faceapp.scaling.alarms import Alarms
-from faceapp.scaling.budget import Spent
-from faceapp.scaling.core import DEAD_BOOTS, QUARANTINE_S
-from faceapp.scaling.fleet import EC2Fleet
-from faceapp.scaling.lease import LEASE_S, Lease
-from faceapp.scaling.machine import STACK, Machine, from_description
-from faceapp.scaling.metrics import Depth
-from faceapp.scaling.policies import create
-from faceapp.scaling.policies.base import Counts, Decision, Observation, Policy
-from faceapp.scaling.status import Status
-from faceapp.scaling.workers import PING, Workers
 from tests.support.aws import plain_client
 from tests.support.services import REPOSITORY, environ, wait_until
 
@@ -147,7 +147,7 @@ def rig(settings: Settings, ec2: Any, aws: str, clock: Clock, monkeypatch: pytes
         return from_description({**described, "LaunchTime": datetime.fromtimestamp(launched_s, UTC)}, now_s=now_s)
 
     monkeypatch.setattr(EC2Fleet, "_see_clock", lambda fleet, _: setattr(fleet, "_skew_s", skew_s))
-    monkeypatch.setattr("faceapp.scaling.fleet.from_description", describe)
+    monkeypatch.setattr("celery_sqs.scaler.fleet.ec2.from_description", describe)
 
     def make(
         policy: Policy | None = None,
@@ -369,7 +369,7 @@ def test_without_counts_nothing_changes_and_it_is_said_once_a_minute(
 
 
 def test_a_line_a_decision_and_one_a_minute(rig: Callable[..., Rig], caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "faceapp.scaler")
+    caplog.set_level(logging.INFO, "celery_sqs.scaler.loop")
     r = rig()
     r.policy.next = Decision(wanted=1, start=1, reason="because")
     r.tick(10)
@@ -631,7 +631,7 @@ def test_a_wall_clock_that_jumps_changes_nothing(
     r.tick()
     r.say("worker-online", 1, 2, 3, 4)
     for jump_s in (-1e8, 1e8):
-        monkeypatch.setattr("faceapp.scaler.time.time", lambda jump_s=jump_s: 1.8e9 + jump_s)
+        monkeypatch.setattr("celery_sqs.scaler.loop.time.time", lambda jump_s=jump_s: 1.8e9 + jump_s)
         r.tick(2)
     assert running(aws, settings) == names(1, 2, 3, 4)
     assert all(each.age_s < 600 for each in r.fleet.instances())
@@ -771,7 +771,7 @@ def test_a_stack_without_workers_image_is_said(stack: Settings) -> None:
 
 
 def test_history_has_a_sample_every_few_seconds_and_ends(settings: Settings, rig: Callable[..., Rig]) -> None:
-    from faceapp.scaling.status import HISTORY_S, SAMPLE_S, Snapshot
+    from celery_sqs.scaler.status import HISTORY_S, SAMPLE_S, Snapshot
 
     status = Status(settings)
 

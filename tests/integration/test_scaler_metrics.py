@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from faceapp import scaling
+from celery_sqs import scaler
+from celery_sqs.scaler.core import DEAD_BOOTS
+from celery_sqs.scaler.policies import create
+from celery_sqs.scaler.policies.base import Counts, Decision
+from celery_sqs.scaler.status import Status
 from faceapp.config import Settings
 from faceapp.errors import FleetError
-from faceapp.scaling.core import DEAD_BOOTS
-from faceapp.scaling.policies import create
-from faceapp.scaling.policies.base import Counts, Decision
-from faceapp.scaling.status import Status
 from tests.integration.test_scaler import Rig, Scripted, clock, ec2, refuse, relent, rig, send, settings
 from tests.support.aws import plain_client
 
@@ -121,7 +121,7 @@ def test_dead_letters_are_counted_now_and_then(
     assert told(status)["dead_letters visible"] == 1
     sqs.delete_queue(QueueUrl=url)
     assert told(status)["dead_letters visible"] == 1, "each look is billed"
-    monkeypatch.setattr(scaling.status, "DEAD_LETTERS_S", 0.0)
+    monkeypatch.setattr(scaler.status, "DEAD_LETTERS_S", 0.0)
     with caplog.at_level(logging.WARNING):
         found = told(status)
     assert not [name for name in found if name.startswith("dead_letters")]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from botocore.stub import Stubber
 
+from celery_sqs.queues.depths import Depth
+from celery_sqs.scaler.policies.base import Counts
 from faceapp.config import Settings
 from faceapp.errors import BrokerUnavailable
-from faceapp.scaling.metrics import Depth
-from faceapp.scaling.policies.base import Counts
 from tests.support.aws import plain_client, session
 
 

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from celery_sqs.scaler import status_server
+from celery_sqs.scaler.status import Status
+from celery_sqs.scaler.status_server import CONNECTIONS, REQUEST_BYTES, StatusServer
 from faceapp.config import Settings
 from faceapp.http.scaler import ScalerStatus
-from faceapp.scaling import status_server
-from faceapp.scaling.status import Status
-from faceapp.scaling.status_server import CONNECTIONS, REQUEST_BYTES, StatusServer
 from tests.support.services import PATIENCE_S, wait_until
 from tests.system.test_flower import free_port
 

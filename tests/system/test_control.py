@@ -477,8 +477,8 @@ def test_a_forked_child_owns_nothing() -> None:
 
 
 def test_the_scaler_listens_at_a_place_of_its_own(base: Settings) -> None:
-    from faceapp.scaling.listener import Listener
-    from faceapp.scaling.workers import Workers
+    from celery_sqs.scaler.listener import Listener
+    from celery_sqs.scaler.workers import Workers
 
     settings = echo_settings(base)
     workers = Workers(service_s=1.0)

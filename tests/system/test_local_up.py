@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from celery_sqs.scaler.lease import KEY
 from faceapp import credential
 from faceapp.client import Client
 from faceapp.config import Settings
@@ -27,7 +28,6 @@ from faceapp.errors import LocalError
 from faceapp.local import compute, up
 from faceapp.local.processes import Services
 from faceapp.local.progress import Progress
-from faceapp.scaling.lease import KEY
 from faceapp.schema import REQUEST_ID
 from tests.integration.test_cli import faceapp
 from tests.support.aws import session

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
+from celery_sqs.scaler.listener import Listener
+from celery_sqs.scaler.workers import Workers
 from faceapp import broker
 from faceapp import stack as deployment
 from faceapp.config import Settings
-from faceapp.scaling.listener import Listener
-from faceapp.scaling.workers import Workers
 from tests.support import echo
 from tests.support.aws import COUNTER
 from tests.support.services import celery_worker, environ, wait_until

@@ -18,13 +18,13 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from celery_sqs.scaler.machine import DRAINING, READY, STACK
+from celery_sqs.scaler.status import Status as ScalerStatus
+from celery_sqs.scaler.status_server import StatusServer
 from faceapp import broker, status, tasks
 from faceapp import stack as deployment
 from faceapp.config import Settings
 from faceapp.queues import Queue
-from faceapp.scaling.machine import DRAINING, READY, STACK
-from faceapp.scaling.status import Status as ScalerStatus
-from faceapp.scaling.status_server import StatusServer
 from faceapp.status import Instance, Part, Status, Worker, ask
 from tests.integration.test_cli import faceapp
 from tests.support.aws import KEY, plain_client

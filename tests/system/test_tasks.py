@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from celery_sqs.scaler.listener import Listener
+from celery_sqs.scaler.workers import Workers
 from faceapp import tasks
 from faceapp.broker.messages import ERASE, LONGEST_ERASE_S
 from faceapp.config import Settings
@@ -17,8 +19,6 @@ from faceapp.errors import RecognitionNotFound, StorageUnavailable
 from faceapp.forgetting import Forgetting
 from faceapp.gallery import People
 from faceapp.http import dispatch
-from faceapp.scaling.listener import Listener
-from faceapp.scaling.workers import Workers
 from faceapp.schema import Enrolment, Failure, Recognition
 from faceapp.storage import Storage
 from tests.support.services import PATIENCE_S, wait_until

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from faceapp.door import Reason, came_by_proxy, is_loopback_url, names_loopback, no_proxy, reason_against
+from celery_sqs.door import Reason, came_by_proxy, is_loopback_url, names_loopback, no_proxy, reason_against
 
 HOST = ("Host", "127.0.0.1:8000")
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
+from celery_sqs.scaler.policies import Counts, Decision, Instance, Observation, Policy, create
+from celery_sqs.scaler.policies.depth import Depth, DepthTunables
+from celery_sqs.scaler.policies.work import MODES, Work, WorkTunables, ages_s, rate_per_s
+from celery_sqs.simulation.step import Step, StepTunables, Threshold
+from celery_sqs.simulation.target import Target, TargetTunables
 from faceapp.config import Settings
 from faceapp.errors import ConfigError
-from faceapp.scaling.policies import Counts, Decision, Instance, Observation, Policy, create
-from faceapp.scaling.policies.depth import Depth, DepthTunables
-from faceapp.scaling.policies.step import Step, StepTunables, Threshold
-from faceapp.scaling.policies.target import Target, TargetTunables
-from faceapp.scaling.policies.work import MODES, Work, WorkTunables, ages_s, rate_per_s
 
 TICK_S = 3.0
 

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from faceapp.scaling.policies import Counts, Decision, Instance, Observation, Policy
-from faceapp.scaling.policies.depth import Depth, DepthTunables
-from faceapp.scaling.policies.step import Step, StepTunables
-from faceapp.scaling.policies.target import Target, TargetTunables
-from faceapp.scaling.policies.work import MODES, Work, WorkTunables
+from celery_sqs.scaler.policies import Counts, Decision, Instance, Observation, Policy
+from celery_sqs.scaler.policies.depth import Depth, DepthTunables
+from celery_sqs.scaler.policies.work import MODES, Work, WorkTunables
+from celery_sqs.simulation.step import Step, StepTunables
+from celery_sqs.simulation.target import Target, TargetTunables
 
 MOST = 8
 TICK_S = 3.0

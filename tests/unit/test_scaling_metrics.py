@@ -8,12 +8,12 @@ import pytest
 
 from celery_sqs import events
 from celery_sqs.pace import HEARTBEAT_S
+from celery_sqs.scaler.estimates import FIRST, NOISE, OUTLIER, Arrivals, Believed, Boots, ServiceTime
+from celery_sqs.scaler.machine import READY, Machine
+from celery_sqs.scaler.observe import DESERTED_S, PATIENCE_S, ZERO_S, Phases
+from celery_sqs.scaler.policies.base import BIN_S, BINS, Counts
+from celery_sqs.scaler.workers import PATH_S, PING, SILENT_S, Workers
 from faceapp.pace import with_seconds
-from faceapp.scaling.estimates import FIRST, NOISE, OUTLIER, Arrivals, Believed, Boots, ServiceTime
-from faceapp.scaling.machine import READY, Machine
-from faceapp.scaling.observe import DESERTED_S, PATIENCE_S, ZERO_S, Phases
-from faceapp.scaling.policies.base import BIN_S, BINS, Counts
-from faceapp.scaling.workers import PATH_S, PING, SILENT_S, Workers
 from tests.support import echo
 
 

@@ -12,19 +12,19 @@ import pytest
 
 from celery_sqs import events
 from celery_sqs import pace as sqs_pace
+from celery_sqs.scaler import core, estimates, fleet, workers
+from celery_sqs.scaler.core import Orders
+from celery_sqs.scaler.policies.base import Decision, Observation
+from celery_sqs.simulation import contest, engine, workloads
+from celery_sqs.simulation.bound import lower_bound
+from celery_sqs.simulation.contest import CONTESTANTS, Task
+from celery_sqs.simulation.engine import Simulation
+from celery_sqs.simulation.gauges import EventPath
+from celery_sqs.simulation.workloads import Workload
+from celery_sqs.simulation.world import USUAL, Faults, Result, World
 from faceapp import broker, pace, scaler, stack
 from faceapp.config import Settings
 from faceapp.errors import ConfigError
-from faceapp.scaling import core, estimates, fleet, workers
-from faceapp.scaling.core import Orders
-from faceapp.scaling.policies.base import Decision, Observation
-from faceapp.scaling.simulation import contest, engine, workloads
-from faceapp.scaling.simulation.bound import lower_bound
-from faceapp.scaling.simulation.contest import CONTESTANTS, Task
-from faceapp.scaling.simulation.engine import Simulation
-from faceapp.scaling.simulation.gauges import EventPath
-from faceapp.scaling.simulation.workloads import Workload
-from faceapp.scaling.simulation.world import USUAL, Faults, Result, World
 
 EXACT = World(exact_counts=True, boot_min_s=20, boot_max_s=20, service_spread=0, max_instances=4)
 SHORT = ("bursts-50", "trickle")
@@ -316,7 +316,7 @@ def test_the_simulator_runs_the_scalers_own_objects(monkeypatch: pytest.MonkeyPa
     assert simulated["Workers"] is live["Workers"] is workers.Workers
     assert simulated["plan"] is vars(fleet)["plan"]
     for name in ("Believed", "Arrivals", "Boots", "Phases", "Spent", "turn_over"):
-        assert vars(core)[name].__module__.startswith("faceapp.scaling."), name
+        assert vars(core)[name].__module__.startswith("celery_sqs.scaler."), name
     assert vars(workers)["ServiceTime"] is estimates.ServiceTime
     assert simulated["HEARTBEAT_S"] is vars(events)["HEARTBEAT_S"] is sqs_pace.HEARTBEAT_S
     assert simulated["EVENTS_WITHIN_S"] is vars(events)["EVENTS_WITHIN_S"] is sqs_pace.EVENTS_WITHIN_S

@@ -9,13 +9,13 @@ from itertools import combinations, combinations_with_replacement, islice, permu
 
 import pytest
 
+from celery_sqs.simulation import workloads
+from celery_sqs.simulation.bound import lower_bound
+from celery_sqs.simulation.contest import CONTESTANTS
+from celery_sqs.simulation.engine import Simulation
+from celery_sqs.simulation.workloads import Workload, boots_s
+from celery_sqs.simulation.world import World
 from faceapp.errors import ConfigError
-from faceapp.scaling.simulation import workloads
-from faceapp.scaling.simulation.bound import lower_bound
-from faceapp.scaling.simulation.contest import CONTESTANTS
-from faceapp.scaling.simulation.engine import Simulation
-from faceapp.scaling.simulation.workloads import Workload, boots_s
-from faceapp.scaling.simulation.world import World
 
 WORLD = World()
 """Boots take at least 20 s, a start is billed for at least 60 s, and the SLO is 120 s."""

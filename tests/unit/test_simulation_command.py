@@ -9,11 +9,11 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from celery_sqs.simulation import report, workloads
+from celery_sqs.simulation.world import Bound, World
+from celery_sqs.simulation.world import Result as Run
 from faceapp.cli import main
 from faceapp.errors import ConfigError
-from faceapp.scaling.simulation import report, workloads
-from faceapp.scaling.simulation.world import Bound, World
-from faceapp.scaling.simulation.world import Result as Run
 
 
 def faceapp(*arguments: str) -> Result:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from faceapp.scaling.policies.base import Counts, Decision, Instance, Observation
-from faceapp.scaling.turnover import turn_over
+from celery_sqs.scaler.policies.base import Counts, Decision, Instance, Observation
+from celery_sqs.scaler.turnover import turn_over
 
 MOST = 4
 

@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from celery_sqs.pace import HEARTBEAT_S
+from celery_sqs.scaler.workers import SILENT_S, Workers
 from faceapp.pace import with_seconds
-from faceapp.scaling.workers import SILENT_S, Workers
 
 HOSTS = [f"app-tier-instance-{n}" for n in (1, 2, 3)]
 WORKED_S = 0.5
