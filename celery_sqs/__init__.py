@@ -15,18 +15,29 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from celery_sqs.application import configure
-    from celery_sqs.errors import BrokerUnavailable, ConfigurationError, Error, ResultTooLarge
+    from celery_sqs.errors import (
+        BrokerUnavailable,
+        ConfigurationError,
+        Error,
+        FleetError,
+        ResultTooLarge,
+        StorageUnavailable,
+    )
     from celery_sqs.hooks import GivenUp, Hooks
     from celery_sqs.options import Options
+    from celery_sqs.scaler.options import ScalerOptions
 
 __all__ = [
     "BrokerUnavailable",
     "ConfigurationError",
     "Error",
+    "FleetError",
     "GivenUp",
     "Hooks",
     "Options",
     "ResultTooLarge",
+    "ScalerOptions",
+    "StorageUnavailable",
     "configure",
 ]
 
@@ -35,10 +46,13 @@ _PLACES = {
     "BrokerUnavailable": "errors",
     "ConfigurationError": "errors",
     "Error": "errors",
+    "FleetError": "errors",
     "ResultTooLarge": "errors",
+    "StorageUnavailable": "errors",
     "GivenUp": "hooks",
     "Hooks": "hooks",
     "Options": "options",
+    "ScalerOptions": "scaler.options",
 }
 
 

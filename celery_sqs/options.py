@@ -11,6 +11,7 @@ from celery import Celery
 from celery_sqs.aws import Aws
 from celery_sqs.errors import ConfigurationError
 from celery_sqs.hooks import Hooks
+from celery_sqs.scaler.options import ScalerOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,7 @@ class Options:
     used_tag: str = Aws.used_tag
     """The key of the tag by which temporary queues say when they were used last."""
     hooks: Hooks = field(default_factory=Hooks)
+    scaler: ScalerOptions = field(default_factory=ScalerOptions)
 
     def __post_init__(self) -> None:
         if not self.queues:

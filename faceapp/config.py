@@ -212,7 +212,7 @@ class Settings:
         250_000, 1, 100_000_000, "enrolled photos at most; each takes 1.3 KB of a worker's memory"
     )
 
-    scaler_policy: str = _choice("work", "work", "depth", "target", "step", doc="what decides the number of instances")
+    scaler_policy: str = _choice("work", "work", "depth", doc="what decides the number of instances")
     scaler_mode: str = _choice("balanced", "fast", "balanced", "eco", doc="the policy work's trade of time for money")
     scaler_max_instances: int = _whole(15, 0, 1000, "there are never more app-tier instances than this")
     scaler_slo_s: float = _real(120.0, 1, 86_400, "an answer is to come within this many seconds")

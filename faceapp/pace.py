@@ -1,12 +1,10 @@
-"""Numbers on which workers, scaler and simulator agree, and how a task's answer carries its seconds."""
+"""How a task's answer carries its seconds of work to the scaler."""
 
 from __future__ import annotations
 
 import re
-
-PREFETCH = 2
-"""Messages that a worker holds for each of its processes: one at work, one that waits. More would be handed back by a
-draining instance, and each time counts as a try towards the dead letters."""
+from collections.abc import Mapping
+from typing import Any
 
 _SECONDS = re.compile(r" in (\d{1,6}(?:\.\d{1,9})?) s$")
 
@@ -20,3 +18,18 @@ def seconds_in(line: str) -> float | None:
     """The seconds that `with_seconds` wrote; None when the line is of something else."""
     found = _SECONDS.search(line)
     return float(found[1]) if found else None
+
+
+DONE = "done: "
+"""How the line begins that tells of a recognition; those of older workers end without its seconds."""
+
+
+def worked_s(event: Mapping[str, Any]) -> float | None:
+    """The seconds of the recognition that an event task-succeeded tells of; None for any other task.
+
+    An event without an answer, or with the answer of a worker from before an upgrade, says how long it ran.
+    """
+    line = event.get("result")
+    if line is None or (str(line).startswith(DONE) and seconds_in(str(line)) is None):
+        return event.get("runtime")
+    return seconds_in(str(line))

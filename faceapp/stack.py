@@ -8,10 +8,17 @@ from typing import Any
 import yaml
 from botocore.exceptions import BotoCoreError, ClientError, WaiterError
 
+from celery_sqs.scaler.machine import Naming
 from faceapp import aws
 from faceapp.config import Settings
 from faceapp.errors import DeployError
 
+TAGS = "faceapp"
+"""What the keys of the stack's tags begin with."""
+STACK_TAG, TIER_TAG, TEMPLATE_TAG = f"{TAGS}:stack", f"{TAGS}:tier", f"{TAGS}:template"
+APP_TIER = "app"
+WEB_INSTANCE = "web-instance"
+WORKER_NAME = "app-tier-instance-{n}"
 VISIBILITY_MARGIN_S = 30
 """Between the moment a task is killed and the moment its message is given to another worker."""
 POLL_S = 5
@@ -47,6 +54,11 @@ def without_comments(text: str) -> str:
             within.update(range(token.start_mark.line + 1, token.end_mark.line))
     lines = text.splitlines(keepends=True)
     return "".join(line for number, line in enumerate(lines) if number in within or not line.lstrip().startswith("#"))
+
+
+def naming(prefix: str) -> Naming:
+    """How the instances of the stack with that prefix are named and tagged."""
+    return Naming(stack=prefix, namespace=TAGS, name=WORKER_NAME, tier=APP_TIER, others=(WEB_INSTANCE,))
 
 
 def parameters(settings: Settings) -> dict[str, str]:

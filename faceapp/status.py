@@ -19,8 +19,8 @@ from kombu.exceptions import KombuError, OperationalError
 import celery_sqs
 from celery_sqs.clocks import answered_s
 from celery_sqs.door import is_loopback_url
-from celery_sqs.scaler.machine import NAME, STACK, Machine, from_description
-from faceapp import aws
+from celery_sqs.scaler.machine import Machine, Naming
+from faceapp import aws, stack
 from faceapp.config import Settings
 from faceapp.errors import BrokerUnavailable, FaceappError, FleetError, ServiceUnreachable
 from faceapp.gallery import People
@@ -133,7 +133,7 @@ class Status:
         return [
             f"{each.name} is ready, but its worker does not answer."
             for each in self.instances.value or ()
-            if each.phase == "ready" and each.age_s > FRESH_S and each.name not in hosts and NAME.fullmatch(each.name)
+            if each.phase == "ready" and each.age_s > FRESH_S and each.name not in hosts and _number(each)
         ]
 
     def to_dict(self) -> dict[str, Any]:
@@ -195,23 +195,23 @@ def _part(ask: Callable[[], T]) -> Part[T]:
 
 def _instances(settings: Settings) -> tuple[Instance, ...]:
     filters = [
-        {"Name": f"tag:{STACK}", "Values": [settings.prefix]},
+        {"Name": f"tag:{stack.STACK_TAG}", "Values": [settings.prefix]},
         {"Name": "instance-state-name", "Values": STATES},
     ]
-    found = []
+    found, naming = [], stack.naming(settings.prefix)
     try:
         ec2 = aws.client("ec2", read_timeout=AWS_ANSWERS_S, retries=aws.ONCE)
         for page in ec2.get_paginator("describe_instances").paginate(Filters=filters):
             now_s = answered_s(page)
             for reservation in page["Reservations"]:
-                found += [_instance(each, now_s) for each in reservation["Instances"]]
+                found += [_instance(each, naming, now_s) for each in reservation["Instances"]]
     except (BotoCoreError, ClientError) as error:
         raise FleetError(f"EC2 does not answer: {error}") from error
     return tuple(sorted(found, key=_by_name))
 
 
-def _instance(described: dict[str, Any], now_s: float) -> Instance:
-    machine = from_description(described, now_s=now_s)
+def _instance(described: dict[str, Any], naming: Naming, now_s: float) -> Instance:
+    machine = naming.machine(described, now_s=now_s)
     return Instance(
         id=machine.id,
         name=machine.name,
@@ -232,8 +232,13 @@ def _phase(machine: Machine) -> str:
 
 def _by_name(instance: Instance) -> tuple[int, int, str]:
     """app-tier-instance-10 after app-tier-instance-9, and whatever has another name first."""
-    number = NAME.fullmatch(instance.name)
-    return (1, int(number[1]), instance.id) if number else (0, 0, instance.name)
+    number = _number(instance)
+    return (1, number, instance.id) if number else (0, 0, instance.name)
+
+
+def _number(instance: Instance) -> int | None:
+    """n of a worker's name; None for any other instance."""
+    return stack.naming("").number_of(instance.name)
 
 
 def _workers(settings: Settings, app: Any) -> tuple[Worker, ...]:

@@ -279,7 +279,7 @@ def _load(**_: Any) -> None:
     tracing.load("faceapp-worker")
     try:
         _worker().warm()
-        tell_of_worker(photo_s=_worker().photo_s)
+        tell_of_worker(trial_s=_worker().trial_s)
     except Exception as error:
         logger.critical("the worker cannot work: %s", error, exc_info=not isinstance(error, FaceappError))
         raise SystemExit(1) from error

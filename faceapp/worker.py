@@ -61,7 +61,7 @@ class Worker:
         self._threshold = settings.largest_distance(self._recogniser.threshold)
         # However far the answers may be, who is told of at an enrolment is like the photo.
         self._alike = settings.threshold or self._recogniser.threshold
-        self.photo_s = self._recogniser.rehearse()
+        self.trial_s = self._recogniser.rehearse()
         """What a photo takes on this machine, by a made-up one; None when that cannot be told before the first."""
 
     def warm(self) -> None:

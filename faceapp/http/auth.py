@@ -2,8 +2,8 @@
 
 Looked at before anything of a request's body. Everything under /v1 needs a key, also on this machine: a proxy or a
 tunnel that adds no header cannot be told from a program here. `faceapp up` makes an admin's key at each start and hands
-it to the page and the commands (FACEAPP_LOCAL_KEY). `POST /` needs none from this machine (celery_sqs.door says what that
-is); `FACEAPP_WEB_AUTH` can open it to programs anywhere (`classic`), or to nobody (`always`).
+it to the page and the commands (FACEAPP_LOCAL_KEY). `POST /` needs none from this machine (celery_sqs.door says what
+that is); `FACEAPP_WEB_AUTH` can open it to programs anywhere (`classic`), or to nobody (`always`).
 
 Browsers send no header of ours by themselves and this service sets no cookies, so no other page can use somebody's key.
 What needs none is refused when a browser says that another site's page asks.

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from celery_sqs.scaler.lease import KEY as LEASE
+from celery_sqs.scaler.options import ScalerOptions
 from faceapp import credential
 from faceapp.local import up
 from tests.support.aws import session
@@ -183,7 +183,7 @@ def everything(system: Running) -> dict[str, Any]:
             bucket: [
                 (each["Key"], each["ETag"])
                 for each in s3.list_objects_v2(Bucket=bucket).get("Contents", ())
-                if each["Key"] != LEASE  # the scaler renews it
+                if each["Key"] != ScalerOptions.lease_key  # the scaler renews it
             ]
             for bucket in buckets
         },

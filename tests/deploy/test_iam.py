@@ -26,7 +26,7 @@ import pytest
 import urllib3
 import yaml
 
-from celery_sqs.scaler.lease import KEY as LEASE
+from celery_sqs.scaler.options import ScalerOptions
 from celery_sqs.transport.fanout import topic_name
 from faceapp import stack as deployment
 from faceapp.aws import USED_TAG
@@ -185,7 +185,7 @@ class Run:
         stale = Snapshot(model=recogniser.model, keys=["vectors/gone/0"], etags=["x"], rows=rows[:, None, :])
         s3.put_object(Bucket=self.settings.gallery_bucket, Key="snapshot", Body=pack_snapshot(stale))
         former = json.dumps({"holder": "", "token": 7, "memory": {}})
-        s3.put_object(Bucket=self.settings.out_bucket, Key=LEASE, Body=former.encode())
+        s3.put_object(Bucket=self.settings.out_bucket, Key=ScalerOptions.lease_key, Body=former.encode())
         for name in (
             "celery_app-tier-instance-9-celery-pidbox",
             "reply_0123-reply-celery-pidbox",

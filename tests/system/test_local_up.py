@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from celery_sqs.scaler.lease import KEY
+from celery_sqs import ScalerOptions
 from faceapp import credential
 from faceapp.client import Client
 from faceapp.config import Settings
@@ -259,7 +259,7 @@ def check_record(system: Running) -> None:
     assert uploads == results
     assert len(results) == 1
     assert REQUEST_ID.fullmatch(results[0])
-    assert KEY in others, "the scaler's lease"
+    assert ScalerOptions.lease_key in others, "the scaler's lease"
 
 
 def check_commands(system: Running, samples: dict[str, Path]) -> None:

@@ -140,3 +140,24 @@ def test_a_second_queue_is_no_temporary_one(shop: Shop) -> None:
     kept = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["MessageRetentionPeriod"])["Attributes"]
     assert int(kept["MessageRetentionPeriod"]) >= 345_600
     assert not sqs.list_queue_tags(QueueUrl=url).get("Tags")
+
+
+def test_a_scaler_in_a_dry_run_says_how_many_instances_the_queues_need(shop: Shop, tmp_path: Path) -> None:
+    [command] = [each for each in (SHOP / "README.md").read_text().splitlines() if "celery_sqs scaler" in each]
+    _, *arguments = command.split()
+    log = tmp_path / "log"
+    # The emulator takes seconds for the first call of EC2, and a scaler does not wait for long.
+    plain_client("ec2", shop.endpoint).describe_launch_templates()
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, *arguments, "--port", "0"], cwd=SHOP, env=shop.env, stdout=output, stderr=subprocess.STDOUT
+        )
+    try:
+        wait_until(lambda: process.poll() is not None or b"nothing to do: wanted 0" in log.read_bytes(), what="a tick")
+        assert process.poll() is None, log.read_text()
+        ids = shop.python("print(json.dumps([pack.delay(4).id for _ in range(12)]))")
+        wait_until(lambda: b"would create worker-1" in log.read_bytes(), what="an instance that it would start")
+        shop.python(f"print(json.dumps([app.AsyncResult(each).get(timeout=200) for each in {ids!r}]))")
+    finally:
+        process.terminate()
+        assert process.wait(PATIENCE_S) == 0

@@ -1,0 +1,76 @@
+"""The command line. What is heavy is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import click
+
+from celery_sqs.errors import ConfigurationError, Error
+
+FORMAT = "%(asctime)s %(levelname)s %(message)s"
+
+
+class Commands(click.Group):
+    """A group whose commands fail with one sentence: status 2 for an option that cannot be used, 1 for the rest."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except ConfigurationError as error:
+            raise Misuse(str(error)) from error
+        except Error as error:
+            raise click.ClickException(str(error)) from error
+
+
+class Misuse(click.ClickException):
+    exit_code = 2
+
+
+def with_app(command: Callable[..., None]) -> Callable[..., None]:
+    """The option -A; the command gets the Celery app as `app`."""
+    return click.option(
+        "-A", "--app", required=True, callback=_load, metavar="APP", help="The Celery application, as for 'celery -A'."
+    )(command)
+
+
+def _load(context: click.Context, _: click.Parameter, name: str) -> Any:
+    from celery.app.utils import find_app
+
+    # What is missing in the application's own code is its traceback's to tell.
+    try:
+        return find_app(name)
+    except ModuleNotFoundError as error:
+        if error.name != name.partition(":")[0].partition(".")[0]:
+            raise
+        raise click.BadParameter(f"there is no module {name!r} here", context) from error
+    except AttributeError as error:
+        raise click.BadParameter(f"{name!r} has no Celery application in it", context) from error
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+def main() -> None:
+    """What a Celery application on SQS needs besides Celery's own commands."""
+
+
+@main.command()
+@with_app
+@click.option("--dry-run", is_flag=True, help="Change nothing: say what would be started and stopped.")
+@click.option("--port", type=click.IntRange(0, 65_535), help="Of the status; 0: any.  [default: the option's, 8001]")
+@click.option("--loglevel", type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"]), default="INFO", show_default=True)
+def scaler(app: Any, dry_run: bool, port: int | None, loglevel: str) -> None:
+    """Start and stop workers by the depth of their queues, until Ctrl-C.
+
+    What is scaled is in the application's options (celery_sqs.Options(scaler=celery_sqs.ScalerOptions(...))).
+    """
+    from celery_sqs import options
+    from celery_sqs.scaler import loop
+
+    logging.basicConfig(level=loglevel, format=FORMAT)
+    # Which credentials it found, for each client.
+    logging.getLogger("botocore").setLevel(max(logging.WARNING, logging.getLogger().level))
+    given = options.of(app).scaler
+    loop.run(app, options=given if port is None else replace(given, status_port=port), dry_run=dry_run)
