@@ -6,11 +6,13 @@ import threading
 
 from celery_sqs import ScalerOptions, errors
 from celery_sqs.scaler import loop
-from faceapp import __version__, broker, pace, tracing
+from faceapp import __version__, broker
 from faceapp.config import Settings
 from faceapp.errors import BrokerUnavailable, ConfigError, FaceappError, FleetError
-from faceapp.forgetting import LostOrders
-from faceapp.stack import APP_TIER, TAGS, WEB_INSTANCE, WORKER_NAME
+from faceapp.observability import tracing
+from faceapp.people.forgetting import LostOrders
+from faceapp.stack.data_tier import APP_TIER, TAGS, WEB_INSTANCE, WORKER_NAME
+from faceapp.work import pace
 
 ADVICE = {
     errors.NoLaunchTemplate: "Deploy the stack with FACEAPP_WORKER_IMAGE set to the workers' image (AMI).",

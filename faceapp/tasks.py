@@ -22,18 +22,19 @@ from kombu.exceptions import OperationalError
 
 from celery_sqs.events import tell_of_worker
 from celery_sqs.transport.http import CLOCK
-from faceapp import broker, flower, logs, tracing
+from faceapp import broker, flower
 from faceapp.broker import GivenUp
 from faceapp.broker.messages import ERASE, FORGET
 from faceapp.config import settings
 from faceapp.errors import FaceappError, NotFound, RecognitionNotFound, StorageUnavailable
-from faceapp.forgetting import Place
-from faceapp.given_up import Undertaker
-from faceapp.pace import with_seconds
+from faceapp.observability import logs, tracing
+from faceapp.people.forgetting import Place
 from faceapp.schema import Enrolment, Recognition
+from faceapp.work.given_up import Undertaker
+from faceapp.work.pace import with_seconds
 
 if TYPE_CHECKING:
-    from faceapp.worker import Worker
+    from faceapp.work.worker import Worker
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ class Answer(UserDict[str, Any]):
 def _worker() -> Worker:
     # A process per core: a matrix product must not start threads. Read when numpy is imported, here for the first time.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from faceapp.worker import this_worker
+    from faceapp.work.worker import this_worker
 
     return this_worker()
 

@@ -199,7 +199,7 @@ from PIL import Image
 
 # What the services import, at once or later.
 import faceapp.flower.app
-import faceapp.instance
+import faceapp.stack.instance
 import faceapp.scaler
 import faceapp.tasks
 import faceapp.web

@@ -13,7 +13,7 @@ from botocore.exceptions import ClientError
 from faceapp.deploy import template
 from faceapp.deploy.target import Target
 from faceapp.errors import DeployError
-from faceapp.stack import STACK_TAG, body
+from faceapp.stack.data_tier import STACK_TAG, body
 
 NO_CHANGES = ("didn't contain changes", "No updates are to be performed")
 TIMEOUT_S = 300

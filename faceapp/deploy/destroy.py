@@ -15,7 +15,7 @@ from faceapp.deploy.changes import check_ours, check_own_plans, find_stack
 from faceapp.deploy.remains import Thing
 from faceapp.deploy.target import Target
 from faceapp.errors import DeployError
-from faceapp.stack import STACK_TAG, TIER_TAG
+from faceapp.stack.data_tier import STACK_TAG, TIER_TAG
 
 MOST_COUNTED = 100_000
 TERMINATED_S = 600

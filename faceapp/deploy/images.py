@@ -11,7 +11,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from faceapp.deploy import remains
 from faceapp.deploy.target import Target
 from faceapp.errors import DeployError
-from faceapp.stack import STACK_TAG
+from faceapp.stack.data_tier import STACK_TAG
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,10 +13,10 @@ from typing import Any
 from botocore.exceptions import BotoCoreError, ClientError
 
 from celery_sqs.queues.urls import queue_urls
-from faceapp.aws import USED_TAG
+from faceapp.config.aws import USED_TAG
 from faceapp.deploy.target import Target
 from faceapp.errors import DeployError
-from faceapp.stack import STACK_TAG
+from faceapp.stack.data_tier import STACK_TAG
 
 ALIVE = ["pending", "running", "stopping", "stopped"]
 TEMPORARY_QUEUE = re.compile(r"celery_.*|celeryev-.*|.*-reply-celery-pidbox|resp-queue-.*")

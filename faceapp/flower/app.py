@@ -24,10 +24,11 @@ from tornado.netutil import bind_sockets, bind_unix_socket
 from tornado.web import RequestHandler
 
 from celery_sqs.pace import HEARTBEAT_S
-from faceapp import logs, queues
 from faceapp.errors import ConfigError
 from faceapp.flower import guard, pages, results
-from faceapp.key_text import new_text
+from faceapp.observability import logs
+from faceapp.operations import queues
+from faceapp.security.key_text import new_text
 
 logger = logging.getLogger(__name__)
 

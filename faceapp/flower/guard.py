@@ -16,7 +16,7 @@ from tornado.web import OutputTransform, RequestHandler
 
 from celery_sqs.door import Reason, is_loopback_address, reason_against
 from faceapp.errors import ConfigError
-from faceapp.key_text import FORM
+from faceapp.security.key_text import FORM
 
 OPEN = ("/metrics", "/healthcheck")
 """What needs no key, from this machine."""

@@ -10,8 +10,8 @@ from flower.views import BaseHandler
 from tornado import web
 from tornado.ioloop import IOLoop
 
-from faceapp import queues
 from faceapp.errors import BrokerUnavailable
+from faceapp.operations import queues
 
 TEMPLATE = str(Path(__file__).with_name("templates") / "queues.html")
 """With its whole path: what it extends is Flower's."""

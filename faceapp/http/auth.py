@@ -20,12 +20,12 @@ from functools import cache
 import flask
 
 from celery_sqs.door import Reason, is_other_page, reason_against
-from faceapp import logs
 from faceapp.config import Settings
 from faceapp.errors import CrossSite, KeyInvalid, RateLimited, RoleMissing, Unauthorized
 from faceapp.http.problems import Problem
-from faceapp.key_text import ROLES as KEY_ROLES
-from faceapp.keys import ADMIN, ENROL, RECOGNISE, Key, Keyring, owned
+from faceapp.observability import logs
+from faceapp.security.key_text import ROLES as KEY_ROLES
+from faceapp.security.keys import ADMIN, ENROL, RECOGNISE, Key, Keyring, owned
 from faceapp.storage import Storage
 
 CLASSIC = "POST /"

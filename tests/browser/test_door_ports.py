@@ -23,8 +23,8 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from celery_sqs.scaler.options import ScalerOptions
-from faceapp import credential
 from faceapp.local import up
+from faceapp.security import credential
 from tests.support.aws import session
 from tests.support.programs import TIMEOUT_MS, chromium, needs
 from tests.support.services import PATIENCE_S, wait_until

@@ -17,13 +17,13 @@ import yaml
 from botocore.stub import Stubber
 
 from celery_sqs.door import is_loopback_url
-from faceapp import stack
 from faceapp.config import Settings
 from faceapp.deploy import changes, choices, show, template
 from faceapp.deploy.apply import Event, execute, follow
 from faceapp.deploy.target import Target
 from faceapp.errors import ConfigError, DeployError
-from faceapp.stack import STACK_TAG, TIER_TAG
+from faceapp.stack import data_tier as stack
+from faceapp.stack.data_tier import STACK_TAG, TIER_TAG
 from tests.support.aws import plain_client
 from tests.support.services import part_environ, users_environ
 

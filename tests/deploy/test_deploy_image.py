@@ -17,7 +17,7 @@ from faceapp import __version__
 from faceapp.deploy import image, images
 from faceapp.deploy.target import Target, connect
 from faceapp.errors import ConfigError, DeployError
-from faceapp.stack import STACK_TAG
+from faceapp.stack.data_tier import STACK_TAG
 from tests.support.aws import plain_client
 
 PACKER = f"""#!{sys.executable}
@@ -103,7 +103,7 @@ def test_a_packer_that_fails_is_a_failure(target: Target, tmp_path: Path, monkey
 def test_the_wheel_has_what_an_instance_needs(tmp_path: Path) -> None:
     wheel = image.make_wheel(tmp_path)
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {"faceapp/cli/__init__.py", "faceapp/stack.yaml", "faceapp/http/templates/docs.html"} <= names
+    assert {"faceapp/cli/__init__.py", "faceapp/stack/stack.yaml", "faceapp/http/templates/docs.html"} <= names
     assert "faceapp/cli.py" not in names
 
 

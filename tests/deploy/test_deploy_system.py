@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 import yaml
 
-from faceapp.client import Client
 from faceapp.local import compute
 from faceapp.local.aws import LISTENING
 from faceapp.local.processes import Service, Services
-from faceapp.stack import STACK_TAG, TEMPLATE_TAG
+from faceapp.operations.client import Client
+from faceapp.stack.data_tier import STACK_TAG, TEMPLATE_TAG
 from tests.support.aws import session as aws_session
 from tests.support.services import aws_environ, part_environ, wait_until
 

@@ -19,11 +19,11 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from celery_sqs.scaler.status import Status
-from faceapp import stack as deployment
-from faceapp.aws import of as aws_of
 from faceapp.config import Settings
+from faceapp.config.aws import of as aws_of
 from faceapp.http.metrics import ANSWER_BUCKETS_S
 from faceapp.scaler import options
+from faceapp.stack import data_tier as deployment
 from tests.integration.test_scaler import IMAGE, free_port, get, process, status_of
 from tests.integration.test_web_metrics import ask
 from tests.support.aws import plain_client

@@ -24,11 +24,11 @@ from botocore.stub import Stubber
 from celery_sqs.scaler.alarms import WORTH_TELLING
 from celery_sqs.scaler.core import DEAD_BOOTS
 from celery_sqs.transport.fanout import topic_name
-from faceapp import stack as deployment
 from faceapp.config import Settings
 from faceapp.deploy.template import check, resources
 from faceapp.errors import DeployError
-from faceapp.stack import APP_TIER, STACK_TAG, TIER_TAG, WEB_INSTANCE
+from faceapp.stack import data_tier as deployment
+from faceapp.stack.data_tier import APP_TIER, STACK_TAG, TIER_TAG, WEB_INSTANCE
 from tests.support.aws import plain_client, session
 from tests.support.programs import needs
 from tests.support.services import PATIENCE_S

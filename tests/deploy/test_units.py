@@ -20,8 +20,8 @@ from typing import Any
 
 import pytest
 
-from faceapp import stack as deployment
 from faceapp.config import Settings
+from faceapp.stack import data_tier as deployment
 from tests.support.aws import plain_client
 from tests.support.imds import Service, metadata_service
 from tests.support.programs import needs

@@ -27,15 +27,15 @@ import psutil
 import urllib3
 from PIL import Image
 
-from faceapp import stack as deployment
 from faceapp.config import Settings
-from faceapp.dead_letters import DeadLetters
 from faceapp.errors import FaceappError
 from faceapp.local import compute
 from faceapp.local.processes import Service, Services
 from faceapp.local.up import IMAGE
-from faceapp.samples import sample_photos
+from faceapp.operations.dead_letters import DeadLetters
+from faceapp.operations.samples import sample_photos
 from faceapp.schema import Recognition
+from faceapp.stack import data_tier as deployment
 from faceapp.storage import Storage
 from tests.faults.faulty import HOLDS, LET_GO
 from tests.support.aws import BEARER, plain_client

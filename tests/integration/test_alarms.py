@@ -11,11 +11,11 @@ import pytest
 from botocore.stub import Stubber
 
 from celery_sqs.scaler.alarms import EVERY_S, Alarms
-from faceapp import stack
-from faceapp.aws import of as aws_of
 from faceapp.config import Settings
+from faceapp.config.aws import of as aws_of
 from faceapp.deploy import template
 from faceapp.scaler import options
+from faceapp.stack import data_tier as stack
 from tests.support.aws import plain_client
 
 

@@ -22,11 +22,11 @@ import pytest
 from celery_sqs import aws as sqs_aws
 from celery_sqs.scaler.alarms import Alarms
 from celery_sqs.scaler.fleet.ec2 import EC2Fleet
-from faceapp import aws, broker
-from faceapp.aws import client as aws_client
-from faceapp.aws import of as aws_of
+from faceapp import broker
 from faceapp.broker.clients import sqs_client
-from faceapp.config import Settings
+from faceapp.config import Settings, aws
+from faceapp.config.aws import client as aws_client
+from faceapp.config.aws import of as aws_of
 from faceapp.deploy.target import Target
 from faceapp.errors import ConfigError
 from faceapp.scaler import options

@@ -20,10 +20,10 @@ from celery_sqs.scaler.fleet.dry_run import DryRunFleet
 from celery_sqs.scaler.fleet.ec2 import TEMPLATE_EVERY_S, EC2Fleet
 from celery_sqs.scaler.machine import Machine, dead_boots, orphans
 from celery_sqs.scaler.plan import plan
-from faceapp import stack as deployment
-from faceapp.aws import of as aws_of
 from faceapp.config import Settings
+from faceapp.config.aws import of as aws_of
 from faceapp.scaler import options
+from faceapp.stack import data_tier as deployment
 from tests.support.aws import plain_client, session
 
 IMAGE = "ami-12c6146b"

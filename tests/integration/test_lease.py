@@ -10,8 +10,8 @@ import pytest
 from celery_sqs.errors import LeaseLost, StorageUnavailable
 from celery_sqs.scaler.lease import ACT_S, LEASE_S, RENEW_S, Lease
 from celery_sqs.scaler.options import ScalerOptions
-from faceapp.aws import of as aws_of
 from faceapp.config import Settings
+from faceapp.config.aws import of as aws_of
 from faceapp.scaler import options
 from tests.support.aws import plain_client
 

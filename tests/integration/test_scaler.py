@@ -40,11 +40,11 @@ from celery_sqs.scaler.policies import create
 from celery_sqs.scaler.policies.base import Counts, Decision, Observation, Policy
 from celery_sqs.scaler.status import Status
 from celery_sqs.scaler.workers import PING, Workers
-from faceapp import stack as deployment
-from faceapp.aws import of as aws_of
 from faceapp.config import Settings
+from faceapp.config.aws import of as aws_of
 from faceapp.errors import ConfigError
 from faceapp.scaler import options, run
+from faceapp.stack import data_tier as deployment
 from tests.support.aws import plain_client
 from tests.support.services import REPOSITORY, environ, wait_until
 

@@ -16,8 +16,8 @@ from celery_sqs.scaler.core import DEAD_BOOTS
 from celery_sqs.scaler.policies import create
 from celery_sqs.scaler.policies.base import Counts, Decision
 from celery_sqs.scaler.status import Status
-from faceapp.aws import of as aws_of
 from faceapp.config import Settings
+from faceapp.config.aws import of as aws_of
 from faceapp.scaler import options
 from tests.integration.test_scaler import Rig, Scripted, clock, ec2, refuse, relent, rig, send, settings
 from tests.support.aws import plain_client

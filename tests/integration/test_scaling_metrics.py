@@ -8,8 +8,8 @@ from botocore.stub import Stubber
 from celery_sqs.errors import BrokerUnavailable
 from celery_sqs.scaler.depths import Depths
 from celery_sqs.scaler.policies.base import Counts
-from faceapp.aws import of as aws_of
 from faceapp.config import Settings
+from faceapp.config.aws import of as aws_of
 from tests.support.aws import plain_client, session
 
 

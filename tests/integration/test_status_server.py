@@ -14,8 +14,8 @@ import pytest
 from celery_sqs.scaler import status_server
 from celery_sqs.scaler.status import Status
 from celery_sqs.scaler.status_server import CONNECTIONS, REQUEST_BYTES, StatusServer
-from faceapp.aws import of as aws_of
 from faceapp.config import Settings
+from faceapp.config.aws import of as aws_of
 from faceapp.http.scaler import ScalerStatus
 from faceapp.scaler import options
 from tests.support.services import PATIENCE_S, wait_until

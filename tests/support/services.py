@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from faceapp import stack as deployment
 from faceapp import tasks
 from faceapp.config import Settings, settings
+from faceapp.stack import data_tier as deployment
 from tests.support import echo
 from tests.support.aws import ACCESS, KEY, REGION
 

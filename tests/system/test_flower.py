@@ -22,9 +22,9 @@ from urllib.parse import urlencode, urlsplit
 import boto3
 import pytest
 
-from faceapp import stack as deployment
 from faceapp.config import Settings
 from faceapp.flower.app import BODY_BYTES
+from faceapp.stack import data_tier as deployment
 from tests.support import echo
 from tests.support.aws import ACCESS, BEARER, KEY, WRONG_KEY
 from tests.support.services import PATIENCE_S, REPOSITORY, celery_worker, environ, wait_until

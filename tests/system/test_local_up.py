@@ -21,14 +21,14 @@ from typing import Any
 import pytest
 
 from celery_sqs import ScalerOptions
-from faceapp import credential
-from faceapp.client import Client
 from faceapp.config import Settings
 from faceapp.errors import LocalError
 from faceapp.local import compute, up
 from faceapp.local.processes import Services
 from faceapp.local.progress import Progress
+from faceapp.operations.client import Client
 from faceapp.schema import REQUEST_ID
+from faceapp.security import credential
 from tests.integration.test_cli import faceapp
 from tests.support.aws import session
 from tests.support.services import PATIENCE_S, users_environ, wait_until

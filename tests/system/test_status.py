@@ -21,12 +21,13 @@ import pytest
 from celery_sqs.scaler.machine import DRAINING, READY
 from celery_sqs.scaler.status import Status as ScalerStatus
 from celery_sqs.scaler.status_server import StatusServer
-from faceapp import broker, scaler, status, tasks
-from faceapp import stack as deployment
-from faceapp.aws import of as aws_of
+from faceapp import broker, scaler, tasks
 from faceapp.config import Settings
-from faceapp.queues import Queue
-from faceapp.status import Instance, Part, Status, Worker, ask
+from faceapp.config.aws import of as aws_of
+from faceapp.operations import status
+from faceapp.operations.queues import Queue
+from faceapp.operations.status import Instance, Part, Status, Worker, ask
+from faceapp.stack import data_tier as deployment
 from tests.integration.test_cli import faceapp
 from tests.support.aws import KEY, plain_client
 from tests.support.services import PATIENCE_S, aws_environ, celery_worker, environ, wait_until

@@ -13,7 +13,7 @@ from celery_sqs.scaler.machine import READY, Machine
 from celery_sqs.scaler.observe import DESERTED_S, PATIENCE_S, ZERO_S, Phases
 from celery_sqs.scaler.policies.base import BIN_S, BINS, Counts
 from celery_sqs.scaler.workers import PATH_S, PING, SILENT_S, Workers
-from faceapp.pace import with_seconds, worked_s
+from faceapp.work.pace import with_seconds, worked_s
 from tests.support import echo
 
 

@@ -24,8 +24,9 @@ from celery_sqs.simulation.engine import Simulation
 from celery_sqs.simulation.gauges import EventPath
 from celery_sqs.simulation.workloads import Workload
 from celery_sqs.simulation.world import USUAL, Faults, Result, World
-from faceapp import broker, stack
+from faceapp import broker
 from faceapp.config import Settings
+from faceapp.stack import data_tier as stack
 
 EXACT = World(exact_counts=True, boot_min_s=20, boot_max_s=20, service_spread=0, max_instances=4)
 SHORT = ("bursts-50", "trickle")

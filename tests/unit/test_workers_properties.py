@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from celery_sqs.pace import HEARTBEAT_S
 from celery_sqs.scaler.workers import SILENT_S, Workers
-from faceapp.pace import with_seconds, worked_s
+from faceapp.work.pace import with_seconds, worked_s
 
 HOSTS = [f"app-tier-instance-{n}" for n in (1, 2, 3)]
 WORKED_S = 0.5

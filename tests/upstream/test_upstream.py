@@ -64,8 +64,8 @@ from celery_sqs import events
 from celery_sqs.control import Replies
 from celery_sqs.transport.http import AsyncConnection
 from celery_sqs.transport.messages import TASK_DEFAULTS
-from faceapp import aws, broker
-from faceapp.config import Settings
+from faceapp import broker
+from faceapp.config import Settings, aws
 from faceapp.flower import guard
 from faceapp.flower.pages import HANDLERS
 from faceapp.http.server import is_stopped

@@ -265,7 +265,7 @@ class Settings:
         "",
         "the credential of one start of 'faceapp up', which makes it and hands it to its parts",
         pattern=r"(fa_[0-9a-f]{8}_[0-9A-Za-z_-]{43})?",
-        takes="a key as 'python -m faceapp.credential' prints it",
+        takes="a key as 'python -m faceapp.security.credential' prints it",
         secret=True,
     )
     log_level: str = _choice("INFO", "DEBUG", "INFO", "WARNING", "ERROR", doc="how much is logged")

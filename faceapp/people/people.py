@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from urllib.parse import quote, unquote
 
 from faceapp.errors import NotFound, PersonNotFound
-from faceapp.gallery import names
-from faceapp.gallery.journal import note_change
-from faceapp.gallery.media_types import media_type
+from faceapp.people import names
+from faceapp.people.journal import note_change
+from faceapp.people.media_types import media_type
 from faceapp.storage import Storage
 
 VECTORS = "vectors/"

@@ -8,11 +8,11 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from faceapp.gallery import names
-from faceapp.gallery.formats import Vector, pack_vector
-from faceapp.gallery.index import Gallery
-from faceapp.gallery.journal import note_enrolment
-from faceapp.gallery.people import PHOTO_ID_DIGITS, VECTORS, path_of
+from faceapp.people import names
+from faceapp.people.formats import Vector, pack_vector
+from faceapp.people.index import Gallery
+from faceapp.people.journal import note_enrolment
+from faceapp.people.people import PHOTO_ID_DIGITS, VECTORS, path_of
 from faceapp.storage import Storage
 
 

@@ -14,9 +14,9 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from faceapp.dead_letters import DeadLetter, Listing, Outcome
-from faceapp.queues import Queue
-from faceapp.status import Instance, Part, Scaler, Status, Worker
+from faceapp.operations.dead_letters import DeadLetter, Listing, Outcome
+from faceapp.operations.queues import Queue
+from faceapp.operations.status import Instance, Part, Scaler, Status, Worker
 
 SHORT_ID = 8
 PIPE_COLUMNS = 80

@@ -1,4 +1,4 @@
-"""What an EC2 instance does with what it is told about itself (`python -m faceapp.instance`, run by systemd's units).
+"""What an EC2 instance does with what it is told about itself. systemd's units run `python -m faceapp.stack.instance`.
 
 `identify` asks the instance metadata service which instance this is, writes that down for the other units and starts
 its tier's target. `watch` waits for EC2 to take a spot instance back, and stops the worker then: it drains.
@@ -22,9 +22,9 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
-from faceapp import logs
 from faceapp.config import settings
 from faceapp.errors import DeployError
+from faceapp.observability import logs
 
 logger = logging.getLogger(__name__)
 
@@ -177,7 +177,9 @@ def systemctl(verb: str, unit: str) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Ends the process with status 1 and a line in the log when it comes to nothing."""
-    parser = argparse.ArgumentParser(prog="python -m faceapp.instance", description="What an EC2 instance is, and does")
+    parser = argparse.ArgumentParser(
+        prog="python -m faceapp.stack.instance", description="What an EC2 instance is, and does"
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     identifying = commands.add_parser("identify", help="write down which instance this is, and start its tier")
     identifying.add_argument("--file", type=Path, required=True, help="the file of variables")

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from faceapp import samples
-from faceapp.client import Client
 from faceapp.errors import BadRequest, FaceappError, ServiceUnreachable
+from faceapp.operations import samples
+from faceapp.operations.client import Client
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".heic", ".heif", ".avif", ".gif", ".bmp", ".tif", ".tiff"}
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from faceapp.client import read_photo
 from faceapp.config import Settings
 from faceapp.errors import FaceappError, GalleryMismatch
-from faceapp.folders import find_people, sample_people
-from faceapp.gallery.table import Table
+from faceapp.operations.client import read_photo
+from faceapp.operations.folders import find_people, sample_people
+from faceapp.people.table import Table
 from faceapp.recognition import Recogniser, load_course_gallery
 from faceapp.schema import NO_FACE
 

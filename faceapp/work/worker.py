@@ -16,7 +16,6 @@ from functools import cache
 
 from celery.exceptions import SoftTimeLimitExceeded
 
-from faceapp import tracing
 from faceapp.config import MIB, Settings, settings
 from faceapp.errors import (
     EnrolmentError,
@@ -30,8 +29,9 @@ from faceapp.errors import (
     RecognitionNotFound,
     RecognitionTooSlow,
 )
-from faceapp.forgetting import Forgetting
-from faceapp.gallery import Gallery, NewPhoto
+from faceapp.observability import tracing
+from faceapp.people import Gallery, NewPhoto
+from faceapp.people.forgetting import Forgetting
 from faceapp.recognition import Description, Recogniser
 from faceapp.schema import Enrolment, Face, Failure, PhotoFailure, Recognition, Timings
 from faceapp.storage import Storage

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from faceapp.client import read_photo
 from faceapp.errors import BadRequest, EnrolmentError, ImageError
-from faceapp.folders import SUFFIXES
-from faceapp.gallery.table import Table
+from faceapp.operations.client import read_photo
+from faceapp.operations.folders import SUFFIXES
+from faceapp.people.table import Table
 from faceapp.recognition import DescribedFace, EnrolledFace, Recogniser
 from faceapp.schema import NO_FACE
 

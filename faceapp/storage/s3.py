@@ -19,8 +19,7 @@ from urllib.parse import quote, unquote
 from botocore.exceptions import BotoCoreError, ClientError
 
 from celery_sqs.clocks import answered
-from faceapp import aws
-from faceapp.config import Settings
+from faceapp.config import Settings, aws
 from faceapp.errors import NotFound, RecognitionNotFound, StorageUnavailable
 from faceapp.schema import ID_DIGITS, REQUEST_ID, Recognition
 

@@ -9,8 +9,7 @@ import yaml
 from botocore.exceptions import BotoCoreError, ClientError, WaiterError
 
 from celery_sqs.scaler.machine import Naming
-from faceapp import aws
-from faceapp.config import Settings
+from faceapp.config import Settings, aws
 from faceapp.errors import DeployError
 
 TAGS = "faceapp"
@@ -28,8 +27,8 @@ MOST_BYTES = 51_200
 
 
 def template() -> str:
-    """The template's text. faceapp/stack.yaml is a link to deploy/stack.yaml, and a copy of it once installed."""
-    return files("faceapp").joinpath("stack.yaml").read_text("utf-8")
+    """The template's text. stack.yaml is a link to deploy/stack.yaml, and a copy of it once installed."""
+    return files("faceapp.stack").joinpath("stack.yaml").read_text("utf-8")
 
 
 def body() -> str:

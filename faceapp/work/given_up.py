@@ -83,8 +83,8 @@ class Undertaker:
         so. None when none waits: another delivery has done it.
         """
         # Not before tasks._worker has said how many threads numpy may start: with more a compute host cannot fork.
-        from faceapp.gallery.enrolment import settle
-        from faceapp.gallery.people import photo_id_from
+        from faceapp.people.enrolment import settle
+        from faceapp.people.people import photo_id_from
 
         name = file_name = ""
         try:

@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from faceapp.errors import GalleryFull, GalleryMismatch, StorageUnavailable
-from faceapp.gallery import names
-from faceapp.gallery.enrolment import Entry, NewPhoto, Writer, notices
-from faceapp.gallery.formats import Snapshot, Vector, pack_snapshot, pack_vector, unpack_snapshot, unpack_vector
-from faceapp.gallery.journal import VERSION, read_journal
-from faceapp.gallery.people import KEY, SNAPSHOT, VECTORS, folder_of, path_of
-from faceapp.gallery.table import Listed, Match, Table
+from faceapp.people import names
+from faceapp.people.enrolment import Entry, NewPhoto, Writer, notices
+from faceapp.people.formats import Snapshot, Vector, pack_snapshot, pack_vector, unpack_snapshot, unpack_vector
+from faceapp.people.journal import VERSION, read_journal
+from faceapp.people.people import KEY, SNAPSHOT, VECTORS, folder_of, path_of
+from faceapp.people.table import Listed, Match, Table
 from faceapp.schema import Notice
 from faceapp.storage import Storage
 

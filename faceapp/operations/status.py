@@ -20,13 +20,13 @@ import celery_sqs
 from celery_sqs.clocks import answered_s
 from celery_sqs.door import is_loopback_url
 from celery_sqs.scaler.machine import Machine, Naming
-from faceapp import aws, stack
-from faceapp.config import Settings
+from faceapp.config import Settings, aws
 from faceapp.errors import BrokerUnavailable, FaceappError, FleetError, ServiceUnreachable
-from faceapp.gallery import People
 from faceapp.http.scaler import ScalerStatus
-from faceapp.queues import Queue, queues
-from faceapp.queues import client as sqs
+from faceapp.operations.queues import Queue, queues
+from faceapp.operations.queues import client as sqs
+from faceapp.people import People
+from faceapp.stack import data_tier as stack
 from faceapp.storage import Storage
 
 WORKERS_ANSWER_S = 2.5

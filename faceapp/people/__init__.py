@@ -16,9 +16,9 @@ that are enrolled together are all enrolled or none: what fails is taken back, w
 The web tier uses `People`, which reads no vectors; workers use `Gallery`, which holds them all in memory.
 """
 
-from faceapp.gallery.enrolment import NewPhoto
-from faceapp.gallery.index import Gallery
-from faceapp.gallery.people import People, Person
-from faceapp.gallery.table import Match
+from faceapp.people.enrolment import NewPhoto
+from faceapp.people.index import Gallery
+from faceapp.people.people import People, Person
+from faceapp.people.table import Match
 
 __all__ = ["Gallery", "Match", "NewPhoto", "People", "Person"]

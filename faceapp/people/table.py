@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from faceapp.gallery.people import PHOTO_ID_DIGITS, VECTORS, name_of, path_of
+from faceapp.people.people import PHOTO_ID_DIGITS, VECTORS, name_of, path_of
 from faceapp.schema import UNKNOWN, Candidate
 
 

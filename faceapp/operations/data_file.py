@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from faceapp.config import Settings
-from faceapp.gallery.imported import import_vectors
-from faceapp.oneshot import course_people
+from faceapp.operations.oneshot import course_people
+from faceapp.people.imported import import_vectors
 from faceapp.recognition import Recogniser
 from faceapp.storage import Storage
 

@@ -10,8 +10,8 @@ from urllib.parse import quote, urlsplit
 import urllib3
 
 from celery_sqs.door import names_loopback
-from faceapp.credential import key_for
 from faceapp.errors import BadRequest, FaceappError, InvalidName, ServiceUnreachable, by_code
+from faceapp.security.credential import key_for
 
 CONNECT_TIMEOUT_S = 5
 

@@ -8,9 +8,8 @@ from typing import Any, Literal
 from botocore.exceptions import BotoCoreError, ClientError
 
 from celery_sqs.queues.urls import queue_urls
-from faceapp import aws
 from faceapp.broker import sqs_client
-from faceapp.config import Settings
+from faceapp.config import Settings, aws
 from faceapp.errors import BrokerUnavailable
 
 Kind = Literal["requests", "dead letters", "responses"]

@@ -4,7 +4,7 @@ It is an API key of the admin's for the web tier, the key that Flower asks for, 
 derived from it. A file in the state folder, which only the user may read, says which start answers at which port. It
 goes with a clean stop; one that is left behind opens nothing, since each start has another.
 
-`python -m faceapp.credential` prints a new one, for a part that is started by hand (FACEAPP_LOCAL_KEY).
+`python -m faceapp.security.credential` prints a new one, for a part that is started by hand (FACEAPP_LOCAL_KEY).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 from celery_sqs.door import is_loopback_url
 from faceapp.config import Settings
 from faceapp.config import settings as environment_settings
-from faceapp.key_text import FORM, new_text
+from faceapp.security.key_text import FORM, new_text
 
 START, CURL, AWS = FILES = ("start.json", "curl.conf", "aws.env")
 """What the commands read; what curl takes with -K; what a shell reads before boto3, aws or celery is used."""

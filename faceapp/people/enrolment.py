@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from faceapp.errors import StorageUnavailable
-from faceapp.gallery import names
-from faceapp.gallery.journal import note_enrolment
-from faceapp.gallery.media_types import media_type
-from faceapp.gallery.people import PHOTOS, VECTORS, path_of, photo_id_of, remove
-from faceapp.gallery.table import Table
+from faceapp.people import names
+from faceapp.people.journal import note_enrolment
+from faceapp.people.media_types import media_type
+from faceapp.people.people import PHOTOS, VECTORS, path_of, photo_id_of, remove
+from faceapp.people.table import Table
 from faceapp.schema import Notice
 from faceapp.storage import OCTETS, Storage
 

@@ -27,7 +27,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 from faceapp.errors import BadRequest, FaceappError, KeyNotFound, KeysUnreadable, StorageUnavailable
-from faceapp.key_text import FORM, ROLES, new_id, new_secret, text_of
+from faceapp.security.key_text import FORM, ROLES, new_id, new_secret, text_of
 from faceapp.storage import Storage
 
 OBJECT = "keys/keys.json"

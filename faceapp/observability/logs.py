@@ -20,7 +20,7 @@ from types import MappingProxyType
 from typing import Any
 
 from faceapp.config import Settings, strange
-from faceapp.key_text import FORM
+from faceapp.security.key_text import FORM
 
 logger = logging.getLogger(__name__)
 
