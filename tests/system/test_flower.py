@@ -23,7 +23,7 @@ import boto3
 import pytest
 
 from faceapp.config import Settings
-from faceapp.flower.app import BODY_BYTES
+from celery_sqs.flower.app import BODY_BYTES
 from faceapp.stack import data_tier as deployment
 from tests.support import echo
 from tests.support.aws import ACCESS, BEARER, KEY, WRONG_KEY

@@ -1,7 +1,7 @@
 """Flower on SQS: workers, tasks and queues in a browser, without a second broker.
 
 `celery -A faceapp.tasks flower` is Flower's own command. Celery has loaded it when the app is made: `take_over` then
-gives it our defaults and has it make our `faceapp.flower.app.Flower`. A process whose Celery has not loaded Flower
+gives it our defaults and has it make our `celery_sqs.flower.app.Flower`. A process whose Celery has not loaded Flower
 never does by this.
 """
 
@@ -37,6 +37,6 @@ def take_over(settings: Settings) -> None:
 
 
 def _make(**arguments: Any) -> Any:
-    from faceapp.flower.app import make
+    from celery_sqs.flower.app import make
 
     return make(**arguments)

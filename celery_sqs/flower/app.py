@@ -25,7 +25,7 @@ from tornado.web import RequestHandler
 
 from celery_sqs.pace import HEARTBEAT_S
 from faceapp.errors import ConfigError
-from faceapp.flower import guard, pages, results
+from celery_sqs.flower import guard, pages, results
 from faceapp.observability import logs
 from faceapp.operations import queues
 from faceapp.security.key_text import new_text
