@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         ResultTooLarge,
         StorageUnavailable,
     )
+    from celery_sqs.flower.options import FlowerOptions
     from celery_sqs.hooks import GivenUp, Hooks
     from celery_sqs.options import Options
     from celery_sqs.scaler.options import ScalerOptions
@@ -32,6 +33,7 @@ __all__ = [
     "ConfigurationError",
     "Error",
     "FleetError",
+    "FlowerOptions",
     "GivenUp",
     "Hooks",
     "Options",
@@ -49,6 +51,7 @@ _PLACES = {
     "FleetError": "errors",
     "ResultTooLarge": "errors",
     "StorageUnavailable": "errors",
+    "FlowerOptions": "flower.options",
     "GivenUp": "hooks",
     "Hooks": "hooks",
     "Options": "options",

@@ -7,6 +7,7 @@ from kombu import Queue
 
 from celery_sqs.control import Control
 from celery_sqs.events import Events, install
+from celery_sqs.flower import take_over
 from celery_sqs.options import Options
 from celery_sqs.results.backend import ProcessAddress
 from celery_sqs.transport.messages import AMQP
@@ -21,6 +22,7 @@ def configure(app: Celery, options: Options) -> None:
     Call it before the app is used; settings that the application has made itself stay, those named here excepted.
     """
     install()
+    take_over(options.flower)
     app.sqs_options = options
     app.amqp_cls, app.control_cls, app.events_cls = AMQP, Control, Events
     for name in ("amqp", "control", "events"):

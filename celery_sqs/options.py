@@ -10,6 +10,7 @@ from celery import Celery
 
 from celery_sqs.aws import Aws
 from celery_sqs.errors import ConfigurationError
+from celery_sqs.flower.options import FlowerOptions
 from celery_sqs.hooks import Hooks
 from celery_sqs.scaler.options import ScalerOptions
 
@@ -54,6 +55,7 @@ class Options:
     """The key of the tag by which temporary queues say when they were used last."""
     hooks: Hooks = field(default_factory=Hooks)
     scaler: ScalerOptions = field(default_factory=ScalerOptions)
+    flower: FlowerOptions = field(default_factory=FlowerOptions)
 
     def __post_init__(self) -> None:
         if not self.queues:

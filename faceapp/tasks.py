@@ -21,13 +21,15 @@ from celery.exceptions import Reject
 from kombu.exceptions import OperationalError
 
 from celery_sqs.events import tell_of_worker
+from celery_sqs.flower import take_over
 from celery_sqs.transport.http import CLOCK
-from faceapp import broker, flower
+from faceapp import broker
 from faceapp.broker import GivenUp
 from faceapp.broker.messages import ERASE, FORGET
 from faceapp.config import settings
 from faceapp.errors import FaceappError, NotFound, RecognitionNotFound, StorageUnavailable
 from faceapp.observability import logs, tracing
+from faceapp.operations import flower
 from faceapp.people.forgetting import Place
 from faceapp.schema import Enrolment, Recognition
 from faceapp.work.given_up import Undertaker
@@ -49,7 +51,7 @@ LONGEST_DELAY_S = 900
 app = broker.create_app(settings())
 undertaker = Undertaker(settings())
 tracing.enabled()
-flower.take_over(settings())
+take_over(flower.options(settings()))
 
 
 class Answer(UserDict[str, Any]):

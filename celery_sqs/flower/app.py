@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import socket
 import sys
 import time
 import zlib
 from collections import defaultdict
-from dataclasses import replace
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, NoReturn
 
@@ -23,12 +24,11 @@ from tornado.ioloop import IOLoop
 from tornado.netutil import bind_sockets, bind_unix_socket
 from tornado.web import RequestHandler
 
+from celery_sqs import options as application
+from celery_sqs.errors import ConfigurationError
+from celery_sqs.flower import guard, pages, queues, results
+from celery_sqs.flower.options import FlowerOptions, QueueRow
 from celery_sqs.pace import HEARTBEAT_S
-from faceapp.errors import ConfigError
-from celery_sqs.flower import guard, pages, results
-from faceapp.observability import logs
-from faceapp.operations import queues
-from faceapp.security.key_text import new_text
 
 logger = logging.getLogger(__name__)
 
@@ -103,11 +103,12 @@ class Events(flower.events.Events):
 class Flower(flower.app.Flower):
     """Flower with our guard, our queues' page, and no memory of workers that left.
 
-    Raises ConfigError when it would stand open beyond this machine.
+    Raises ConfigurationError when it would stand open beyond this machine.
     """
 
-    def __init__(self, *, options: Any, capp: Any, **settings: Any) -> None:
-        guard.check_address(options)
+    def __init__(self, own: FlowerOptions, *, options: Any, capp: Any, **settings: Any) -> None:
+        guard.check_address(options, own)
+        self.own = own
         events = Events(
             capp,
             io_loop=IOLoop.current(),
@@ -127,15 +128,21 @@ class Flower(flower.app.Flower):
         self.guard: guard.Guard | None = None
         self._own_key = ""
         if not guard.is_protected(options):
-            self._own_key = "" if capp.settings.local_key else new_text()
-            self.guard = guard.Guard(capp.settings.local_key or self._own_key, options)
+            self._own_key = "" if own.key else secrets.token_urlsafe(32)
+            self.guard = guard.Guard(own.key or self._own_key, options, cookie=own.cookie)
             os.environ.setdefault("FLOWER_UNAUTHENTICATED_API", "true")
             self.add_transform(guard.OwnPagesOnly)
 
     @cached_property
     def sqs(self) -> Any:
         """The client that the queues' page asks with."""
-        return queues.client()
+        return application.of(self.capp).aws.quick("sqs")
+
+    def queue_rows(self) -> Sequence[QueueRow]:
+        """The queues of the broker page. Raises BrokerUnavailable."""
+        if self.own.queues:
+            return self.own.queues(self.sqs)
+        return queues.work_queues(application.of(self.capp), self.sqs)
 
     @cached_property
     def broker_uri(self) -> str:
@@ -161,7 +168,7 @@ class Flower(flower.app.Flower):
         if port and sys.stderr.isatty():
             click.echo(f"Flower: http://{self.options.address}:{port}/?key={self._own_key}", err=True)
         else:
-            logger.warning("Flower's pages need a key: set FACEAPP_LOCAL_KEY, or FACEAPP_FLOWER_BASIC_AUTH")
+            logger.warning("Flower's pages need a key: set %s, or %s", self.own.key_setting, self.own.password_setting)
 
     def _listen(self) -> int | None:
         # Flower's own server has no bounds: bodies of up to 100 MiB each, and heads that never end.
@@ -209,18 +216,25 @@ class Flower(flower.app.Flower):
         return known
 
 
-def make(*, options: Any, capp: Any, **settings: Any) -> Flower:
+def make(own: FlowerOptions, *, options: Any, capp: Any, **settings: Any) -> Flower:
     """What Flower's command makes instead of its own; ends the process with a sentence when it may not."""
-    own = capp.settings
-    logs.configure(replace(own, log_level="DEBUG") if options.debug else own, service="faceapp-flower")
+    if own.set_up_logging:
+        own.set_up_logging(options.debug)
+    else:
+        logging.basicConfig(level=logging.DEBUG if options.debug else logging.INFO)
     # With no worker there is nobody to answer, which is no trouble here.
     logging.getLogger("flower.inspector").addFilter(lambda record: record.msg != UNANSWERED)
     if any(each.startswith(("--basic-auth", "--basic_auth")) for each in sys.argv):
-        logger.warning("every user of this machine can read a password in 'ps': set FACEAPP_FLOWER_BASIC_AUTH instead")
+        logger.warning("every user of this machine can read a password in 'ps': %s", _elsewhere(own))
     try:
-        return Flower(options=options, capp=capp, **settings)
-    except ConfigError as error:
-        leave(error.detail, status=2)
+        return Flower(own, options=options, capp=capp, **settings)
+    except ConfigurationError as error:
+        leave(str(error), status=2)
+
+
+def _elsewhere(own: FlowerOptions) -> str:
+    setting = "FLOWER_BASIC_AUTH" if own.password_setting.startswith("-") else own.password_setting.partition("=")[0]
+    return f"set {setting} instead"
 
 
 def leave(sentence: str, *, status: int) -> NoReturn:

@@ -15,14 +15,14 @@ from tornado.httputil import HTTPHeaders, HTTPServerRequest
 from tornado.web import OutputTransform, RequestHandler
 
 from celery_sqs.door import Reason, is_loopback_address, reason_against
-from faceapp.errors import ConfigError
-from faceapp.security.key_text import FORM
+from celery_sqs.errors import ConfigurationError
+from celery_sqs.flower.options import FlowerOptions
 
 OPEN = ("/metrics", "/healthcheck")
 """What needs no key, from this machine."""
 NOT_FROM_HERE = "This Flower asks for no password, so it answers this machine only."
 KEY_MISSING = (
-    "This Flower needs its key: open the address with ?key=... that 'faceapp up' (or Flower, started by hand) printed. "
+    "This Flower needs its key: open the address with ?key=... that was printed when it started. "
     "Programs send it as 'Authorization: Bearer <key>'."
 )
 
@@ -32,30 +32,30 @@ def is_protected(options: Any) -> bool:
     return bool(options.basic_auth or options.auth)
 
 
-def check_address(options: Any) -> None:
-    """Raises ConfigError when others could reach a Flower that asks nobody for a password."""
+def check_address(options: Any, own: FlowerOptions) -> None:
+    """Raises ConfigurationError when others could reach a Flower that asks nobody for a password."""
     if is_protected(options) or options.unix_socket or is_loopback_address(options.address):
         return
     where = options.address or "every address of this machine"
-    raise ConfigError(
-        f"Flower on {where} would let anybody stop the workers: set FACEAPP_FLOWER_BASIC_AUTH=USER:PASSWORD or "
-        "--auth, or let it listen on 127.0.0.1."
+    raise ConfigurationError(
+        f"Flower on {where} would let anybody stop the workers: set {own.password_setting}=USER:PASSWORD or --auth, or "
+        "let it listen on 127.0.0.1."
     )
 
 
 class Guard:
     """The door of a Flower that asks for no password: this machine's (celery_sqs.door), for who knows its `key`.
 
-    A browser brings the key once, in the link that `faceapp up` prints, and gets a cookie for it, good for this Flower
-    alone. A program sends `Authorization: Bearer <key>`. Numbers (OPEN) need no key.
+    A browser brings the key once, in the link that was printed at the start, and gets a cookie for it, good for this
+    Flower alone. A program sends `Authorization: Bearer <key>`. Numbers (OPEN) need no key.
     """
 
-    def __init__(self, key: str, options: Any) -> None:
+    def __init__(self, key: str, options: Any, *, cookie: str) -> None:
         self._key, self._prefix = key, f"/{options.url_prefix.strip('/')}" if options.url_prefix else ""
         self._has_peer = not options.unix_socket
         # Browsers send a cookie to every port of a host.
-        self._cookie = f"faceapp-flower-{options.port}"
-        self._pass = hmac.digest(key.encode(), b"faceapp Flower's cookie", hashlib.sha256).hex()
+        self._cookie = f"{cookie}-{options.port}"
+        self._pass = hmac.digest(key.encode(), b"Flower's cookie", hashlib.sha256).hex()
 
     def instead(self, request: HTTPServerRequest) -> tuple[type[RequestHandler], dict[str, Any]] | None:
         """The handler and its arguments, for a request that may not pass or brings the key; None to let it pass."""
@@ -65,7 +65,7 @@ class Guard:
         if reason and not (reason is Reason.PAGE and _is_link(request)):
             return Refuse, {"status": 403, "sentence": f"{NOT_FROM_HERE} {reason.value}"}
         given = request.query_arguments.get("key", [b""])[0].decode(errors="replace")
-        if request.method == "GET" and FORM.fullmatch(given) and _same(given, self._key):
+        if request.method == "GET" and _same(given, self._key):
             return Enter, {"cookie": self._cookie, "value": self._pass}
         if request.path.removeprefix(self._prefix) in OPEN or self._knows(request):
             return None

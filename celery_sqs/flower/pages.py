@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,16 @@ from flower.views import BaseHandler
 from tornado import web
 from tornado.ioloop import IOLoop
 
-from faceapp.errors import BrokerUnavailable
-from faceapp.operations import queues
+from celery_sqs.errors import BrokerUnavailable
+from celery_sqs.flower.options import QueueRow
 
 TEMPLATE = str(Path(__file__).with_name("templates") / "queues.html")
 """With its whole path: what it extends is Flower's."""
 
 
-async def _ask(application: Any) -> list[queues.Queue]:
-    return await IOLoop.current().run_in_executor(None, queues.queues, application.sqs, application.capp.settings)
+async def _ask(application: Any) -> Sequence[QueueRow]:
+    found: Sequence[QueueRow] = await IOLoop.current().run_in_executor(None, application.queue_rows)
+    return found
 
 
 class QueuesView(BaseHandler):
@@ -26,17 +28,19 @@ class QueuesView(BaseHandler):
 
     @web.authenticated
     async def get(self) -> None:
-        found, trouble = [], ""
+        found: Sequence[QueueRow] = ()
+        trouble = ""
         try:
             found = await _ask(self.application)
         except BrokerUnavailable as error:
-            trouble = error.detail
+            trouble = str(error)
         options = self.application.options
         self.render(
             TEMPLATE,
             broker_url=self.application.broker_uri,
             queues=found,
             trouble=trouble,
+            note=self.application.own.note,
             autorefresh=options.auto_refresh,
         )
 
@@ -49,7 +53,7 @@ class QueueLengths(BaseApiHandler):
         try:
             found = await _ask(self.application)
         except BrokerUnavailable as error:
-            raise web.HTTPError(503, "%s", error.detail) from error
+            raise web.HTTPError(503, "%s", str(error)) from error
         self.write(
             {
                 "active_queues": [

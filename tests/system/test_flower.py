@@ -22,8 +22,8 @@ from urllib.parse import urlencode, urlsplit
 import boto3
 import pytest
 
-from faceapp.config import Settings
 from celery_sqs.flower.app import BODY_BYTES
+from faceapp.config import Settings
 from faceapp.stack import data_tier as deployment
 from tests.support import echo
 from tests.support.aws import ACCESS, BEARER, KEY, WRONG_KEY

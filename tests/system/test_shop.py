@@ -7,13 +7,16 @@ import os
 import subprocess
 import sys
 import uuid
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.deploy.test_deploy_system import free_port
 from tests.support.aws import plain_client
 from tests.support.services import PATIENCE_S, REPOSITORY, aws_environ, users_environ, wait_until
 
@@ -161,3 +164,35 @@ def test_a_scaler_in_a_dry_run_says_how_many_instances_the_queues_need(shop: Sho
     finally:
         process.terminate()
         assert process.wait(PATIENCE_S) == 0
+
+
+def test_flower_shows_the_shops_queues_to_who_has_the_password(shop: Shop, tmp_path: Path) -> None:
+    port, log = free_port(), tmp_path / "log"
+    env = {**shop.env, "FLOWER_BASIC_AUTH": "ada:secret"}
+    command = [sys.executable, "-m", "celery", "-A", "shop", "flower", f"--port={port}"]
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, cwd=SHOP, env=env, stdout=output, stderr=subprocess.STDOUT)
+
+    def page(path: str, **headers: str) -> tuple[int, str]:
+        connection = HTTPConnection("127.0.0.1", port, timeout=60)
+        try:
+            connection.request("GET", path, headers=headers)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        except ConnectionRefusedError:
+            return 0, ""
+        finally:
+            connection.close()
+
+    password = {"Authorization": f"Basic {b64encode(b'ada:secret').decode()}"}
+    try:
+        wait_until(lambda: process.poll() is not None or page("/healthcheck")[0] == 200, what="Flower")
+        assert process.poll() is None, log.read_text()
+        assert page("/broker")[0] == 401
+        status, text = page("/broker", **password)
+        assert status == 200
+        assert f"{shop.env['SHOP_PREFIX']}-orders" in text
+        wait_until(lambda: '"celery@' in page("/api/workers?refresh=1", **password)[1], what="the worker")
+    finally:
+        process.terminate()
+        process.wait(PATIENCE_S)

@@ -62,12 +62,12 @@ import celery_sqs.flower.app
 from celery_sqs import aws as sqs_aws
 from celery_sqs import events
 from celery_sqs.control import Replies
+from celery_sqs.flower import guard
+from celery_sqs.flower.pages import HANDLERS
 from celery_sqs.transport.http import AsyncConnection
 from celery_sqs.transport.messages import TASK_DEFAULTS
 from faceapp import broker
 from faceapp.config import Settings, aws
-from celery_sqs.flower import guard
-from celery_sqs.flower.pages import HANDLERS
 from faceapp.http.server import is_stopped
 from faceapp.recognition import files, vision
 from tests.support.services import PATIENCE_S, wait_until
