@@ -129,7 +129,7 @@ class Flower(flower.app.Flower):
         self._own_key = ""
         if not guard.is_protected(options):
             self._own_key = "" if own.key else secrets.token_urlsafe(32)
-            self.guard = guard.Guard(own.key or self._own_key, options, cookie=own.cookie)
+            self.guard = guard.Guard(own.key or self._own_key, options, own)
             os.environ.setdefault("FLOWER_UNAUTHENTICATED_API", "true")
             self.add_transform(guard.OwnPagesOnly)
 

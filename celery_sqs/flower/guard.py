@@ -22,7 +22,7 @@ OPEN = ("/metrics", "/healthcheck")
 """What needs no key, from this machine."""
 NOT_FROM_HERE = "This Flower asks for no password, so it answers this machine only."
 KEY_MISSING = (
-    "This Flower needs its key: open the address with ?key=... that was printed when it started. "
+    "This Flower needs its key: open the address with ?key=... that {printer} printed. "
     "Programs send it as 'Authorization: Bearer <key>'."
 )
 
@@ -50,11 +50,12 @@ class Guard:
     Flower alone. A program sends `Authorization: Bearer <key>`. Numbers (OPEN) need no key.
     """
 
-    def __init__(self, key: str, options: Any, *, cookie: str) -> None:
+    def __init__(self, key: str, options: Any, own: FlowerOptions) -> None:
         self._key, self._prefix = key, f"/{options.url_prefix.strip('/')}" if options.url_prefix else ""
         self._has_peer = not options.unix_socket
         # Browsers send a cookie to every port of a host.
-        self._cookie = f"{cookie}-{options.port}"
+        self._cookie = f"{own.cookie}-{options.port}"
+        self._key_missing = KEY_MISSING.format(printer=own.printer)
         self._pass = hmac.digest(key.encode(), b"Flower's cookie", hashlib.sha256).hex()
 
     def instead(self, request: HTTPServerRequest) -> tuple[type[RequestHandler], dict[str, Any]] | None:
@@ -69,7 +70,7 @@ class Guard:
             return Enter, {"cookie": self._cookie, "value": self._pass}
         if request.path.removeprefix(self._prefix) in OPEN or self._knows(request):
             return None
-        return Refuse, {"status": 401, "sentence": KEY_MISSING}
+        return Refuse, {"status": 401, "sentence": self._key_missing}
 
     def _knows(self, request: HTTPServerRequest) -> bool:
         scheme, _, text = request.headers.get("Authorization", "").partition(" ")

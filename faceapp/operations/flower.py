@@ -17,6 +17,7 @@ def options(settings: Settings) -> FlowerOptions:
         port=settings.flower_port,
         basic_auth=settings.flower_basic_auth,
         key=settings.local_key,
+        printer="'faceapp up' (or Flower, started by hand)",
         cookie="faceapp-flower",
         queues=lambda sqs: queues.queues(sqs, settings),
         note="'faceapp dead-letters list' shows why a message became a dead letter.",

@@ -27,8 +27,7 @@ from faceapp.local import up
 from faceapp.security import credential
 from tests.support.aws import session
 from tests.support.programs import TIMEOUT_MS, chromium, needs
-from tests.support.services import PATIENCE_S, wait_until
-from tests.system.test_flower import free_port
+from tests.support.services import PATIENCE_S, free_port, wait_until
 from tests.system.test_local_up import Running, running
 
 pytestmark = [pytest.mark.system, pytest.mark.browser]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from faceapp.local.processes import Service, Services
 from faceapp.operations.client import Client
 from faceapp.stack.data_tier import STACK_TAG, TEMPLATE_TAG
 from tests.support.aws import session as aws_session
-from tests.support.services import aws_environ, part_environ, wait_until
+from tests.support.services import aws_environ, free_ports, part_environ, wait_until
 
 pytestmark = pytest.mark.system
 
@@ -168,11 +167,3 @@ def test_from_nothing_to_an_answer_and_back_to_nothing(samples: dict[str, Path],
 
 def start(services: Services, name: str, *command: str) -> Service:
     return services.start(name, [sys.executable, "-m", *command])
-
-
-def free_ports(count: int) -> list[int]:
-    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [listener.getsockname()[1] for listener in listeners]
-    for listener in listeners:
-        listener.close()
-    return ports

@@ -42,9 +42,8 @@ from faceapp.stack import data_tier as deployment
 from faceapp.storage import Storage
 from tests.support.aws import BEARER
 from tests.support.iam import ACCOUNT, Account, Need, Statement, allows, arn, like, needs
-from tests.support.services import PATIENCE_S, REPOSITORY, environ, users_environ, wait_until
+from tests.support.services import PATIENCE_S, REPOSITORY, environ, free_port, users_environ, wait_until
 from tests.support.web import plain, web_server
-from tests.system.test_flower import free_port
 
 pytestmark = pytest.mark.system
 

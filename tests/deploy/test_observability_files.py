@@ -24,11 +24,11 @@ from faceapp.config.aws import of as aws_of
 from faceapp.http.metrics import ANSWER_BUCKETS_S
 from faceapp.scaler import options
 from faceapp.stack import data_tier as deployment
-from tests.integration.test_scaler import IMAGE, free_port, get, process, status_of
+from tests.integration.test_scaler import IMAGE, get, process, status_of
 from tests.integration.test_web_metrics import ask
 from tests.support.aws import plain_client
 from tests.support.programs import needs
-from tests.support.services import REPOSITORY, wait_until
+from tests.support.services import REPOSITORY, free_port, wait_until
 from tests.support.web import File, form, plain, web_server
 
 DEPLOY = REPOSITORY / "deploy"

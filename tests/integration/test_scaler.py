@@ -46,7 +46,7 @@ from faceapp.errors import ConfigError
 from faceapp.scaler import options, run
 from faceapp.stack import data_tier as deployment
 from tests.support.aws import plain_client
-from tests.support.services import REPOSITORY, environ, wait_until
+from tests.support.services import REPOSITORY, environ, free_port, wait_until
 
 IMAGE = "ami-12c6146b"
 
@@ -678,11 +678,6 @@ def process(aws: str, settings: Settings, log: Path, *options: str, **more: str)
     finally:
         child.kill()
         child.wait()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 def get(port: int, path: str) -> bytes:

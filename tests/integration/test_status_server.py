@@ -18,8 +18,7 @@ from faceapp.config import Settings
 from faceapp.config.aws import of as aws_of
 from faceapp.http.scaler import ScalerStatus
 from faceapp.scaler import options
-from tests.support.services import PATIENCE_S, wait_until
-from tests.system.test_flower import free_port
+from tests.support.services import PATIENCE_S, free_port, wait_until
 
 ODD_LINES = [
     "garbage\r\nX-Forwarded-For: 127.0.0.1",

@@ -20,7 +20,6 @@ import boto3
 import pytest
 import urllib3
 
-from faceapp import storage as storage_module
 from faceapp.broker.messages import FORGET, refusal
 from faceapp.config import Settings
 from faceapp.errors import NotFound, PersonNotFound
@@ -30,6 +29,7 @@ from faceapp.people.forgetting import MARGIN_S, ORDERS, PAGE, Forgetting, LostOr
 from faceapp.schema import Box, Candidate, Face, Recognition
 from faceapp.stack import data_tier as deployment
 from faceapp.storage import Storage
+from faceapp.storage import s3 as storage_module
 from tests.support.aws import BEARER
 from tests.support.services import aws_environ, celery_worker, environ, wait_until
 from tests.support.web import encoded, messages, side_by_side, web_server

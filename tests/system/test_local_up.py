@@ -8,7 +8,6 @@ import os
 import resource
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -31,18 +30,9 @@ from faceapp.schema import REQUEST_ID
 from faceapp.security import credential
 from tests.integration.test_cli import faceapp
 from tests.support.aws import session
-from tests.support.services import PATIENCE_S, users_environ, wait_until
+from tests.support.services import PATIENCE_S, free_ports, users_environ, wait_until
 
 READY = "Ctrl-C stops everything."
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago."""
-    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [listener.getsockname()[1] for listener in listeners]
-    for listener in listeners:
-        listener.close()
-    return ports
 
 
 def command_of(pid: int) -> str:

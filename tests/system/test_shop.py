@@ -16,9 +16,8 @@ from typing import Any
 
 import pytest
 
-from tests.deploy.test_deploy_system import free_port
 from tests.support.aws import plain_client
-from tests.support.services import PATIENCE_S, REPOSITORY, aws_environ, users_environ, wait_until
+from tests.support.services import PATIENCE_S, REPOSITORY, aws_environ, free_port, users_environ, wait_until
 
 SHOP = REPOSITORY / "examples" / "shop"
 VISIBILITY_S = 4
