@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from celery_sqs.application import configure
-    from celery_sqs.errors import BrokerUnavailable, ConfigurationError, Error, ResultTooLarge
+    from celery_sqs.errors import BrokerUnavailable, ConfigurationError, Error, ResultsUnavailable, ResultTooLarge
     from celery_sqs.hooks import GivenUp, Hooks
     from celery_sqs.options import Options
 
@@ -27,6 +27,7 @@ __all__ = [
     "Hooks",
     "Options",
     "ResultTooLarge",
+    "ResultsUnavailable",
     "configure",
 ]
 
@@ -36,6 +37,7 @@ _PLACES = {
     "ConfigurationError": "errors",
     "Error": "errors",
     "ResultTooLarge": "errors",
+    "ResultsUnavailable": "errors",
     "GivenUp": "hooks",
     "Hooks": "hooks",
     "Options": "options",

@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections import Counter, deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +26,8 @@ ASKED = 10_000
 KEPT_BYTES = 64 * 2**20
 """Of answers that nobody waits for at the moment: to handles that are gone (Celery makes two for each member of a
 group, and drops one), and to tasks that others sent for this process, such as the end of a chain."""
+ENCODED = "encoded"
+"""In a reply: what Celery made of the result, in base64, where its serializer is not JSON."""
 DELIVERIES = 30
 """An answer that is not for this process is left to others, until it was delivered so often: they are gone then. With
 two processes, one answer of a thousand million meets the wrong one every time; that takes it five minutes."""
@@ -58,6 +61,8 @@ class Collector(QueueReader):
         self._pending: dict[str, _Pending] = {}
         self._asked: dict[str, None] = {}  # oldest first
         self._forgotten: deque[str] = deque()
+        self._came = threading.Condition()
+        self._arrivals = 0
 
     @property
     def waiting(self) -> int:
@@ -107,6 +112,25 @@ class Collector(QueueReader):
         finally:
             with self._changed:
                 pending.waiting -= 1
+
+    def wait_any(self, task_ids: Iterable[str], timeout_s: float) -> None:
+        """Return when the answer to one of the tasks is here, or another has just come, or after `timeout_s`."""
+        with self._came:
+            seen = self._arrivals
+        with self._changed:
+            pending = [self._pending.setdefault(task_id, _Pending()) for task_id in task_ids]
+            for each in pending:
+                each.waiting += 1
+                each.looked, each.idle = True, False
+            self._wake()
+        try:
+            with self._came:
+                if not any(each.arrived.is_set() for each in pending):
+                    self._came.wait_for(lambda: self._arrivals != seen, timeout_s)
+        finally:
+            with self._changed:
+                for each in pending:
+                    each.waiting -= 1
 
     def peek(self, task_id: str) -> dict[str, Any] | None:
         """The answer's meta if it has come."""
@@ -164,7 +188,11 @@ class Collector(QueueReader):
             task_id, status = meta["task_id"], meta["status"]
             if not (isinstance(task_id, str) and isinstance(status, str)):
                 raise TypeError("an answer's id and status are strings")
-            if status in states.EXCEPTION_STATES and not isinstance(meta["result"]["exc_type"], str):
+            if (
+                status in states.EXCEPTION_STATES
+                and ENCODED not in meta
+                and not isinstance(meta["result"]["exc_type"], str)
+            ):
                 raise TypeError("a failure has an exception's name")
             meta.setdefault("result", None)
         except (ValueError, TypeError, KeyError, RecursionError):
@@ -184,6 +212,9 @@ class Collector(QueueReader):
             self.counts["delivered"] += 1
             pending.meta, pending.size = meta, len(body)
             pending.arrived.set()
+        with self._came:
+            self._arrivals += 1
+            self._came.notify_all()
         logger.debug("the answer to %s is here, request %s", task_id, meta.get("request_id", task_id))
         return True
 
