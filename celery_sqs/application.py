@@ -8,6 +8,7 @@ from kombu import Queue
 from celery_sqs.control import Control
 from celery_sqs.events import Events, install
 from celery_sqs.options import Options
+from celery_sqs.queues import sweeper
 from celery_sqs.results.backend import ProcessAddress
 from celery_sqs.transport.messages import AMQP
 
@@ -21,6 +22,8 @@ def configure(app: Celery, options: Options) -> None:
     Call it before the app is used; settings that the application has made itself stay, those named here excepted.
     """
     install()
+    if options.sweep:
+        sweeper.install()
     app.sqs_options = options
     app.amqp_cls, app.control_cls, app.events_cls = AMQP, Control, Events
     for name in ("amqp", "control", "events"):
@@ -28,7 +31,7 @@ def configure(app: Celery, options: Options) -> None:
     app.backend_cls = None
     app._local = ProcessAddress(app)
     app.conf.update(
-        broker_url="sqs://",
+        broker_url=options.broker_url,
         broker_transport=TRANSPORT,
         broker_transport_options=options.transport_options(),
         result_backend=BACKEND,

@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from billiard.exceptions import TimeLimitExceeded, WorkerLostError
@@ -28,6 +29,7 @@ from celery_sqs import options as sqs_options
 from celery_sqs.aws import ONCE
 from celery_sqs.errors import ResultsUnavailable, ResultTooLarge
 from celery_sqs.hooks import GivenUp, Life
+from celery_sqs.queues import sweeper
 from celery_sqs.results.chords import INDEXED, Chord, indexed_size
 from celery_sqs.results.collector import ENCODED, Collector
 from celery_sqs.results.store import AT_ONCE, Store
@@ -84,6 +86,15 @@ def _is_tried_again(app: Any, state: str, request: Any) -> bool:
         return False
 
 
+@dataclass
+class _Reading:
+    """An app's reader in this process. Celery makes a backend without a lock, so two first calls may make two."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    pid: int = 0
+    collector: Collector | None = None
+
+
 class Backend(SyncBackendMixin, CeleryBackend):
     """Publishes and stores in the worker, collects in the caller's process."""
 
@@ -96,15 +107,35 @@ class Backend(SyncBackendMixin, CeleryBackend):
         self._hooks = self._options.hooks
         self._reply_prefix = f"{self._options.queue_name_prefix}{self._options.replies}"
         self._lock = threading.Lock()
-        self._pid = 0
-        self._mine: Collector | None = None
+        self._reading: _Reading = self.app.__dict__.setdefault("_sqs_reading", _Reading())
         self._sender_pid = 0
         self._sending: tuple[Any, dict[str, str]] = (None, {})
         self._store_pid = 0
         self._stored: Store | None = None
         self._thread = threading.local()
+        self.thread_safe = True
         if not isinstance(self.app._local, ProcessAddress):
-            self.app._local = ProcessAddress(self.app)
+            self._readdress()
+        if self._options.sweep:
+            sweeper.install()
+
+    def _readdress(self) -> None:
+        """Put this backend's address into messages, those included that Celery has composed and not sent yet.
+
+        An app that uses settings alone makes its backend in the middle of its first call: there the message has
+        Celery's own address already, which each thread has for itself.
+        """
+        before, amqp = self.app._local, self.app.amqp
+        self.app._local = ProcessAddress(self.app)
+        send = amqp.send_task_message
+
+        def send_task_message(producer: Any, name: str, message: Any, *args: Any, **kwargs: Any) -> Any:
+            reply_to = message.properties.get("reply_to")
+            if reply_to and reply_to == getattr(before, "oid", None):
+                message.properties["reply_to"] = self.address()
+            return send(producer, name, message, *args, **kwargs)
+
+        amqp.send_task_message = send_task_message
 
     @property
     def persistent(self) -> bool:
@@ -116,13 +147,18 @@ class Backend(SyncBackendMixin, CeleryBackend):
     @property
     def collector(self) -> Collector:
         """This process's reader; a forked child gets its own."""
-        with self._lock:
-            if self._mine is None or self._pid != os.getpid():
-                name, life = self._reply_queue()
-                self._pid = os.getpid()
-                self._mine = Collector(self._options.aws, name, wait_s=self._options.wait_s, life=life)
-                atexit.register(self._mine.close, delete_queue=life == "process")
-            return self._mine
+        reading = self._reading
+        with reading.lock:
+            if reading.collector is None or reading.pid != os.getpid():
+                reading.pid, reading.collector = os.getpid(), self._new_collector()
+            return reading.collector
+
+    def _new_collector(self) -> Collector:
+        name, life = self._reply_queue()
+        own, advice = self._options, self._hooks.advice_on_shared_replies
+        made = Collector(own.aws, name, wait_s=own.wait_s, life=life, advice=advice)
+        atexit.register(made.close, delete_queue=life == "process")
+        return made
 
     def _reply_queue(self) -> tuple[str, Life]:
         """The name of this process's queue, and how long it lives."""
@@ -319,8 +355,9 @@ class Backend(SyncBackendMixin, CeleryBackend):
         return list(found.items())
 
     def remove_pending_result(self, result: Any) -> Any:
-        if self._mine is not None and self._pid == os.getpid():
-            self._mine.forget(result.id)
+        reading = self._reading
+        if reading.collector is not None and reading.pid == os.getpid():
+            reading.collector.forget(result.id)
         return result
 
     def _get_task_meta_for(self, task_id: str) -> dict[str, Any]:
@@ -448,9 +485,7 @@ class Backend(SyncBackendMixin, CeleryBackend):
 
     def _reply(self, queue_name: str, body: str) -> None:
         if not queue_name.startswith(self._reply_prefix):
-            # An app that uses settings alone has no better address in its first message; its results are stored.
-            level = logging.DEBUG if self.store else logging.WARNING
-            logger.log(level, "no answer sent to %r: it is not one of our response queues", queue_name)
+            logger.warning("no answer sent to %r: it is not one of our response queues", queue_name)
             return
         sqs, urls = self._sender()
         if queue_name not in urls:

@@ -14,7 +14,7 @@ from typing import Any
 from celery import states
 
 from celery_sqs.aws import Aws
-from celery_sqs.hooks import Life
+from celery_sqs.hooks import Hooks, Life
 from celery_sqs.queues.reader import QueueReader
 
 logger = logging.getLogger(__name__)
@@ -55,8 +55,17 @@ class Collector(QueueReader):
     `left` to another process that reads the same queue, as a second web server without a name does.
     """
 
-    def __init__(self, aws: Aws, queue_name: str, *, wait_s: int, life: Life = "stack") -> None:
+    def __init__(
+        self,
+        aws: Aws,
+        queue_name: str,
+        *,
+        wait_s: int,
+        life: Life = "stack",
+        advice: str = Hooks.advice_on_shared_replies,
+    ) -> None:
         super().__init__(aws, queue_name, wait_s=wait_s, life=life)
+        self._advice = advice
         self.counts: Counter[str] = Counter()
         self._pending: dict[str, _Pending] = {}
         self._asked: dict[str, None] = {}  # oldest first
@@ -223,9 +232,5 @@ class Collector(QueueReader):
         if self._life == "process" or task_id in self._asked:
             return False
         if not self.counts["left"]:
-            logger.warning(
-                "%s has answers for another process: where several web servers run, all but one need a name "
-                "(FACEAPP_WEB_NAME)",
-                self.queue_name,
-            )
+            logger.warning("%s has answers for another process, which wait for it: %s", self.queue_name, self._advice)
         return True
