@@ -24,6 +24,7 @@ from celery.canvas import maybe_signature
 from celery.exceptions import ChordError, Reject
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 from celery.result import GroupResult, ResultSet, allow_join_result, result_from_tuple
+from kombu.common import oid_from
 
 from celery_sqs import options as sqs_options
 from celery_sqs.aws import ONCE
@@ -70,6 +71,10 @@ class ProcessAddress(threading.local):
     @property
     def oid(self) -> str:
         return str(self._app.backend.address())
+
+    @oid.setter
+    def oid(self, _: str) -> None:
+        """Celery's own, of a thread that looked for one just before there was this."""
 
 
 def _is_tried_again(app: Any, state: str, request: Any) -> bool:
@@ -125,13 +130,13 @@ class Backend(SyncBackendMixin, CeleryBackend):
         An app that uses settings alone makes its backend in the middle of its first call: there the message has
         Celery's own address already, which each thread has for itself.
         """
-        before, amqp = self.app._local, self.app.amqp
+        amqp = self.app.amqp
         self.app._local = ProcessAddress(self.app)
         send = amqp.send_task_message
 
         def send_task_message(producer: Any, name: str, message: Any, *args: Any, **kwargs: Any) -> Any:
-            reply_to = message.properties.get("reply_to")
-            if reply_to and reply_to == getattr(before, "oid", None):
+            reply_to = str(message.properties.get("reply_to") or "")
+            if not reply_to.startswith(self._reply_prefix) and reply_to == oid_from(self.app, threads=True):
                 message.properties["reply_to"] = self.address()
             return send(producer, name, message, *args, **kwargs)
 

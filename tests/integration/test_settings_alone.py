@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from celery import Celery
+from kombu.common import oid_from
 
 from celery_sqs import options
 from tests.support import alone
@@ -43,6 +45,18 @@ def test_the_first_calls_of_a_process_are_answered(aws_endpoint: str, nothing_of
     assert f"{prefix}celery" in names
     assert sum(name.startswith(f"{prefix}replies-") for name in names) == 1, names
     app.backend.collector.close(delete_queue=True)
+
+
+def test_an_address_that_celery_makes_while_the_backend_is_made_is_put_right(nothing_of_aws: None) -> None:
+    """Another thread finds no address, and writes its own over this one's."""
+    app = alone.make(f"a{uuid.uuid4().hex[:8]}", "http://127.0.0.1:1", "key", "secret")
+    _ = app.backend
+    own = oid_from(app, threads=True)
+    app._local.oid = own
+    message = app.amqp.create_task_message("id", "alone.double", (1,), {}, reply_to=own)
+    with app.connection_for_write() as connection, suppress(Exception):  # nothing listens there
+        app.amqp.send_task_message(app.amqp.Producer(connection, auto_declare=False), "alone.double", message)
+    assert message.properties["reply_to"] == app.backend.reply_queue == app.thread_oid
 
 
 def test_the_brokers_url_is_read_as_the_transport_reads_it(nothing_of_aws: None) -> None:
