@@ -242,9 +242,13 @@ class Backend(SyncBackendMixin, CeleryBackend):
                 return self._checked(found, on_interval)
             self._at_interval(on_interval)
             if deadline_s is not None and time.monotonic() >= deadline_s:
-                raise CeleryTimeoutError(f"no answer to {task_id} within {timeout} s")
+                raise self._no_answer(task_id, timeout)
             if not on_message:
                 pause_s = min(2 * pause_s, LOOK_AT_MOST_EVERY_S)
+
+    def _no_answer(self, to: str, timeout_s: float | None) -> CeleryTimeoutError:
+        trouble = self.collector.trouble
+        return CeleryTimeoutError(f"no answer to {to} within {timeout_s} s" + (f"; {trouble}" if trouble else ""))
 
     def _at_interval(self, on_interval: Any) -> None:
         """Let Celery look at the parents' states. Those whose replies come here are not looked up in the bucket each
@@ -337,7 +341,7 @@ class Backend(SyncBackendMixin, CeleryBackend):
                 look_s, pause_s = now_s + pause_s, min(2 * pause_s, LOOK_AT_MOST_EVERY_S)
             self._at_interval(on_interval)
             if deadline_s is not None and now_s >= deadline_s:
-                raise CeleryTimeoutError(f"no answer to {len(left)} tasks within {timeout} s")
+                raise self._no_answer(f"{len(left)} tasks", timeout)
             until_s = min(look_s if self.store else now_s + interval, deadline_s or look_s, now_s + interval)
             self._wait_any([each for each in left if self._is_asked(each) or not self.store], max(0.0, until_s - now_s))
 

@@ -11,9 +11,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from botocore.exceptions import BotoCoreError, ClientError
 from celery import states
 
 from celery_sqs.aws import Aws
+from celery_sqs.errors import ResultsUnavailable
 from celery_sqs.hooks import Hooks, Life
 from celery_sqs.queues.reader import QueueReader
 
@@ -80,8 +82,12 @@ class Collector(QueueReader):
             return self._missing()
 
     def expect(self, task_id: str) -> None:
-        """Keep the answer to `task_id` when it comes. Raises botocore's errors when there is no queue to read."""
-        self._ensure_queue()
+        """Keep the answer to `task_id` when it comes. Raises ResultsUnavailable when there is no queue to read."""
+        try:
+            self._ensure_queue()
+        except (BotoCoreError, ClientError) as error:
+            message = f"No answer can come, there is no reply queue {self.queue_name}: {error}"
+            raise ResultsUnavailable(message, passing=not isinstance(error, ClientError)) from error
         with self._changed:
             # A task that is sent once more under its id: the forgotten answer is not this one's.
             self._tidy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import random
 import signal
 import threading
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from celery import Celery, chord
+from celery import Celery, chord, group
 
 import celery_sqs
 from celery_sqs.aws import Aws
@@ -270,3 +271,24 @@ def test_a_worker_killed_at_any_step_of_a_chord_loses_no_callback(
     # Where the callback was sent, and its message taken by nobody, the part cannot know it.
     assert ran[:3] == [1, 1, 1]
     assert ran[3] in (1, 2)
+
+
+def test_parts_of_every_kind_are_counted(aws: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """More of them than are listed together: an index that is missing or doubled would leave the chord waiting."""
+    prefix = f"p{uuid.uuid4().hex[:8]}"
+    monkeypatch.setenv("PARTS_PREFIX", prefix)
+    plain_client("s3", aws).create_bucket(Bucket=f"{prefix}-results")
+    env = users_environ(**aws_environ(aws), PARTS_PREFIX=prefix, PYTHONPATH=str(REPOSITORY))
+    with celery_worker("tests.support.parts", tmp_path / "log", env, "--concurrency", "2"):
+        parts = importlib.import_module("tests.support.parts")
+        size = chords.BLOCK + 8
+        mixed = chord([parts.KINDS[n % len(parts.KINDS)](n) for n in range(size)], parts.same.s(), app=parts.app)
+        grown = chord((parts.adding.si(n) for n in range(3)), parts.same.s(), app=parts.app)
+        nested = chord([group(parts.same.si(1), parts.same.si(2)), parts.same.si(3)], parts.same.s(), app=parts.app)
+        waiting = [each() for each in (mixed, grown, nested)]
+        found = [each.get(timeout=PATIENCE_S) for each in waiting]
+    flat = [each[0] if isinstance(each, list) else each for each in found[0]]
+    assert flat == list(range(size))
+    assert sorted(found[1]) == [-1, -1, -1, 0, 1, 2]
+    assert sorted(found[2]) == [1, 2, 3]
+    parts.app.backend.collector.close(delete_queue=True)
