@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         ConfigurationError,
         Error,
         FleetError,
+        ResultsUnavailable,
         ResultTooLarge,
         StorageUnavailable,
     )
@@ -40,6 +41,7 @@ __all__ = [
     "ResultTooLarge",
     "ScalerOptions",
     "StorageUnavailable",
+    "ResultsUnavailable",
     "configure",
 ]
 
@@ -52,6 +54,7 @@ _PLACES = {
     "ResultTooLarge": "errors",
     "StorageUnavailable": "errors",
     "FlowerOptions": "flower.options",
+    "ResultsUnavailable": "errors",
     "GivenUp": "hooks",
     "Hooks": "hooks",
     "Options": "options",

@@ -9,6 +9,7 @@ from celery_sqs.control import Control
 from celery_sqs.events import Events, install
 from celery_sqs.flower import take_over
 from celery_sqs.options import Options
+from celery_sqs.queues import sweeper
 from celery_sqs.results.backend import ProcessAddress
 from celery_sqs.transport.messages import AMQP
 
@@ -23,6 +24,8 @@ def configure(app: Celery, options: Options) -> None:
     """
     install()
     take_over(options.flower)
+    if options.sweep:
+        sweeper.install()
     app.sqs_options = options
     app.amqp_cls, app.control_cls, app.events_cls = AMQP, Control, Events
     for name in ("amqp", "control", "events"):
@@ -30,7 +33,7 @@ def configure(app: Celery, options: Options) -> None:
     app.backend_cls = None
     app._local = ProcessAddress(app)
     app.conf.update(
-        broker_url="sqs://",
+        broker_url=options.broker_url,
         broker_transport=TRANSPORT,
         broker_transport_options=options.transport_options(),
         result_backend=BACKEND,

@@ -37,3 +37,14 @@ class LeaseLost(Error):
 
 class ResultTooLarge(Error):
     """A result is larger than a reply can carry, and there is no bucket for it."""
+
+
+class ResultsUnavailable(Error):
+    """The results' bucket or a reply queue cannot be used: the message names the call, the place and AWS's reason.
+
+    `passing` is true where the same call may succeed in a while: AWS did not answer, or asks for patience.
+    """
+
+    def __init__(self, message: str, *, passing: bool = False) -> None:
+        super().__init__(message)
+        self.passing = passing

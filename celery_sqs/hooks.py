@@ -42,3 +42,5 @@ class Hooks:
     reply_queue: Callable[[], tuple[str, Life]] | None = None
     """The whole name of the queue that this process's answers come to, and how long it lives; without it each process
     makes one of its own at its first call."""
+    advice_on_shared_replies: str = "give each process a reply queue of its own (Hooks.reply_queue)"
+    """What the log says where two processes read one reply queue."""

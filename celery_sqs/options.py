@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
+from urllib.parse import quote
 
 from celery import Celery
 
@@ -19,18 +20,23 @@ from celery_sqs.scaler.options import ScalerOptions
 class Options:
     """What an application is called on AWS, and how its parts behave. Times are in seconds.
 
-    A queue's name on SQS is `<prefix>-<name>`; topics and reply queues begin with the prefix, too. `queues` are the
-    work queues' names without it, the first being Celery's default queue; the names may end with `.fifo`.
+    A queue's name on SQS is `<prefix>-<name>` (`separator` is the hyphen); topics and reply queues begin with the
+    prefix, too. `queues` are the work queues' names without it, the first being Celery's default queue; the names may
+    end with `.fifo`.
 
     Raises ConfigurationError for values that cannot be used.
     """
 
     prefix: str
     queues: tuple[str, ...] = ("celery",)
+    separator: str = "-"
     create_queues: bool = True
     """Make work queues that are not there. Without it they must exist, as where a role may not make any."""
     region: str = ""
     endpoint_url: str = ""
+    access_key_id: str = ""
+    """With `secret_access_key`: as whom AWS is asked; without it, as boto3 finds."""
+    secret_access_key: str = field(default="", repr=False)
     wait_s: int = 20
     """How long one poll of a queue waits for messages; SQS takes 0 to 20."""
     visibility_s: int = 60
@@ -53,6 +59,8 @@ class Options:
     """That one AWS client keeps."""
     used_tag: str = Aws.used_tag
     """The key of the tag by which temporary queues say when they were used last."""
+    sweep: bool = False
+    """Let one of the workers delete, now and then, the temporary queues that killed processes left behind."""
     hooks: Hooks = field(default_factory=Hooks)
     scaler: ScalerOptions = field(default_factory=ScalerOptions)
     flower: FlowerOptions = field(default_factory=FlowerOptions)
@@ -66,7 +74,14 @@ class Options:
     @property
     def queue_name_prefix(self) -> str:
         """What every queue's name begins with."""
-        return f"{self.prefix}-" if self.prefix else ""
+        return f"{self.prefix}{self.separator}" if self.prefix else ""
+
+    @property
+    def broker_url(self) -> str:
+        """Celery's `broker_url`."""
+        if not self.access_key_id:
+            return "sqs://"
+        return f"sqs://{quote(self.access_key_id, safe='')}:{quote(self.secret_access_key, safe='')}@"
 
     @property
     def aws(self) -> Aws:
@@ -74,6 +89,8 @@ class Options:
         return Aws(
             region=self.region,
             endpoint_url=self.endpoint_url,
+            access_key_id=self.access_key_id,
+            secret_access_key=self.secret_access_key,
             used_tag=self.used_tag,
             bucket_owner=self.bucket_owner,
             connections=self.connections,
@@ -118,6 +135,7 @@ TRANSPORT_NAMES: Mapping[str, str] = {
     "connections": "connections",
     "used_tag": "used_tag",
     "bucket_owner": "bucket_owner",
+    "sweep": "sweep",
 }
 """Transport options that are options of ours by another name, or by the same."""
 
@@ -134,6 +152,21 @@ def _from_settings(app: Celery) -> Options:
     own = {each.name for each in fields(Options)}
     named = {ours: transport[theirs] for theirs, ours in TRANSPORT_NAMES.items() if theirs in transport}
     given = {name: value for name, value in results.items() if name in own}
-    prefix = str(transport.get("queue_name_prefix", "")).removesuffix("-")
-    queues = tuple(transport.get("work_queues") or [app.conf.task_default_queue])
-    return Options(**{"prefix": prefix, "queues": queues, **named, **given})
+    begins = str(transport.get("queue_name_prefix", ""))
+    plain = {
+        "prefix": begins.removesuffix("-"),
+        "separator": "-" if begins.endswith("-") else "",
+        "queues": tuple(transport.get("work_queues") or [app.conf.task_default_queue]),
+    }
+    return Options(**{**plain, **named, **_from_url(app), **given})
+
+
+def _from_url(app: Celery) -> dict[str, str]:
+    """What the broker's URL says about AWS, as the transport reads it."""
+    with app.connection_for_write() as unconnected:
+        found = {"access_key_id": unconnected.userid, "secret_access_key": unconnected.password}
+        if unconnected.hostname is not None:
+            port = "" if unconnected.port is None else f":{unconnected.port}"
+            secure = app.conf.broker_transport_options.get("is_secure")
+            found["endpoint_url"] = f"{'https' if secure else 'http'}://{unconnected.hostname}{port}"
+    return {name: value for name, value in found.items() if value}

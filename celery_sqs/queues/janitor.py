@@ -1,12 +1,14 @@
 """Deletes the queues and subscriptions that killed processes left behind.
 
-The scaler that leads runs it now and then. An owner that lives notes every ten minutes that its queue is in use
-(`celery_sqs.queues.temporary`), also while nothing comes. What looks abandoned is deleted if it does so later, too.
+The scaler that leads runs it now and then, or one of the workers (`celery_sqs.queues.sweeper`), or `python -m
+celery_sqs sweep`. An owner that lives notes every ten minutes that its queue is in use (`celery_sqs.queues.temporary`),
+also while nothing comes. What looks abandoned is deleted if it does so later, too.
 """
 
 from __future__ import annotations
 
 import logging
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -42,6 +44,11 @@ class Suspects:
         self._apart_s, self._clock = apart_s, clock
         self._seen: dict[str, tuple[str, float]] = {}
         self._looked: set[str] = set()
+
+    @property
+    def names(self) -> list[str]:
+        """What looked abandoned in the last look: queues' names and subscriptions' ARNs."""
+        return [what.rpartition("/")[2] for what in self._seen]
 
     def begin(self) -> None:
         """A look at everything begins; one before it that came to no end says nothing."""
@@ -93,7 +100,7 @@ class Janitor:
         self._stop.set()
 
     def _run(self) -> None:
-        while not self._stop.wait(self._every_s):
+        while not self._stop.wait(self._every_s * random.uniform(0.75, 1.25)):  # nosec B311 # processes begin together
             for name in self._chores:
                 self._do(name)
 

@@ -52,6 +52,8 @@ class QueueReader(ABC):
         self._changed = threading.Condition()
         self._reader: threading.Thread | None = None
         self._closed = False
+        self.trouble = ""
+        """Why the queue cannot be read at the moment; empty while it can."""
 
     @abstractmethod
     def _missing(self) -> int:
@@ -125,7 +127,7 @@ class QueueReader(ABC):
                 overdue = not expecting or time.monotonic() - deleted_s > DELETE_WITHIN_S
                 if len(received) >= BATCH or (received and overdue):
                     received, deleted_s = self._delete(received), time.monotonic()
-                failures = 0
+                failures, self.trouble = 0, ""
             except Exception as error:  # this thread must not end: everybody waits for it
                 failures += 1
                 # Messages that are not deleted come again and are dropped as late.
@@ -191,6 +193,7 @@ class QueueReader(ABC):
     def _back_off(self, error: Exception, failures: int) -> None:
         """Pause before the next try, longer each time; look the queue up again in case it was made anew."""
         self.__dict__.pop("_queue_url", None)
+        self.trouble = f"the queue {self.queue_name} cannot be read: {error}"
         pause_s = min(10.0, 0.2 * 2 ** min(failures, 6)) * random.uniform(0.5, 1.0)  # nosec B311 # jitter
         logger.warning("reading the queue %s failed, again in %.1f s: %s", self.queue_name, pause_s, error)
         time.sleep(pause_s)

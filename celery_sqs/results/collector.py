@@ -7,13 +7,16 @@ import logging
 import threading
 import time
 from collections import Counter, deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from botocore.exceptions import BotoCoreError, ClientError
 from celery import states
 
 from celery_sqs.aws import Aws
-from celery_sqs.hooks import Life
+from celery_sqs.errors import ResultsUnavailable
+from celery_sqs.hooks import Hooks, Life
 from celery_sqs.queues.reader import QueueReader
 
 logger = logging.getLogger(__name__)
@@ -25,6 +28,8 @@ ASKED = 10_000
 KEPT_BYTES = 64 * 2**20
 """Of answers that nobody waits for at the moment: to handles that are gone (Celery makes two for each member of a
 group, and drops one), and to tasks that others sent for this process, such as the end of a chain."""
+ENCODED = "encoded"
+"""In a reply: what Celery made of the result, in base64, where its serializer is not JSON."""
 DELIVERIES = 30
 """An answer that is not for this process is left to others, until it was delivered so often: they are gone then. With
 two processes, one answer of a thousand million meets the wrong one every time; that takes it five minutes."""
@@ -52,12 +57,23 @@ class Collector(QueueReader):
     `left` to another process that reads the same queue, as a second web server without a name does.
     """
 
-    def __init__(self, aws: Aws, queue_name: str, *, wait_s: int, life: Life = "stack") -> None:
+    def __init__(
+        self,
+        aws: Aws,
+        queue_name: str,
+        *,
+        wait_s: int,
+        life: Life = "stack",
+        advice: str = Hooks.advice_on_shared_replies,
+    ) -> None:
         super().__init__(aws, queue_name, wait_s=wait_s, life=life)
+        self._advice = advice
         self.counts: Counter[str] = Counter()
         self._pending: dict[str, _Pending] = {}
         self._asked: dict[str, None] = {}  # oldest first
         self._forgotten: deque[str] = deque()
+        self._came = threading.Condition()
+        self._arrivals = 0
 
     @property
     def waiting(self) -> int:
@@ -66,8 +82,12 @@ class Collector(QueueReader):
             return self._missing()
 
     def expect(self, task_id: str) -> None:
-        """Keep the answer to `task_id` when it comes. Raises botocore's errors when there is no queue to read."""
-        self._ensure_queue()
+        """Keep the answer to `task_id` when it comes. Raises ResultsUnavailable when there is no queue to read."""
+        try:
+            self._ensure_queue()
+        except (BotoCoreError, ClientError) as error:
+            message = f"No answer can come, there is no reply queue {self.queue_name}: {error}"
+            raise ResultsUnavailable(message, passing=not isinstance(error, ClientError)) from error
         with self._changed:
             # A task that is sent once more under its id: the forgotten answer is not this one's.
             self._tidy()
@@ -107,6 +127,25 @@ class Collector(QueueReader):
         finally:
             with self._changed:
                 pending.waiting -= 1
+
+    def wait_any(self, task_ids: Iterable[str], timeout_s: float) -> None:
+        """Return when the answer to one of the tasks is here, or another has just come, or after `timeout_s`."""
+        with self._came:
+            seen = self._arrivals
+        with self._changed:
+            pending = [self._pending.setdefault(task_id, _Pending()) for task_id in task_ids]
+            for each in pending:
+                each.waiting += 1
+                each.looked, each.idle = True, False
+            self._wake()
+        try:
+            with self._came:
+                if not any(each.arrived.is_set() for each in pending):
+                    self._came.wait_for(lambda: self._arrivals != seen, timeout_s)
+        finally:
+            with self._changed:
+                for each in pending:
+                    each.waiting -= 1
 
     def peek(self, task_id: str) -> dict[str, Any] | None:
         """The answer's meta if it has come."""
@@ -164,7 +203,11 @@ class Collector(QueueReader):
             task_id, status = meta["task_id"], meta["status"]
             if not (isinstance(task_id, str) and isinstance(status, str)):
                 raise TypeError("an answer's id and status are strings")
-            if status in states.EXCEPTION_STATES and not isinstance(meta["result"]["exc_type"], str):
+            if (
+                status in states.EXCEPTION_STATES
+                and ENCODED not in meta
+                and not isinstance(meta["result"]["exc_type"], str)
+            ):
                 raise TypeError("a failure has an exception's name")
             meta.setdefault("result", None)
         except (ValueError, TypeError, KeyError, RecursionError):
@@ -184,6 +227,9 @@ class Collector(QueueReader):
             self.counts["delivered"] += 1
             pending.meta, pending.size = meta, len(body)
             pending.arrived.set()
+        with self._came:
+            self._arrivals += 1
+            self._came.notify_all()
         logger.debug("the answer to %s is here, request %s", task_id, meta.get("request_id", task_id))
         return True
 
@@ -192,9 +238,5 @@ class Collector(QueueReader):
         if self._life == "process" or task_id in self._asked:
             return False
         if not self.counts["left"]:
-            logger.warning(
-                "%s has answers for another process: where several web servers run, all but one need a name "
-                "(FACEAPP_WEB_NAME)",
-                self.queue_name,
-            )
+            logger.warning("%s has answers for another process, which wait for it: %s", self.queue_name, self._advice)
         return True

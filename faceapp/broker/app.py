@@ -97,6 +97,7 @@ def _hooks(settings: Settings, app: FaceappCelery) -> Hooks:
         give_up=lambda given_up: app.give_up(given_up) if app.give_up else NotImplemented,
         replying=lambda: tracing.span("reply", kind="PRODUCER", attributes={"messaging.system": "aws_sqs"}),
         reply_queue=lambda: _reply_queue(settings),
+        advice_on_shared_replies="where several web servers run, all but one need a name (FACEAPP_WEB_NAME)",
     )
 
 

@@ -268,7 +268,8 @@ def test_two_web_servers_without_a_name_leave_each_others_answers(
     settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
     """C11: both read the stack's response queue."""
-    one, two = (Collector(Aws(), settings.response_queue, wait_s=1) for _ in range(2))
+    advice = broker.options(settings, broker.create_app(settings)).hooks.advice_on_shared_replies
+    one, two = (Collector(Aws(), settings.response_queue, wait_s=1, advice=advice) for _ in range(2))
     ids = [[uuid.uuid4().hex for _ in range(10)] for _ in range(2)]
     for collector, mine in zip((one, two), ids, strict=True):
         for each in mine:
