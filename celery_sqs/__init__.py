@@ -39,9 +39,9 @@ __all__ = [
     "Hooks",
     "Options",
     "ResultTooLarge",
+    "ResultsUnavailable",
     "ScalerOptions",
     "StorageUnavailable",
-    "ResultsUnavailable",
     "configure",
 ]
 

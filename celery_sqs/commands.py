@@ -42,17 +42,21 @@ def with_app(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _load(context: click.Context, _: click.Parameter, name: str) -> Any:
+    from celery import Celery
     from celery.app.utils import find_app
 
     # What is missing in the application's own code is its traceback's to tell.
     try:
-        return find_app(name)
+        found = find_app(name)
     except ModuleNotFoundError as error:
         if error.name != name.partition(":")[0].partition(".")[0]:
             raise
         raise click.BadParameter(f"there is no module {name!r} here", context) from error
     except AttributeError as error:
         raise click.BadParameter(f"{name!r} has no Celery application in it", context) from error
+    if not isinstance(found, Celery):
+        raise click.BadParameter(f"{name!r} is no Celery application", context)
+    return found
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
