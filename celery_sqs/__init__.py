@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from celery_sqs.application import configure
-    from celery_sqs.errors import BrokerUnavailable, ConfigurationError, Error, ResultTooLarge
+    from celery_sqs.errors import BrokerUnavailable, ConfigurationError, Error, MessageTooLarge, ResultTooLarge
     from celery_sqs.hooks import GivenUp, Hooks
     from celery_sqs.options import Options
 
@@ -25,6 +25,7 @@ __all__ = [
     "Error",
     "GivenUp",
     "Hooks",
+    "MessageTooLarge",
     "Options",
     "ResultTooLarge",
     "configure",
@@ -35,6 +36,7 @@ _PLACES = {
     "BrokerUnavailable": "errors",
     "ConfigurationError": "errors",
     "Error": "errors",
+    "MessageTooLarge": "errors",
     "ResultTooLarge": "errors",
     "GivenUp": "hooks",
     "Hooks": "hooks",

@@ -17,3 +17,7 @@ class BrokerUnavailable(Error):
 
 class ResultTooLarge(Error):
     """A result is larger than a reply can carry, and there is no bucket for it."""
+
+
+class MessageTooLarge(Error):
+    """A message is larger than SQS or SNS takes, and there is no bucket for it."""

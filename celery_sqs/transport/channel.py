@@ -7,24 +7,26 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from botocore.exceptions import BotoCoreError, ClientError
 from kombu.asynchronous.aws.sqs.connection import AsyncSQSConnection
 from kombu.transport import SQS, virtual
 from kombu.transport.SQS.exceptions import DoesNotExistQueueException
+from vine import transform
 
 from celery_sqs.aws import Aws
 from celery_sqs.errors import BrokerUnavailable
-from celery_sqs.queues.temporary import SECOND, code_of, temporary_queues
-from celery_sqs.transport import delay
+from celery_sqs.queues.temporary import LONGEST_NAME, code_of, temporary_queues
+from celery_sqs.transport import delay, offload, priorities
 from celery_sqs.transport.fanout import FANOUT_EXCHANGES, REPLY_EXCHANGE, Fanout, arn, listener_attributes, topic_name
 from celery_sqs.transport.http import CLOCK, CLOCKS_AGREE_S, AsyncConnection
 from celery_sqs.transport.messages import TRIES, decoded
 from celery_sqs.transport.polls import polls
+from celery_sqs.transport.step_polls import StepPolls, Then
 from celery_sqs.transport.visibility import Keeper
 
 logger = logging.getLogger(__name__)
@@ -43,10 +45,12 @@ REFUSED_S = 300
 """A refused message of a queue without a redrive policy is out of sight for so long."""
 AGAIN_AFTER_S = 3
 """A message whose task failed is delivered again after this long."""
+LISTEN_S = 5
+"""Outside an event loop the highest priority step is listened to for so long, then the others are looked at."""
+URL = "celery-sqs:queue"
+"""In a received message: the URL of its queue, where that is a priority step."""
 REPLY_QUEUES = 64
 """Whose URLs a worker knows."""
-LONGEST_NAME = 80 - len(SECOND)
-"""Of a queue: SQS takes 80 characters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +61,54 @@ class Facts:
     deliveries: int
     visibility_s: int
     known: bool
+
+
+class Done(NamedTuple):
+    """A message whose task is done: its queue, its receipt, and the object in S3 that has its text, if one has."""
+
+    url: str
+    receipt: str
+    object: str = ""
+
+
+class StepPoller:
+    """What the polls of one work queue with priority steps need of a channel, until the queue is consumed anew."""
+
+    def __init__(self, channel: Channel, queue: str, steps: Sequence[str]) -> None:
+        self._channel, self._queue = channel, queue
+        self.polls = StepPolls(steps, self)
+
+    def ask(self, step: str, *, wait_s: int | None, share: int, then: Then) -> None:
+        channel = self._channel
+        if not self._is_consumed():
+            return
+        try:
+            url, name = channel._new_queue(step), channel.canonical_queue_name(step)
+            channel.asynsqs(queue=name).receive_message(
+                name,
+                url,
+                number_messages=max(1, channel._most(url) // share),
+                wait_time_seconds=channel.wait_time_seconds if wait_s is None else wait_s,
+                callback=transform(channel._on_messages_ready, then, url, self._queue),
+            )
+        except Exception as error:  # as in Channel._schedule_queue
+            logger.warning("cannot ask SQS for messages of %s: %r", step, error)
+            polls.failed(repr(error))
+            self.pause(lambda: then(0))
+
+    def go_on(self) -> None:
+        if self._is_consumed():
+            self._channel.hub.call_soon(self._channel._schedule_queue, self._queue)
+
+    def pause(self, then: Callable[[], None]) -> None:
+        if self._is_consumed():
+            self._channel.hub.call_later(self._channel.connection.polling_interval or 0, then)
+
+    def _is_consumed(self) -> bool:
+        channel = self._channel
+        return (
+            not channel.closed and self._queue in channel._active_queues and channel._pollers.get(self._queue) is self
+        )
 
 
 class Gate:
@@ -83,8 +135,10 @@ class Channel(SQS.Channel):
         self._asyncs: dict[str | None, tuple[Any, AsyncSQSConnection]] = {}
         super().__init__(*args, **kwargs)
         self._starved: set[str] = set()
+        self._pollers: dict[str, StepPoller] = {}
+        self._turns: dict[str, priorities.Turns] = {}
         self._answered: dict[str, None] = {}  # reply queues, the least recently used first
-        self._done: list[tuple[str, str]] = []
+        self._done: list[Done] = []
         self._done_from_s = 0.0
         self._received_s = float("-inf")
         self._deleting = threading.Lock()
@@ -103,8 +157,23 @@ class Channel(SQS.Channel):
             endpoint_url=self.endpoint_url or option("endpoint_url") or "",
             access_key_id=self.conninfo.userid or "",
             secret_access_key=self.conninfo.password or "",
+            config=option("client-config") or {},
             **limits,
         )
+
+    @cached_property
+    def _offload(self) -> offload.Offload:
+        """Where the text of a message goes that is larger than SQS takes."""
+        option, limit_bytes = self.transport_options.get, self._limit_bytes
+        prefix = option("messages_prefix", offload.PREFIX)
+        bucket = option("messages_bucket") or ""
+        return offload.Offload(aws=self.aws, bucket=bucket, prefix=prefix, limit_bytes=limit_bytes)
+
+    @property
+    def _limit_bytes(self) -> int:
+        """How long a message's JSON may be."""
+        limit_bytes = int(self.transport_options.get("largest_message_bytes", offload.LIMIT_BYTES))
+        return limit_bytes * 3 // 4 if self.sqs_base64_encoding else limit_bytes
 
     @property
     def region(self) -> str:
@@ -189,6 +258,20 @@ class Channel(SQS.Channel):
     def _creates_queues(self) -> bool:
         return bool(self.transport_options.get("create_queues", True))
 
+    @cached_property
+    def _priority_steps(self) -> tuple[int, ...]:
+        return tuple(self.transport_options.get("priority_steps") or ())
+
+    def _steps_of(self, queue: str) -> tuple[str, ...]:
+        """The queues of a work queue's priority steps, the highest first; the queue alone where it has none."""
+        is_others = self.canonical_queue_name(queue) in self._temporary or queue.endswith(REPLY_EXCHANGE)
+        return priorities.queues_of(queue, () if is_others else self._priority_steps)
+
+    def _most(self, url: str) -> int:
+        """How many messages one receive from this queue asks for."""
+        # While SQS knows one message of a group to be taken it hands out no other; of one call it hands out several.
+        return 1 if url.endswith(".fifo") else self._get_message_estimate()
+
     @staticmethod
     def _no_queue(name: str) -> BrokerUnavailable:
         return BrokerUnavailable(f"the queue {name} does not exist, and is not to be made here: deploy the stack first")
@@ -234,6 +317,8 @@ class Channel(SQS.Channel):
     def queue_declare(self, queue: str | None = None, **kwargs: Any) -> Any:
         if queue and (kwargs.get("auto_delete") or kwargs.get("exclusive")):
             self._temporary.add(self.canonical_queue_name(queue))
+        for step in self._steps_of(queue)[1:] if queue else ():
+            self._new_queue(step)
         return super().queue_declare(queue=queue, **kwargs)
 
     def exchange_declare(self, exchange: str | None = None, type: str = "direct", **kwargs: Any) -> Any:
@@ -281,6 +366,8 @@ class Channel(SQS.Channel):
         return facts.deliveries > 0 or not facts.known
 
     def _put(self, queue: str, message: Any, **kwargs: Any) -> None:
+        if not self.closed and len(self._steps_of(queue)) > 1:
+            queue = priorities.queue_for(queue, self._get_message_priority(message), self._priority_steps)
         # A copy: a publisher that tries again works the delay out anew.
         properties = dict(message.get("properties", {}))
         message = {**message, "properties": properties}
@@ -295,8 +382,9 @@ class Channel(SQS.Channel):
         # kombu makes a queue that is not there. A remote-control reply's is not when whoever asked has gone since: the
         # new one would be nobody's (many are left behind: celery/celery#8348).
         if not queue.endswith(REPLY_EXCHANGE):
-            super()._put(queue, message, **kwargs)
+            super()._put(queue, self._offload.fitted(message, where=queue), **kwargs)
             return
+        offload.check(message, self._limit_bytes, where=queue)
         name = self.canonical_queue_name(queue)
         try:
             self._resolve_queue_url(queue)
@@ -312,6 +400,12 @@ class Channel(SQS.Channel):
             self._queue_cache.pop(name, None)
             self._answered.pop(name, None)
             logger.info("nobody waits at %s any more", queue)
+
+    def _put_fanout(self, exchange: str, message: Any, routing_key: str, **kwargs: Any) -> None:
+        # Several queues get it: nobody could tell when an object in S3 has been read by all.
+        limit_bytes = min(self._limit_bytes, offload.SNS_LIMIT_BYTES)
+        offload.check(message, limit_bytes, where=f"all that listen to {exchange}")
+        super()._put_fanout(exchange, message, routing_key, **kwargs)
 
     def asynsqs(self, queue: str | None = None) -> AsyncSQSConnection:
         own = queue if queue in self.predefined_queues else None
@@ -345,12 +439,17 @@ class Channel(SQS.Channel):
         # makes room says so at once.
         if queue in self._active_queues and not self._has_room():
             self._starved.add(queue)
+        elif queue in self._active_queues and queue in self._pollers:
+            self._pollers[queue].polls.look()
         else:
             super()._schedule_queue(queue)
 
     def _has_room(self) -> bool:
-        """Whether half of the prefetch is free: asking for a single message costs as much as for ten."""
+        """Whether half of the prefetch is free: asking for a single message costs as much as for ten. With priorities,
+        whether any is: what would be taken sooner than it must may be of a low one."""
         limit = self.qos.prefetch_count
+        if self._priority_steps:
+            return bool(self.qos.can_consume())
         return not limit or 2 * self.qos.can_consume_max_estimate() >= limit
 
     def _feed(self) -> None:
@@ -363,6 +462,8 @@ class Channel(SQS.Channel):
 
     def basic_consume(self, queue: str, no_ack: bool, *args: Any, **kwargs: Any) -> Any:
         self._starved.discard(queue)  # consuming starts polling anew
+        if len(steps := self._steps_of(queue)) > 1 and not no_ack:
+            self._pollers[queue] = StepPoller(self, queue, steps)
         if not no_ack:
             self._work.add(self.canonical_queue_name(queue))
         if queue not in self.predefined_queues and (no_ack or self.canonical_queue_name(queue) in self._temporary):
@@ -397,36 +498,72 @@ class Channel(SQS.Channel):
         time.sleep(max(0.0, self._received_s + GATHER_S - time.monotonic()))
         if self._done and time.monotonic() - self._done_from_s > LISTENER_DELETES_WITHIN_S:
             self._delete_done()
-        answer = super()._receive_message(queue, *args, **kwargs)
+        url, answer = self._receive(queue, *args, **kwargs)
         self._received_s = time.monotonic()
-        news = self._news(queue, answer.get("Messages", []))
+        news = self._whole(url, self._news(queue, answer.get("Messages", [])))
         if self.canonical_queue_name(queue) in self._work:  # a worker without an event loop: gevent, eventlet
-            news = self._take_in(queue, self._new_queue(queue), news)
+            news = self._take_in(queue, url, news)
         return {**answer, "Messages": news}
+
+    def _receive(
+        self, queue: str, max_number_of_messages: int = 1, wait_time_seconds: int | None = None
+    ) -> tuple[str, dict[str, Any]]:
+        """The URL of a queue, or of one of its priority steps, and SQS's answer."""
+        wait_s = self.wait_time_seconds if wait_time_seconds is None else wait_time_seconds
+        steps = self._steps_of(queue)
+        if len(steps) == 1:
+            return self._receive_from(queue, max_number_of_messages, wait_s)
+        turns = self._turns.setdefault(queue, priorities.Turns(steps))
+        for step in turns.next():
+            found = self._receive_from(step, max_number_of_messages, 0)
+            turns.note(step, empty="Messages" not in found[1])
+            if "Messages" in found[1]:
+                return found
+        return self._receive_from(steps[0], max_number_of_messages, min(wait_s, LISTEN_S))
+
+    def _receive_from(self, queue: str, count: int, wait_s: int) -> tuple[str, dict[str, Any]]:
+        url = self._new_queue(queue)
+        answer: dict[str, Any] = self.sqs(queue=queue).receive_message(
+            QueueUrl=url,
+            MaxNumberOfMessages=min(count, self._most(url)),
+            WaitTimeSeconds=wait_s,
+            **{name: which for name, which in self.get_message_attributes.items() if which},
+        )
+        for each in answer.get("Messages", ()):
+            each[URL] = url
+        return url, answer
 
     def basic_ack(self, delivery_tag: str, multiple: bool = False) -> None:
         # kombu deletes each message with a call of its own (celery/kombu#1336); ten go into one. Only while an event
         # loop runs and the queue is consumed: a worker that is shutting down deletes at once.
         try:
             info = self.qos.get(delivery_tag).delivery_info
-            done, queue = (info["sqs_queue"], info["sqs_message"]["ReceiptHandle"]), info["routing_key"]
+            done, queue = self._done_with(info["sqs_queue"], info["sqs_message"]), info["routing_key"]
         except KeyError:
             done, queue = None, None
         try:
             if done and self.hub and queue in self._active_queues:
                 virtual.Channel.basic_ack(self, delivery_tag, multiple)
                 self._delete_soon(done)
+            elif done and done.object:  # which stays unless SQS says that the message is deleted
+                virtual.Channel.basic_ack(self, delivery_tag, multiple)
+                self._delete_soon(done)
+                self._delete_done()
             else:
                 super().basic_ack(delivery_tag, multiple)
                 self._keeper.drop(delivery_tag)
         finally:
             self._feed()
 
-    def _delete_soon(self, done: tuple[str, str]) -> None:
+    @staticmethod
+    def _done_with(url: str, message: dict[str, Any]) -> Done:
+        return Done(url, message["ReceiptHandle"], message.get(offload.OBJECT, ""))
+
+    def _delete_soon(self, done: Done) -> None:
         with self._deleting:  # threads of a pool acknowledge, too
             self._done.append(done)
             count = len(self._done)
-        if count >= SQS.SQS_MAX_MESSAGES:
+        if count >= SQS.SQS_MAX_MESSAGES or done.url.endswith(".fifo"):  # for which its group waits
             self._delete_done()
         elif count == 1:
             self._done_from_s = time.monotonic()
@@ -437,27 +574,39 @@ class Channel(SQS.Channel):
         """Delete the messages whose tasks are done. One that stays is delivered again, and done again."""
         with self._deleting:
             todo, self._done = self._done, []
-        for url in {url for url, _ in todo}:
-            entries = [{"Id": str(n), "ReceiptHandle": receipt} for n, (of, receipt) in enumerate(todo) if of == url]
-            try:
-                failed = self._quick(url).delete_message_batch(QueueUrl=url, Entries=entries).get("Failed", ())
-            except (BotoCoreError, ClientError) as error:
-                failed = [str(error)]
-            for of, receipt in todo:
-                if of == url:
-                    self._keeper.drop(receipt)
-            if failed:
-                logger.warning("could not delete all of %d messages whose tasks are done: %s", len(entries), failed)
+        for url in {each.url for each in todo}:
+            self._delete_batch(url, [each for each in todo if each.url == url])
+
+    def _delete_batch(self, url: str, done: list[Done]) -> None:
+        entries = [{"Id": str(n), "ReceiptHandle": each.receipt} for n, each in enumerate(done)]
+        try:
+            failed = self._quick(url).delete_message_batch(QueueUrl=url, Entries=entries).get("Failed", [])
+            kept = {each["Id"] for each in failed}
+        except (BotoCoreError, ClientError) as error:
+            failed, kept = [str(error)], {each["Id"] for each in entries}
+        for each in done:
+            self._keeper.drop(each.receipt)
+        if failed:
+            logger.warning("could not delete all of %d messages whose tasks are done: %s", len(entries), failed)
+        # Afterwards: a message that stays is delivered again, and needs its text.
+        self._offload.delete(each.object for n, each in enumerate(done) if each.object and str(n) not in kept)
 
     def _delete(self, queue: str, *args: Any, **kwargs: Any) -> None:
-        super()._delete(queue, *args, **kwargs)
-        # kombu forgets the URL under a name that it does not keep it by, so the queue could not be made again.
-        if queue not in self.predefined_queues:
-            self._queue_cache.pop(self.canonical_queue_name(queue), None)
+        for step in self._steps_of(queue):
+            super()._delete(step, *args, **kwargs)
+            # kombu forgets the URL under a name that it does not keep it by, so the queue could not be made again.
+            if step not in self.predefined_queues:
+                self._queue_cache.pop(self.canonical_queue_name(step), None)
+
+    def _size(self, queue: str) -> int:
+        return sum(super(Channel, self)._size(step) for step in self._steps_of(queue))
 
     def _purge(self, queue: str) -> int:
         """Take every message out of the queue; returns how many there were, as far as SQS knows."""
-        size: int = self._size(queue)
+        return sum(self._purge_step(step) for step in self._steps_of(queue))
+
+    def _purge_step(self, queue: str) -> int:
+        size: int = super()._size(queue)
         url = self._new_queue(queue)
         try:
             self._quick(url).purge_queue(QueueUrl=url)
@@ -513,11 +662,12 @@ class Channel(SQS.Channel):
         if self.closed:  # this poll was under way when the connection was given up
             self._hand_back(queue, received)
             return 0
-        news = self._news(qname, received)
-        if self.canonical_queue_name(qname) in self._work:
+        news, is_work = self._news(qname, received), self.canonical_queue_name(qname) in self._work
+        if is_work:
             polls.note(answered=bool(messages))
-            if qname in self.connection._callbacks:  # else kombu hands them all back
-                news = self._take_in(qname, queue, news)
+        if qname in self.connection._callbacks:  # else kombu hands them all back
+            news = self._whole(queue, news)
+            news = self._take_in(qname, queue, news) if is_work else news
         for each in news:
             # One by one: what is raised here, for a message that makes no sense, ends the worker, or its polling
             # (celery/kombu#2421).
@@ -531,6 +681,8 @@ class Channel(SQS.Channel):
 
     def _get_from_sqs(self, queue_name: str, *args: Any, **kwargs: Any) -> Any:
         # Until a poll has succeeded the worker does not look ready, so the first one does not wait for messages.
+        if queue_name.endswith(".fifo"):
+            kwargs["count"] = 1  # as in _most
         if queue_name in self._work and not polls.working:
             return self._get_at_once(queue_name, *args, **kwargs)
         return super()._get_from_sqs(queue_name, *args, **kwargs)
@@ -541,6 +693,26 @@ class Channel(SQS.Channel):
         return connection.receive_message(
             queue_name, queue_url, number_messages=count, wait_time_seconds=0, callback=callback
         )
+
+    def _whole(self, url: str, messages: list[Any]) -> list[Any]:
+        """The messages with their text, where that is in S3, without those that have none."""
+        troubles = self._offload.read(messages)
+        for each, trouble in zip(messages, troubles, strict=True):
+            if isinstance(trouble, offload.Unreadable):
+                self._leave(url, each, trouble)
+            elif trouble:
+                logger.warning("a message's text cannot be read, and comes again: %s", trouble)
+        return [each for each, trouble in zip(messages, troubles, strict=True) if not trouble]
+
+    def _leave(self, url: str, message: Any, reason: offload.Unreadable) -> None:
+        """A message whose text nobody will ever read goes to the dead letters; without any, one whose object is gone
+        is deleted, as kombu does with what is rejected."""
+        logger.error("the message %s (%s) cannot be done: %s", message.get("MessageId"), message["Body"][:500], reason)
+        redrives = self._has_redrive_policy(None, url)
+        if isinstance(reason, offload.Gone) and not redrives:
+            self._delete_soon(Done(url, message["ReceiptHandle"]))
+        else:
+            self._hand_back(url, [message], after_s=0 if redrives else REFUSED_S)
 
     def _acceptable(self, url: str, messages: list[Any]) -> list[Any]:
         """The messages that a worker can do; the others go back at once, and are dead letters two deliveries later."""
@@ -598,11 +770,15 @@ class Channel(SQS.Channel):
         worker has sent it twice, and never lost it."""
         group = decoded(message["Body"]).get("properties", {}).get("MessageGroupId")
         groups = {"MessageGroupId": group} if group else {}
-        self._quick(url).send_message(QueueUrl=url, MessageBody=message["Body"], DelaySeconds=seconds, **groups)
-        self._delete_soon((url, message["ReceiptHandle"]))
+        body = message.get(offload.SENT, message["Body"])
+        self._quick(url).send_message(QueueUrl=url, MessageBody=body, DelaySeconds=seconds, **groups)
+        # Not its object, which the new message names.
+        self._delete_soon(Done(url, message["ReceiptHandle"]))
 
     def _message_to_python(self, message: Any, queue_name: str, q_url: str) -> Any:
-        payload = super()._message_to_python(message, queue_name, q_url)
+        payload = super()._message_to_python(message, queue_name, message.get(URL, q_url))
+        # The payload has the text: the message goes to a pool's process as well, once is enough.
+        message["Body"] = message.get(offload.SENT, message["Body"])
         if "properties" in payload:  # it has none where it is acknowledged already
             count = int(message.get("Attributes", {}).get("ApproximateReceiveCount", 1))
             # So that Celery's worker_deduplicate_successful_tasks works (celery/celery#3270, celery/kombu#1022).
@@ -646,7 +822,7 @@ class Channel(SQS.Channel):
     def _delete_message(self, queue_name: str, message: Any) -> None:
         # kombu deletes a no-ack consumer's messages through the asynchronous client, which needs an event loop:
         # outside a worker (inspect, Flower) there is none and it fails (celery/kombu#746). And one by one.
-        self._delete_soon((self._new_queue(queue_name), message["ReceiptHandle"]))
+        self._delete_soon(self._done_with(self._new_queue(queue_name), message))
 
     def _lookup(self, exchange: str, routing_key: str, default: str | None = None) -> list[str]:
         # A remote-control reply goes to the queue of the process that asked. kombu looks for it in bindings that only

@@ -1,0 +1,80 @@
+"""The polls of a work queue with priority steps, in an event loop.
+
+While there are messages, one step is asked at a time, in the order of `Turns`, and answers at once. When none has any,
+all are listened to, with a long poll each: as many calls as for so many work queues, and a message of any step is heard
+at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Protocol
+
+from celery_sqs.transport.priorities import Turns
+
+Then = Callable[[int], None]
+"""Called with how many messages a poll has brought."""
+
+
+class Poller(Protocol):
+    """What a channel does for the polls of one work queue."""
+
+    def ask(self, step: str, *, wait_s: int | None, share: int, then: Then) -> None:
+        """Ask the queue of `step` for a `share`th of what there is room for; None waits as long as a long poll may.
+
+        Raises nothing.
+        """
+
+    def go_on(self) -> None:
+        """Call `StepPolls.look` soon, as soon as there is room."""
+
+    def pause(self, then: Callable[[], None]) -> None:
+        """Call `then` after the pause that follows a poll without messages."""
+
+
+class StepPolls:
+    """One work queue's, from when it is consumed until it is not. All in the event loop's thread."""
+
+    def __init__(self, steps: Sequence[str], poller: Poller) -> None:
+        self._steps, self._poller = tuple(steps), poller
+        self._turns = Turns(steps)
+        self._listening: set[str] = set()
+        self._looking = True
+        """Whether a look at the steps is under way or to come; else they are listened to."""
+
+    def look(self) -> None:
+        """Ask the steps one after the other until one has something."""
+        self._ask([each for each in self._turns.next() if each not in self._listening])
+
+    def _ask(self, steps: list[str]) -> None:
+        if not steps:
+            self._looking = False
+            for each in self._steps:
+                self._listen(each)
+            return
+        first, *others = steps
+        self._poller.ask(first, wait_s=0, share=1, then=partial(self._asked, first, others))
+
+    def _asked(self, step: str, others: list[str], count: int) -> None:
+        self._turns.note(step, empty=not count)
+        if count:
+            self._poller.go_on()
+        else:
+            self._ask(others)
+
+    def _listen(self, step: str) -> None:
+        if not self._looking and step not in self._listening:
+            self._listening.add(step)
+            self._poller.ask(step, wait_s=None, share=len(self._steps), then=partial(self._heard, step))
+
+    def _heard(self, step: str, count: int) -> None:
+        self._listening.discard(step)
+        self._turns.note(step, empty=not count)
+        if self._looking:
+            return
+        if count:
+            self._looking = True
+            self._poller.go_on()
+        else:
+            self._poller.pause(partial(self._listen, step))
