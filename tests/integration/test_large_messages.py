@@ -5,72 +5,24 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
-from celery import Celery
 
 import celery_sqs
 from celery_sqs import MessageTooLarge
 from celery_sqs.transport.offload import OBJECT, POINTER
 from tests.support import orders
-from tests.support.aws import plain_client
-from tests.support.services import aws_environ, celery_worker, users_environ, wait_until
+from tests.support.place import Place, place
+from tests.support.services import wait_until
 
 LIMIT_BYTES = 2048
 LARGE = "ä" * LIMIT_BYTES
 
 
-@dataclass
-class Place:
-    """An application's queue and bucket."""
-
-    endpoint: str
-    options: dict[str, Any]
-
-    def __post_init__(self) -> None:
-        self.sqs, self.s3 = plain_client("sqs", self.endpoint), plain_client("s3", self.endpoint)
-
-    @property
-    def app(self) -> Celery:
-        return orders.made(self.options)
-
-    @property
-    def url(self) -> str:
-        return str(self.sqs.get_queue_url(QueueName=f"{self.options['prefix']}-celery")["QueueUrl"])
-
-    def objects(self) -> list[str]:
-        """What is in the bucket for messages."""
-        found = self.s3.list_objects_v2(Bucket=self.options["results_bucket"], Prefix="celery-messages/")
-        return [str(each["Key"]) for each in found.get("Contents", ())]
-
-    def count(self) -> int:
-        """Messages that the queue has, in flight or not."""
-        names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
-        attributes = self.sqs.get_queue_attributes(QueueUrl=self.url, AttributeNames=names)["Attributes"]
-        return sum(int(attributes[name]) for name in names)
-
-    def redrive(self, tries: int) -> str:
-        """Give the queue dead letters; the URL of their queue."""
-        dead = str(self.sqs.create_queue(QueueName=f"{self.options['prefix']}-dead")["QueueUrl"])
-        arn = self.sqs.get_queue_attributes(QueueUrl=dead, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
-        policy = json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": tries})
-        self.sqs.set_queue_attributes(QueueUrl=self.url, Attributes={"RedrivePolicy": policy})
-        return dead
-
-
-def place(endpoint: str, **options: Any) -> Place:
-    prefix = f"l{uuid.uuid4().hex[:8]}"
-    plain_client("s3", endpoint).create_bucket(Bucket=f"{prefix}-results")
-    own = {"prefix": prefix, "results_bucket": f"{prefix}-results", "largest_message_bytes": LIMIT_BYTES, "wait_s": 1}
-    return Place(endpoint, {**own, **options})
-
-
 @pytest.fixture
 def mine(aws: str) -> Place:
-    return place(aws)
+    return place(aws, largest_message_bytes=LIMIT_BYTES)
 
 
 @pytest.fixture(scope="module", params=["prefork", "gevent"])
@@ -78,18 +30,21 @@ def worked(
     request: pytest.FixtureRequest, aws_endpoint: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Place]:
     """With a worker that polls in an event loop, and with one that has none."""
-    found, log = place(aws_endpoint, visibility_s=3), tmp_path_factory.mktemp("orders") / "log"
-    env = {**users_environ(PYTHONUNBUFFERED="1"), **aws_environ(aws_endpoint)}
-    env |= {"ORDERS_OPTIONS": json.dumps(found.options), "ORDERS_NOTES": str(Path(log).with_name("notes"))}
-    with celery_worker("tests.support.orders", log, env, "--pool", request.param, "--concurrency", "2"):
+    found = place(aws_endpoint, largest_message_bytes=LIMIT_BYTES, visibility_s=3)
+    with found.worker(tmp_path_factory.mktemp("orders"), "--pool", request.param, "--concurrency", "2"):
         yield found
+
+
+def is_clean(place: Place) -> bool:
+    """Whether nothing of the messages is left."""
+    return not place.objects() and not any(place.counts())
 
 
 def test_a_large_message_is_done_and_leaves_nothing_behind(worked: Place, aws: str) -> None:
     app = worked.app
     results = [app.send_task("orders.length", args=[LARGE + "x" * n]) for n in range(12)]
     assert [each.get(timeout=240) for each in results] == [LIMIT_BYTES + n for n in range(12)]
-    wait_until(lambda: not worked.objects() and not worked.count(), what="the end of the objects and messages")
+    wait_until(lambda: is_clean(worked), what="the end of the objects and messages")
 
 
 def test_a_small_message_touches_no_bucket(mine: Place) -> None:
@@ -100,7 +55,7 @@ def test_a_small_message_touches_no_bucket(mine: Place) -> None:
 def test_a_large_message_with_a_countdown_comes_once(worked: Place, aws: str) -> None:
     result = worked.app.send_task("orders.length", args=[LARGE], countdown=13)
     assert result.get(timeout=240) == LIMIT_BYTES
-    wait_until(lambda: not worked.objects() and not worked.count(), what="the end of the objects and messages")
+    wait_until(lambda: is_clean(worked), what="the end of the objects and messages")
 
 
 def test_what_is_sent_on_names_the_same_object(mine: Place) -> None:
@@ -109,22 +64,19 @@ def test_what_is_sent_on_names_the_same_object(mine: Place) -> None:
     with mine.app.connection_for_read() as connection:
         channel = connection.default_channel
         sent = {"Body": json.dumps({POINTER: mine.objects()[0].partition("/")[2], "properties": {}})}
-        mine.sqs.purge_queue(QueueUrl=mine.url)
-        mine.sqs.send_message(QueueUrl=mine.url, MessageBody=sent["Body"])
-        received = mine.sqs.receive_message(QueueUrl=mine.url)["Messages"]
-        assert channel._take_in("celery", mine.url, channel._whole(mine.url, received)) == []
+        mine.sqs.purge_queue(QueueUrl=mine.queue())
+        mine.sqs.send_message(QueueUrl=mine.queue(), MessageBody=sent["Body"])
+        received = mine.sqs.receive_message(QueueUrl=mine.queue())["Messages"]
+        assert channel._take_in("celery", mine.queue(), channel._whole(mine.queue(), received)) == []
         channel._delete_done()
     assert len(mine.objects()) == 1
-    assert mine.count() == 0  # SQS holds it back
-    names = ["ApproximateNumberOfMessagesDelayed"]
-    delayed = mine.sqs.get_queue_attributes(QueueUrl=mine.url, AttributeNames=names)["Attributes"]
-    assert delayed == {names[0]: "1"}
+    assert mine.counts() == [0, 0, 1]
 
 
 def test_a_retry_has_an_object_of_its_own(worked: Place, aws: str) -> None:
     result = worked.app.send_task("orders.fail_once", args=[LARGE])
     assert result.get(timeout=240) == LARGE
-    wait_until(lambda: not worked.objects() and not worked.count(), what="the end of the objects and messages")
+    wait_until(lambda: is_clean(worked), what="the end of the objects and messages")
 
 
 def test_the_gate_sees_the_whole_message(mine: Place) -> None:
@@ -139,8 +91,8 @@ def test_the_gate_sees_the_whole_message(mine: Place) -> None:
     celery_sqs.configure(app, celery_sqs.Options(**mine.options, hooks=celery_sqs.Hooks(refuse=refuse)))
     with app.connection_for_read() as connection:
         channel = connection.default_channel
-        received = mine.sqs.receive_message(QueueUrl=mine.url)["Messages"]
-        assert channel._take_in("celery", mine.url, channel._whole(mine.url, received)) == []
+        received = mine.sqs.receive_message(QueueUrl=mine.queue())["Messages"]
+        assert channel._take_in("celery", mine.queue(), channel._whole(mine.queue(), received)) == []
     [body] = seen
     assert json.loads(json.loads(body)["body"])[0] == [LARGE]
     assert len(mine.objects()) == 1, "who refuses a message deletes nothing"
@@ -164,12 +116,12 @@ def test_what_all_listen_to_is_never_in_s3(mine: Place) -> None:
 def received(place: Place, body: str) -> tuple[list[Any], Any]:
     """What a channel makes of this body on the place's queue, and the channel."""
     place.app.send_task("orders.length", args=[""], ignore_result=True)  # makes the queue
-    place.sqs.purge_queue(QueueUrl=place.url)
-    place.sqs.send_message(QueueUrl=place.url, MessageBody=body)
-    messages = place.sqs.receive_message(QueueUrl=place.url)["Messages"]
+    place.sqs.purge_queue(QueueUrl=place.queue())
+    place.sqs.send_message(QueueUrl=place.queue(), MessageBody=body)
+    messages = place.sqs.receive_message(QueueUrl=place.queue())["Messages"]
     with place.app.connection_for_read() as connection:
         channel = connection.default_channel
-        found = channel._whole(place.url, messages)
+        found = channel._whole(place.queue(), messages)
         channel._delete_done()
         return found, channel
 
@@ -181,7 +133,7 @@ def test_a_pointer_that_we_did_not_write_is_followed_nowhere(mine: Place, name: 
     found, _ = received(mine, json.dumps({POINTER: name, "properties": {}}))
     assert found == []
     assert "names an object that is none of ours" in caplog.text
-    assert mine.count() == 1, "it is left for the dead letters"
+    assert sum(mine.counts()) == 1, "it is left for the dead letters"
 
 
 def test_the_bucket_is_never_the_messages(mine: Place, aws: str) -> None:
@@ -201,7 +153,7 @@ def test_a_message_whose_object_is_gone_is_a_dead_letter(mine: Place, caplog: An
     assert "is gone: it was done before, or has waited longer than the bucket keeps objects" in caplog.text
     wait_until(
         lambda: (
-            not mine.sqs.receive_message(QueueUrl=mine.url).get("Messages")
+            not mine.sqs.receive_message(QueueUrl=mine.queue()).get("Messages")
             and mine.sqs.receive_message(QueueUrl=dead, VisibilityTimeout=0).get("Messages")
         ),
         what="the dead letter",
@@ -212,7 +164,7 @@ def test_without_dead_letters_a_message_whose_object_is_gone_is_deleted(mine: Pl
     found, _ = received(mine, json.dumps({POINTER: "0" * 32, "headers": {"id": "7"}, "properties": {}}))
     assert found == []
     assert '"id": "7"' in caplog.text
-    assert mine.count() == 0
+    assert sum(mine.counts()) == 0
 
 
 def test_an_object_larger_than_we_write_is_not_read(mine: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,32 +172,32 @@ def test_an_object_larger_than_we_write_is_not_read(mine: Place, monkeypatch: py
     mine.s3.put_object(Bucket=mine.options["results_bucket"], Key=f"celery-messages/{name}", Body=b"x" * 100)
     monkeypatch.setattr("celery_sqs.transport.offload.LARGEST_BYTES", 99)
     assert received(mine, json.dumps({POINTER: name, "properties": {}}))[0] == []
-    assert mine.count() == 1
+    assert sum(mine.counts()) == 1
 
 
 def test_an_object_stays_until_its_message_is_deleted(mine: Place) -> None:
     """A message that SQS does not delete is delivered again, and needs its text."""
     mine.app.send_task("orders.length", args=[LARGE], ignore_result=True)
-    [message] = mine.sqs.receive_message(QueueUrl=mine.url)["Messages"]
+    [message] = mine.sqs.receive_message(QueueUrl=mine.queue())["Messages"]
     with mine.app.connection_for_read() as connection:
         channel = connection.default_channel
-        [whole] = channel._whole(mine.url, [message])
+        [whole] = channel._whole(mine.queue(), [message])
         assert f"celery-messages/{whole[OBJECT]}" in mine.objects()
-        channel._delete_soon(channel._done_with(mine.url, {**whole, "ReceiptHandle": "no receipt"}))
+        channel._delete_soon(channel._done_with(mine.queue(), {**whole, "ReceiptHandle": "no receipt"}))
         channel._delete_done()
         assert len(mine.objects()) == 1
-        channel._delete_soon(channel._done_with(mine.url, whole))
+        channel._delete_soon(channel._done_with(mine.queue(), whole))
         channel._delete_done()
         assert mine.objects() == []
 
 
 def test_a_worker_without_the_bucket_leaves_the_message(mine: Place, caplog: Any) -> None:
     mine.app.send_task("orders.length", args=[LARGE], ignore_result=True)
-    [message] = mine.sqs.receive_message(QueueUrl=mine.url)["Messages"]
+    [message] = mine.sqs.receive_message(QueueUrl=mine.queue())["Messages"]
     with orders.made({**mine.options, "results_bucket": ""}).connection_for_read() as connection:
-        assert connection.default_channel._whole(mine.url, [message]) == []
+        assert connection.default_channel._whole(mine.queue(), [message]) == []
     assert "neither messages_bucket nor results_bucket is set" in caplog.text
-    assert mine.count() == 1
+    assert sum(mine.counts()) == 1
 
 
 def test_simple_queues_read_them_too(mine: Place) -> None:

@@ -1,4 +1,4 @@
-"""A Celery app on celery_sqs alone: `celery -A tests.support.orders worker`, with the options of ORDERS_OPTIONS (JSON)."""
+"""A Celery app on celery_sqs alone, with the options of ORDERS_OPTIONS (JSON), and tasks that note what they do."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def made(options: dict[str, Any]) -> Celery:
     lists = {name: tuple(value) for name, value in options.items() if isinstance(value, list)}
     app = Celery("orders", set_as_current=False)
     celery_sqs.configure(app, celery_sqs.Options(**{**options, **lists}))
-    app.conf.update(task_acks_late=True, worker_prefetch_multiplier=1)
+    app.conf.update(task_acks_late=True)
     # Each app has its own.
     app.task(name="orders.length", shared=False)(length)
     app.task(name="orders.note", shared=False)(note)
@@ -40,8 +40,9 @@ def note(word: str, seconds: float = 0.0) -> str:
 
 
 def fail_once(self: Task[Any, Any], word: str, countdown_s: float = 0.0) -> str:
-    """Fail at the first try, and note each of them with its group."""
-    _write(f"{word} try {self.request.retries} of {(self.request.properties or {}).get('MessageGroupId')}")
+    """Fail at the first try, and note each of them with its group and priority."""
+    properties = self.request.properties or {}
+    _write(f"{word} {self.request.retries} {properties.get('MessageGroupId')} {properties.get('priority')}")
     if not self.request.retries:
         raise self.retry(countdown=countdown_s)
     return word
