@@ -22,7 +22,15 @@ from celery_sqs.aws import Aws
 from celery_sqs.errors import BrokerUnavailable
 from celery_sqs.queues.temporary import LONGEST_NAME, code_of, temporary_queues
 from celery_sqs.transport import delay, offload, priorities
-from celery_sqs.transport.fanout import FANOUT_EXCHANGES, REPLY_EXCHANGE, Fanout, arn, listener_attributes, topic_name
+from celery_sqs.transport.fanout import (
+    FANOUT_EXCHANGES,
+    REPLY_EXCHANGE,
+    RETENTION_S,
+    Fanout,
+    arn,
+    listener_attributes,
+    topic_name,
+)
 from celery_sqs.transport.http import CLOCK, CLOCKS_AGREE_S, AsyncConnection
 from celery_sqs.transport.messages import TRIES, decoded
 from celery_sqs.transport.polls import polls
@@ -338,6 +346,8 @@ class Channel(SQS.Channel):
         fanout = [name for name, each in self.state.exchanges.items() if each["type"] == "fanout"]
         topics = [self.topic_of(exchange) for exchange in dict.fromkeys([*FANOUT_EXCHANGES, *fanout])]
         attributes |= listener_attributes(arn(self.sqs(), "sqs", account, queue_name), topics)
+        if queue_name.endswith("-pidbox") or queue_name.startswith(f"{self.queue_name_prefix}{EVENTS}"):
+            attributes["MessageRetentionPeriod"] = str(RETENTION_S)
         return {"QueueUrl": temporary_queues.make(self.aws, queue_name, attributes)}
 
     def _facts_of(self, url: str) -> Facts:
@@ -472,7 +482,8 @@ class Channel(SQS.Channel):
 
     def _use(self, queue: str) -> None:
         """Note that a temporary queue is in use; if it was deleted as abandoned, make and subscribe it anew."""
-        if queue in self._noack_queues and not temporary_queues.use(self._new_queue(queue)):
+        is_own = queue in self._noack_queues or self.canonical_queue_name(queue) in self._temporary
+        if is_own and not temporary_queues.use(self._new_queue(queue)):
             self._queue_cache.pop(self.canonical_queue_name(queue), None)
             self._fanout = None
             self._subscribe_queue_to_fanout_exchange_if_required(queue)

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import celery.app.amqp
+from kombu.common import Broadcast
 
 TRIES = "celery-sqs:tries"
 """In a received message: how often it is delivered before it is a dead letter; 0 where the queue has none."""
@@ -45,6 +46,21 @@ class AMQP(celery.app.amqp.AMQP):
         if headers.get("root_id") == headers["id"]:
             del headers["root_id"]
         return message._replace(headers=headers, properties=message.properties | self._group_of(task_id))
+
+    def _create_task_sender(self) -> Any:
+        send = super()._create_task_sender()
+
+        def send_task_message(
+            producer: Any, name: str, message: Any, *args: Any, queue: Any = None, declare: Any = None, **options: Any
+        ) -> Any:
+            # Celery declares nothing of a Broadcast, so that the sender gets no queue of its own. An exchange that no
+            # server keeps would be a direct one then, with no queue: the message would be nobody's.
+            entity = self.queues[queue] if isinstance(queue, str) else queue
+            if declare is None and isinstance(entity, Broadcast):
+                declare = [entity.exchange]
+            return send(producer, name, message, *args, queue=queue, declare=declare, **options)
+
+        return send_task_message
 
     def _group_of(self, task_id: str) -> dict[str, str]:
         """The MessageGroupId of a task that is retried or replaced: Celery keeps its id, and forgets that."""

@@ -8,16 +8,22 @@ import time
 from typing import Any
 
 from celery import Celery, Task
+from kombu.common import Broadcast
 
 import celery_sqs
 
 
-def made(options: dict[str, Any]) -> Celery:
-    """An app with these options, whose tasks note what they do in the file that ORDERS_NOTES names."""
+def made(options: dict[str, Any], *, broadcast: str = "", transport: dict[str, Any] | None = None) -> Celery:
+    """An app with these options, whose tasks note what they do in the file that ORDERS_NOTES names.
+
+    `broadcast` is an exchange whose messages go to every worker; `transport` has more of the transport's options.
+    """
     lists = {name: tuple(value) for name, value in options.items() if isinstance(value, list)}
     app = Celery("orders", set_as_current=False)
     celery_sqs.configure(app, celery_sqs.Options(**{**options, **lists}))
-    app.conf.update(task_acks_late=True)
+    app.conf.update(task_acks_late=True, broker_transport_options=app.conf.broker_transport_options | (transport or {}))
+    if broadcast:
+        app.conf.task_queues = [*app.conf.task_queues, Broadcast(broadcast)]
     # Each app has its own.
     app.task(name="orders.length", shared=False)(length)
     app.task(name="orders.note", shared=False)(note)
@@ -59,4 +65,8 @@ def _write(line: str) -> None:
         notes.write(line + "\n")
 
 
-app = made(json.loads(os.environ.get("ORDERS_OPTIONS", '{"prefix": "orders"}')))
+app = made(
+    json.loads(os.environ.get("ORDERS_OPTIONS", '{"prefix": "orders"}')),
+    broadcast=os.environ.get("ORDERS_BROADCAST", ""),
+    transport=json.loads(os.environ.get("ORDERS_TRANSPORT", "{}")),
+)
