@@ -113,6 +113,29 @@ def test_a_worker_waits_for_an_endpoint_that_is_down_and_comes_back(aws: str, tm
             process.wait(PATIENCE_S)
 
 
+@pytest.mark.parametrize("operation", ["GetQueueUrl", "CreateQueue"])
+def test_a_worker_that_may_not_make_a_call_at_its_start_ends_with_its_name(
+    aws: str, tmp_path: Path, operation: str
+) -> None:
+    with FaultProxy(aws) as proxy, proxy.fault(denied, operations=(operation,)):
+        done = run_worker(proxy.url, place(aws), tmp_path)
+    assert done.returncode != 0
+    assert f"An error occurred (AccessDenied) when calling the {operation} operation" in done.stdout.splitlines()[-1]
+
+
+def test_a_worker_goes_on_without_calls_that_only_tell(
+    aws: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The length and the attributes of a queue, its tags, and a subscription that others have made."""
+    mine, names = place(aws), ("GetQueueAttributes", "Subscribe", "ListQueueTags")
+    with FaultProxy(aws) as proxy, proxy.fault(denied, operations=names) as hits:
+        with mine.worker(tmp_path, "--pool", "threads", endpoint=proxy.url):
+            monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+            mine.app.send_task("orders.note", args=["w"], ignore_result=True)
+            wait_until(lambda: "w ends" in notes(tmp_path), what="the task")
+        assert hits["GetQueueAttributes"]
+
+
 def test_a_worker_without_its_queue_ends_with_a_sentence(aws: str, tmp_path: Path) -> None:
     done = run_worker(aws, place(aws, create_queues=False), tmp_path)
     assert done.returncode != 0
