@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 from kombu.asynchronous.aws.sqs.connection import AsyncSQSConnection
 from kombu.transport import SQS, virtual
 from kombu.transport.SQS.exceptions import DoesNotExistQueueException
 from kombu.transport.virtual.base import queue_declare_ok_t
-from vine import transform
 
 from celery_sqs.aws import Aws
 from celery_sqs.errors import BrokerUnavailable
 from celery_sqs.queues.temporary import LONGEST_NAME, code_of, temporary_queues
 from celery_sqs.transport import delay, offload, priorities
+from celery_sqs.transport.deletions import Deletions, Done
 from celery_sqs.transport.fanout import (
     FANOUT_EXCHANGES,
     REPLY_EXCHANGE,
@@ -32,26 +30,21 @@ from celery_sqs.transport.fanout import (
     listener_attributes,
     topic_name,
 )
-from celery_sqs.transport.http import CLOCK, CLOCKS_AGREE_S, AsyncConnection
-from celery_sqs.transport.messages import TRIES, decoded
+from celery_sqs.transport.http import CLOCKS_AGREE_S, AsyncConnection
+from celery_sqs.transport.intake import Intake
 from celery_sqs.transport.polls import polls
-from celery_sqs.transport.step_polls import StepPolls, Then
+from celery_sqs.transport.step_polls import StepPoller
 from celery_sqs.transport.visibility import Keeper
 
 logger = logging.getLogger(__name__)
 
-DELETE_WITHIN_S = 0.5
-"""A done task's message is deleted with nine others, or after this long."""
 LISTENER_DELETES_WITHIN_S = 20.0
-"""The same for events taken outside a worker: they are not seen again for a minute, and twice would do no harm."""
+"""Events that were taken outside a worker are deleted so late: they are not seen again for a minute, and twice would do
+no harm."""
 GATHER_S = 0.25
 """Between two receives outside a worker."""
 EVENTS = "celeryev"
 """Celery's exchange for events, unless its setting `event_exchange` and the option of that name say otherwise."""
-FACTS_FOR_S = 300.0
-"""A queue's attributes are believed for so long: a redrive policy may be given to it while workers run."""
-REFUSED_S = 300
-"""A refused message of a queue without a redrive policy is out of sight for so long."""
 AGAIN_AFTER_S = 3
 """A message whose task failed is delivered again after this long."""
 LISTEN_S = 5
@@ -60,64 +53,6 @@ URL = "celery-sqs:queue"
 """In a received message: the URL of its queue, where that is a priority step."""
 REPLY_QUEUES = 64
 """Whose URLs a worker knows."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Facts:
-    """What a work queue is like: how often it delivers a message (0: for ever), for how long it hides one (s), and
-    whether it has said so itself."""
-
-    deliveries: int
-    visibility_s: int
-    known: bool
-
-
-class Done(NamedTuple):
-    """A message whose task is done: its queue, its receipt, and the object in S3 that has its text, if one has."""
-
-    url: str
-    receipt: str
-    object: str = ""
-
-
-class StepPoller:
-    """What the polls of one work queue with priority steps need of a channel, until the queue is consumed anew."""
-
-    def __init__(self, channel: Channel, queue: str, steps: Sequence[str]) -> None:
-        self._channel, self._queue = channel, queue
-        self.polls = StepPolls(steps, self)
-
-    def ask(self, step: str, *, wait_s: int | None, share: int, then: Then) -> None:
-        channel = self._channel
-        if not self._is_consumed():
-            return
-        try:
-            url, name = channel._new_queue(step), channel.canonical_queue_name(step)
-            channel.asynsqs(queue=name).receive_message(
-                name,
-                url,
-                number_messages=max(1, channel._most(url) // share),
-                wait_time_seconds=channel.wait_time_seconds if wait_s is None else wait_s,
-                callback=transform(channel._on_messages_ready, then, url, self._queue),
-            )
-        except Exception as error:  # as in Channel._schedule_queue
-            logger.warning("cannot ask SQS for messages of %s: %r", step, error)
-            polls.failed(repr(error))
-            self.pause(lambda: then(0))
-
-    def go_on(self) -> None:
-        if self._is_consumed():
-            self._channel.hub.call_soon(self._channel._schedule_queue, self._queue)
-
-    def pause(self, then: Callable[[], None]) -> None:
-        if self._is_consumed():
-            self._channel.hub.call_later(self._channel.connection.polling_interval or 0, then)
-
-    def _is_consumed(self) -> bool:
-        channel = self._channel
-        return (
-            not channel.closed and self._queue in channel._active_queues and channel._pollers.get(self._queue) is self
-        )
 
 
 class Gate:
@@ -133,7 +68,7 @@ class Gate:
         return getattr(self._refuse, "__qualname__", type(self._refuse).__qualname__)
 
 
-class Channel(SQS.Channel):
+class Channel(Intake):
     """kombu's SQS channel, asking SQS less and repaired for fanout, replies and no-ack consumers."""
 
     _fanout: Fanout | None
@@ -147,11 +82,9 @@ class Channel(SQS.Channel):
         self._pollers: dict[str, StepPoller] = {}
         self._turns: dict[str, priorities.Turns] = {}
         self._answered: dict[str, None] = {}  # reply queues, the least recently used first
-        self._done: list[Done] = []
-        self._done_from_s = 0.0
         self._received_s = float("-inf")
-        self._deleting = threading.Lock()
         self._keeper = Keeper(self._quick)
+        self._deletions = Deletions(self._quick, self._keeper, lambda: self._offload, self._call_later)
         refuse = self.transport_options.get("refuse")
         if refuse and not hasattr(refuse, "__json__"):
             self.transport_options["refuse"] = Gate(refuse)
@@ -358,31 +291,6 @@ class Channel(SQS.Channel):
             attributes["MessageRetentionPeriod"] = str(RETENTION_S)
         return {"QueueUrl": temporary_queues.make(self.aws, queue_name, attributes)}
 
-    def _facts_of(self, url: str) -> Facts:
-        """What the queue at `url` is like, asked now and then."""
-        if (told := self.transport_options.get("max_deliveries")) is not None:
-            return Facts(deliveries=told, visibility_s=self.visibility_timeout, known=True)
-        known: tuple[Facts, float] | None = self._redrive_policies.get(url)
-        if known and time.monotonic() - known[1] < FACTS_FOR_S:
-            return known[0]
-        names = ["RedrivePolicy", "VisibilityTimeout"]
-        try:
-            answer = self._quick(url).get_queue_attributes(QueueUrl=url, AttributeNames=names).get("Attributes", {})
-            policy = json.loads(answer.get("RedrivePolicy", "{}"))
-            facts = Facts(
-                deliveries=int(policy.get("maxReceiveCount", 0)), visibility_s=int(answer[names[1]]), known=True
-            )
-        except Exception as error:  # whatever it was, the messages that have come are to be done
-            logger.warning("cannot see what the queue %s is like: %r", url, error)
-            facts = known[0] if known else Facts(deliveries=0, visibility_s=self.visibility_timeout, known=False)
-        self._redrive_policies[url] = facts, time.monotonic()
-        return facts
-
-    def _has_redrive_policy(self, queue: str | None, queue_url: str) -> bool:
-        # Where that cannot be seen: a message that was deleted cannot be had back.
-        facts = self._facts_of(queue_url)
-        return facts.deliveries > 0 or not facts.known
-
     def _put(self, queue: str, message: Any, **kwargs: Any) -> None:
         if not self.closed and len(self._steps_of(queue)) > 1:
             queue = priorities.queue_for(queue, self._get_message_priority(message), self._priority_steps)
@@ -424,6 +332,10 @@ class Channel(SQS.Channel):
         limit_bytes = min(self._limit_bytes, offload.SNS_LIMIT_BYTES)
         offload.check(message, limit_bytes, where=f"all that listen to {exchange}")
         super()._put_fanout(exchange, message, routing_key, **kwargs)
+
+    def _call_later(self, seconds: float, call: Callable[[], None]) -> None:
+        if self.hub:
+            self.hub.call_later(seconds, call)
 
     def asynsqs(self, queue: str | None = None) -> AsyncSQSConnection:
         own = queue if queue in self.predefined_queues else None
@@ -515,8 +427,8 @@ class Channel(SQS.Channel):
         # takes several of them.
         self._use(queue)
         time.sleep(max(0.0, self._received_s + GATHER_S - time.monotonic()))
-        if self._done and time.monotonic() - self._done_from_s > LISTENER_DELETES_WITHIN_S:
-            self._delete_done()
+        if self._deletions.waiting_s > LISTENER_DELETES_WITHIN_S:
+            self._deletions.flush()
         url, answer = self._receive(queue, *args, **kwargs)
         self._received_s = time.monotonic()
         news = self._whole(url, self._news(queue, answer.get("Messages", [])))
@@ -557,58 +469,22 @@ class Channel(SQS.Channel):
         # loop runs and the queue is consumed: a worker that is shutting down deletes at once.
         try:
             info = self.qos.get(delivery_tag).delivery_info
-            done, queue = self._done_with(info["sqs_queue"], info["sqs_message"]), info["routing_key"]
+            done, queue = Done.of(info["sqs_queue"], info["sqs_message"]), info["routing_key"]
         except KeyError:
             done, queue = None, None
         try:
             if done and self.hub and queue in self._active_queues:
                 virtual.Channel.basic_ack(self, delivery_tag, multiple)
-                self._delete_soon(done)
+                self._deletions.add(done)
             elif done and done.object:  # which stays unless SQS says that the message is deleted
                 virtual.Channel.basic_ack(self, delivery_tag, multiple)
-                self._delete_soon(done)
-                self._delete_done()
+                self._deletions.add(done)
+                self._deletions.flush()
             else:
                 super().basic_ack(delivery_tag, multiple)
                 self._keeper.drop(delivery_tag)
         finally:
             self._feed()
-
-    @staticmethod
-    def _done_with(url: str, message: dict[str, Any]) -> Done:
-        return Done(url, message["ReceiptHandle"], message.get(offload.OBJECT, ""))
-
-    def _delete_soon(self, done: Done) -> None:
-        with self._deleting:  # threads of a pool acknowledge, too
-            self._done.append(done)
-            count = len(self._done)
-        if count >= SQS.SQS_MAX_MESSAGES or done.url.endswith(".fifo"):  # for which its group waits
-            self._delete_done()
-        elif count == 1:
-            self._done_from_s = time.monotonic()
-            if self.hub:
-                self.hub.call_later(DELETE_WITHIN_S, self._delete_done)
-
-    def _delete_done(self) -> None:
-        """Delete the messages whose tasks are done. One that stays is delivered again, and done again."""
-        with self._deleting:
-            todo, self._done = self._done, []
-        for url in {each.url for each in todo}:
-            self._delete_batch(url, [each for each in todo if each.url == url])
-
-    def _delete_batch(self, url: str, done: list[Done]) -> None:
-        entries = [{"Id": str(n), "ReceiptHandle": each.receipt} for n, each in enumerate(done)]
-        try:
-            failed = self._quick(url).delete_message_batch(QueueUrl=url, Entries=entries).get("Failed", [])
-            kept = {each["Id"] for each in failed}
-        except (BotoCoreError, ClientError) as error:
-            failed, kept = [str(error)], {each["Id"] for each in entries}
-        for each in done:
-            self._keeper.drop(each.receipt)
-        if failed:
-            logger.warning("could not delete all of %d messages whose tasks are done: %s", len(entries), failed)
-        # Afterwards: a message that stays is delivered again, and needs its text.
-        self._offload.delete(each.object for n, each in enumerate(done) if each.object and str(n) not in kept)
 
     def _delete(self, queue: str, *args: Any, **kwargs: Any) -> None:
         for step in self._steps_of(queue):
@@ -639,12 +515,12 @@ class Channel(SQS.Channel):
         return size
 
     def basic_cancel(self, consumer_tag: str) -> Any:
-        self._delete_done()
+        self._deletions.flush()
         return super().basic_cancel(consumer_tag)
 
     def close(self) -> None:
         self._keeper.close()
-        self._delete_done()
+        self._deletions.flush()
         super().close()
 
     def basic_reject(self, delivery_tag: str, requeue: bool = False) -> None:
@@ -713,87 +589,6 @@ class Channel(SQS.Channel):
             queue_name, queue_url, number_messages=count, wait_time_seconds=0, callback=callback
         )
 
-    def _whole(self, url: str, messages: list[Any]) -> list[Any]:
-        """The messages with their text, where that is in S3, without those that have none."""
-        troubles = self._offload.read(messages)
-        for each, trouble in zip(messages, troubles, strict=True):
-            if isinstance(trouble, offload.Unreadable):
-                self._leave(url, each, trouble)
-            elif trouble:
-                logger.warning("a message's text cannot be read, and comes again: %s", trouble)
-        return [each for each, trouble in zip(messages, troubles, strict=True) if not trouble]
-
-    def _leave(self, url: str, message: Any, reason: offload.Unreadable) -> None:
-        """A message whose text nobody will ever read goes to the dead letters; without any, one whose object is gone
-        is deleted, as kombu does with what is rejected."""
-        logger.error("the message %s (%s) cannot be done: %s", message.get("MessageId"), message["Body"][:500], reason)
-        redrives = self._has_redrive_policy(None, url)
-        if isinstance(reason, offload.Gone) and not redrives:
-            self._delete_soon(Done(url, message["ReceiptHandle"]))
-        else:
-            self._hand_back(url, [message], after_s=0 if redrives else REFUSED_S)
-
-    def _acceptable(self, url: str, messages: list[Any]) -> list[Any]:
-        """The messages that a worker can do; the others go back at once, and are dead letters two deliveries later."""
-        reasons = [self._reason(each) for each in messages]
-        for each, reason in zip(messages, reasons, strict=True):
-            if reason:
-                logger.warning("the message %s is left for the dead letters: %s", each.get("MessageId"), reason)
-        refused = [each for each, reason in zip(messages, reasons, strict=True) if reason]
-        if refused:
-            # Without a redrive policy it comes for ever: not at each poll, at least.
-            self._hand_back(url, refused, after_s=0 if self._has_redrive_policy(None, url) else REFUSED_S)
-        return [each for each, reason in zip(messages, reasons, strict=True) if not reason]
-
-    def _take_in(self, queue: str, url: str, messages: list[Any]) -> list[Any]:
-        """Those of a work queue's messages that are tasks of ours and due, kept out of others' sight from now on."""
-        due = self._later(queue, url, self._acceptable(url, messages))
-        self._note(url, due)
-        return due
-
-    def _note(self, url: str, messages: list[Any]) -> None:
-        """Note in messages that are taken in how often they are tried, and keep them out of sight from now on."""
-        if not messages:
-            return
-        facts = self._facts_of(url)
-        for each in messages:
-            each[TRIES] = facts.deliveries
-            if self.transport_options.get("extend_visibility", True):
-                self._keeper.hold(each["ReceiptHandle"], url, facts.visibility_s)
-
-    def _later(self, queue: str, url: str, messages: list[Any]) -> list[Any]:
-        """The messages whose time has come, or will in a moment; the others are sent on, or hidden until then."""
-        due = []
-        for each in messages:
-            left_s = self._left_s(each)
-            # A FIFO queue delays no single message: Celery keeps it, out of others' sight.
-            if left_s <= delay.SOON_S or url.endswith(".fifo"):
-                due.append(each)
-                continue
-            try:
-                self._send_on(url, each, delay.delay_s(left_s))
-            except (BotoCoreError, ClientError) as error:
-                logger.warning("a message of %s is not sent on, and comes again: %s", queue, error)
-        return due
-
-    def _left_s(self, message: Any) -> float:
-        try:
-            headers = decoded(message["Body"]).get("headers")
-        except (ValueError, RecursionError):
-            return 0.0
-        now_s = message[CLOCK] + time.monotonic() if CLOCK in message else time.time()
-        return delay.left_s(headers, now_s)
-
-    def _send_on(self, url: str, message: Any, seconds: int) -> None:
-        """Send a message once more, to be delivered in `seconds`, then delete this one: killed between the two, a
-        worker has sent it twice, and never lost it."""
-        group = decoded(message["Body"]).get("properties", {}).get("MessageGroupId")
-        groups = {"MessageGroupId": group} if group else {}
-        body = message.get(offload.SENT, message["Body"])
-        self._quick(url).send_message(QueueUrl=url, MessageBody=body, DelaySeconds=seconds, **groups)
-        # Not its object, which the new message names.
-        self._delete_soon(Done(url, message["ReceiptHandle"]))
-
     def _message_to_python(self, message: Any, queue_name: str, q_url: str) -> Any:
         payload = super()._message_to_python(message, queue_name, message.get(URL, q_url))
         # The payload has the text: the message goes to a pool's process as well, once is enough.
@@ -804,33 +599,12 @@ class Channel(SQS.Channel):
             payload["properties"]["delivery_info"]["redelivered"] = count > 1
         return payload
 
-    def _reason(self, message: Any) -> str:
-        """Why a message is not taken; empty when it is."""
-        refuse = self.transport_options.get("refuse")
-        try:
-            return refuse(str(message["Body"])) if refuse else ""
-        except Exception as error:  # what is raised here would end the queue's polling
-            logger.exception("the application's gate failed")
-            return f"the gate failed: {error!r}"
-
     def _restore(self, message: Any) -> None:
         # What a worker that leaves has taken and not begun. kombu sends such a message anew, with all its tries, and
         # leaves the old one to come back as well.
         info = message.delivery_info
         self._keeper.drop(info["sqs_message"]["ReceiptHandle"])
         self._hand_back(info["sqs_queue"], [info["sqs_message"]])
-
-    def _hand_back(self, url: str, messages: list[Any], *, after_s: int = 0) -> None:
-        """Make messages visible again; those that fail are so when their visibility timeout is over."""
-        entries = [
-            {"Id": str(n), "ReceiptHandle": each["ReceiptHandle"], "VisibilityTimeout": after_s}
-            for n, each in enumerate(messages)
-        ]
-        try:
-            if entries:
-                self._quick(url).change_message_visibility_batch(QueueUrl=url, Entries=entries)
-        except (BotoCoreError, ClientError) as error:
-            logger.warning("%d messages stay out of sight for their whole visibility timeout: %s", len(entries), error)
 
     def _loop1(self, queue: str, messages_fetched: Any = None) -> None:
         # A closed channel has no connection, which kombu asks for the pause before the next poll. What is raised here
@@ -841,7 +615,7 @@ class Channel(SQS.Channel):
     def _delete_message(self, queue_name: str, message: Any) -> None:
         # kombu deletes a no-ack consumer's messages through the asynchronous client, which needs an event loop:
         # outside a worker (inspect, Flower) there is none and it fails (celery/kombu#746). And one by one.
-        self._delete_soon(self._done_with(self._new_queue(queue_name), message))
+        self._deletions.add(Done.of(self._new_queue(queue_name), message))
 
     def _lookup(self, exchange: str, routing_key: str, default: str | None = None) -> list[str]:
         # A remote-control reply goes to the queue of the process that asked. kombu looks for it in bindings that only

@@ -7,11 +7,17 @@ at once.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
+from vine import transform
+
+from celery_sqs.transport.polls import polls
 from celery_sqs.transport.priorities import Turns
+
+logger = logging.getLogger(__name__)
 
 Then = Callable[[int], None]
 """Called with how many messages a poll has brought."""
@@ -78,3 +84,43 @@ class StepPolls:
             self._poller.go_on()
         else:
             self._poller.pause(partial(self._listen, step))
+
+
+class StepPoller:
+    """What the polls of one work queue with priority steps need of a channel, until the queue is consumed anew."""
+
+    def __init__(self, channel: Any, queue: str, steps: Sequence[str]) -> None:
+        self._channel, self._queue = channel, queue
+        self.polls = StepPolls(steps, self)
+
+    def ask(self, step: str, *, wait_s: int | None, share: int, then: Then) -> None:
+        channel = self._channel
+        if not self._is_consumed():
+            return
+        try:
+            url, name = channel._new_queue(step), channel.canonical_queue_name(step)
+            channel.asynsqs(queue=name).receive_message(
+                name,
+                url,
+                number_messages=max(1, channel._most(url) // share),
+                wait_time_seconds=channel.wait_time_seconds if wait_s is None else wait_s,
+                callback=transform(channel._on_messages_ready, then, url, self._queue),
+            )
+        except Exception as error:  # as in Channel._schedule_queue
+            logger.warning("cannot ask SQS for messages of %s: %r", step, error)
+            polls.failed(repr(error))
+            self.pause(lambda: then(0))
+
+    def go_on(self) -> None:
+        if self._is_consumed():
+            self._channel.hub.call_soon(self._channel._schedule_queue, self._queue)
+
+    def pause(self, then: Callable[[], None]) -> None:
+        if self._is_consumed():
+            self._channel.hub.call_later(self._channel.connection.polling_interval or 0, then)
+
+    def _is_consumed(self) -> bool:
+        channel = self._channel
+        return (
+            not channel.closed and self._queue in channel._active_queues and channel._pollers.get(self._queue) is self
+        )

@@ -112,7 +112,7 @@ def test_a_message_that_is_sent_on_keeps_its_group(fair: Place) -> None:
     [message] = received(fair)
     with app.connection_for_read() as connection:
         connection.default_channel._send_on(fair.queue(), message, 0)
-        connection.default_channel._delete_done()
+        connection.default_channel._deletions.flush()
     [again] = received(fair)
     assert again["Attributes"]["MessageGroupId"] == "tenant-7"
 

@@ -11,6 +11,7 @@ import pytest
 
 import celery_sqs
 from celery_sqs import MessageTooLarge
+from celery_sqs.transport.deletions import Done
 from celery_sqs.transport.offload import OBJECT, POINTER
 from tests.support import orders
 from tests.support.place import Place, place
@@ -68,7 +69,7 @@ def test_what_is_sent_on_names_the_same_object(mine: Place) -> None:
         mine.sqs.send_message(QueueUrl=mine.queue(), MessageBody=sent["Body"])
         received = mine.sqs.receive_message(QueueUrl=mine.queue())["Messages"]
         assert channel._take_in("celery", mine.queue(), channel._whole(mine.queue(), received)) == []
-        channel._delete_done()
+        channel._deletions.flush()
     assert len(mine.objects()) == 1
     assert mine.counts() == [0, 0, 1]
 
@@ -122,7 +123,7 @@ def received(place: Place, body: str) -> tuple[list[Any], Any]:
     with place.app.connection_for_read() as connection:
         channel = connection.default_channel
         found = channel._whole(place.queue(), messages)
-        channel._delete_done()
+        channel._deletions.flush()
         return found, channel
 
 
@@ -183,11 +184,11 @@ def test_an_object_stays_until_its_message_is_deleted(mine: Place) -> None:
         channel = connection.default_channel
         [whole] = channel._whole(mine.queue(), [message])
         assert f"celery-messages/{whole[OBJECT]}" in mine.objects()
-        channel._delete_soon(channel._done_with(mine.queue(), {**whole, "ReceiptHandle": "no receipt"}))
-        channel._delete_done()
+        channel._deletions.add(Done.of(mine.queue(), {**whole, "ReceiptHandle": "no receipt"}))
+        channel._deletions.flush()
         assert len(mine.objects()) == 1
-        channel._delete_soon(channel._done_with(mine.queue(), whole))
-        channel._delete_done()
+        channel._deletions.add(Done.of(mine.queue(), whole))
+        channel._deletions.flush()
         assert mine.objects() == []
 
 
