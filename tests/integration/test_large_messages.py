@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from celery_sqs import MessageTooLarge
 from celery_sqs.transport.deletions import Done
 from celery_sqs.transport.offload import OBJECT, POINTER
 from tests.support import orders
-from tests.support.place import Place, place
+from tests.support.place import Place, notes, place
 from tests.support.services import wait_until
 
 LIMIT_BYTES = 2048
@@ -46,6 +47,19 @@ def test_a_large_message_is_done_and_leaves_nothing_behind(worked: Place, aws: s
     results = [app.send_task("orders.length", args=[LARGE + "x" * n]) for n in range(12)]
     assert [each.get(timeout=240) for each in results] == [LIMIT_BYTES + n for n in range(12)]
     wait_until(lambda: is_clean(worked), what="the end of the objects and messages")
+
+
+def test_a_worker_killed_with_a_large_message_loses_none(aws: str, tmp_path: Path) -> None:
+    mine = place(aws, largest_message_bytes=LIMIT_BYTES, visibility_s=3)
+    word = "w" * LIMIT_BYTES
+    mine.app.send_task("orders.note", args=[word, 2.0], ignore_result=True)
+    with mine.worker(tmp_path, "--pool", "threads") as process:
+        wait_until(lambda: notes(tmp_path) == [f"{word} begins"], what="the first try")
+        process.kill()
+    assert len(mine.objects()) == 1
+    with mine.worker(tmp_path, "--pool", "threads"):
+        wait_until(lambda: f"{word} ends" in notes(tmp_path), what="the second try")
+        wait_until(lambda: is_clean(mine), what="the end of the objects and messages")
 
 
 def test_a_small_message_touches_no_bucket(mine: Place) -> None:
