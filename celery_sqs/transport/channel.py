@@ -47,6 +47,8 @@ EVENTS = "celeryev"
 """Celery's exchange for events, unless its setting `event_exchange` and the option of that name say otherwise."""
 AGAIN_AFTER_S = 3
 """A message whose task failed is delivered again after this long."""
+ROOM_WAITS_S = 2.0
+"""With less than half of the prefetch free, a worker asks for messages after so long."""
 LISTEN_S = 5
 """Outside an event loop the highest priority step is listened to for so long, then the others are looked at."""
 URL = "celery-sqs:queue"
@@ -80,6 +82,7 @@ class Channel(Intake):
         super().__init__(*args, **kwargs)
         self._starved: set[str] = set()
         self._pollers: dict[str, StepPoller] = {}
+        self._room_from_s: float | None = None  # since when a part of the prefetch is free and nothing is asked for
         self._turns: dict[str, priorities.Turns] = {}
         self._answered: dict[str, None] = {}  # reply queues, the least recently used first
         self._received_s = float("-inf")
@@ -369,20 +372,26 @@ class Channel(Intake):
         # makes room says so at once.
         if queue in self._active_queues and not self._has_room():
             self._starved.add(queue)
-        elif queue in self._active_queues and queue in self._pollers:
+            return
+        self._room_from_s = None
+        if queue in self._active_queues and queue in self._pollers:
             self._pollers[queue].polls.look()
         else:
             super()._schedule_queue(queue)
 
     def _has_room(self) -> bool:
-        """Whether half of the prefetch is free: asking for a single message costs as much as for ten. With priorities,
-        whether any is: what would be taken sooner than it must may be of a low one."""
-        limit = self.qos.prefetch_count
-        if self._priority_steps:
+        """Whether half of the prefetch is free, since asking for one message costs as much as for ten; or, after a while,
+        any of it, since a process of the pool may have nothing to do. With priorities any of it will do: whoever asks
+        late takes the highest that there is."""
+        limit, room_from_s = self.qos.prefetch_count, self._room_from_s
+        if self._priority_steps or (room_from_s and time.monotonic() - room_from_s >= ROOM_WAITS_S):
             return bool(self.qos.can_consume())
         return not limit or 2 * self.qos.can_consume_max_estimate() >= limit
 
     def _feed(self) -> None:
+        if self._starved and self._room_from_s is None and self.qos.can_consume():
+            self._room_from_s = time.monotonic()
+            self._call_later(ROOM_WAITS_S, self._feed)
         while self._starved and self.hub and self._has_room():
             try:
                 queue = self._starved.pop()

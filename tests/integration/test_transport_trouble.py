@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
+from celery import Celery
 
-import celery_sqs
 from celery_sqs import ConfigurationError, Options
+from celery_sqs.options import of as options_of
 from tests.faults.proxy import FaultProxy, refused
 from tests.support import orders
 from tests.support.place import Place, notes, place
@@ -219,7 +220,7 @@ def test_botocores_settings_are_honoured(aws: str) -> None:
         assert client.meta.config.user_agent_extra == "shop"
         assert client.meta.config.read_timeout > 20, "the others stay"
         assert connection.default_channel._quick("any").meta.config.connect_timeout == 7
-    assert celery_sqs.options.of(orders.made(place(aws, client_config=config).options)).aws.config == config
+    assert options_of(orders.made(place(aws, client_config=config).options)).aws.config == config
 
 
 def test_a_setting_that_botocore_does_not_have_is_refused(aws: str) -> None:
@@ -249,3 +250,20 @@ def test_a_size_that_sqs_does_not_take_is_refused(size_bytes: int) -> None:
 def test_names_that_kombu_translates_stay_good() -> None:
     options: dict[str, Any] = {"prefix": "S_h-0", "queues": ("orders.high", "mail:bulk", "x.fifo")}
     assert Options(**options).queues == options["queues"]
+
+
+def test_settings_alone_say_what_options_say() -> None:
+    """Of the transport's options each that is one of ours."""
+    options = Options(
+        prefix="shop",
+        queues=("orders", "mail"),
+        priority_steps=(0, 5),
+        largest_message_bytes=2048,
+        messages_bucket="large",
+        client_config={"connect_timeout": 7},
+        max_deliveries=0,
+        create_queues=False,
+    )
+    app = Celery("settings", set_as_current=False)
+    app.conf.broker_transport_options = options.transport_options()
+    assert options_of(app) == options
