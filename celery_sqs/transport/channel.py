@@ -380,9 +380,11 @@ class Channel(Intake):
             super()._schedule_queue(queue)
 
     def _has_room(self) -> bool:
-        """Whether half of the prefetch is free, since asking for one message costs as much as for ten; or, after a while,
-        any of it, since a process of the pool may have nothing to do. With priorities any of it will do: whoever asks
-        late takes the highest that there is."""
+        """Whether half of the prefetch is free, since asking for one message costs as much as for ten.
+
+        After a while any of it, since a process of the pool may have nothing to do. With priorities any of it at once:
+        whoever asks late takes the highest that there is.
+        """
         limit, room_from_s = self.qos.prefetch_count, self._room_from_s
         if self._priority_steps or (room_from_s and time.monotonic() - room_from_s >= ROOM_WAITS_S):
             return bool(self.qos.can_consume())

@@ -32,6 +32,9 @@ class Poller(Protocol):
         Raises nothing.
         """
 
+    def has_room(self) -> bool:
+        """Whether messages may be taken: another queue may have filled the prefetch."""
+
     def go_on(self) -> None:
         """Call `StepPolls.look` soon, as soon as there is room."""
 
@@ -70,9 +73,14 @@ class StepPolls:
             self._ask(others)
 
     def _listen(self, step: str) -> None:
-        if not self._looking and step not in self._listening:
+        if self._looking or step in self._listening:
+            return
+        if self._poller.has_room():
             self._listening.add(step)
             self._poller.ask(step, wait_s=None, share=len(self._steps), then=partial(self._heard, step))
+        else:
+            self._looking = True
+            self._poller.go_on()
 
     def _heard(self, step: str, count: int) -> None:
         self._listening.discard(step)
@@ -110,6 +118,9 @@ class StepPoller:
             logger.warning("cannot ask SQS for messages of %s: %r", step, error)
             polls.failed(repr(error))
             self.pause(lambda: then(0))
+
+    def has_room(self) -> bool:
+        return bool(self._channel._has_room())
 
     def go_on(self) -> None:
         if self._is_consumed():

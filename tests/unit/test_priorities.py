@@ -92,6 +92,9 @@ class Queues:
         self.waiting[step] -= count
         self.soon.append(lambda: then(count))
 
+    def has_room(self) -> bool:
+        return self.room > 0
+
     def go_on(self) -> None:
         self.room -= 1
         if self.room > 0:
@@ -154,3 +157,16 @@ def test_long_polls_that_end_while_there_is_work_are_not_begun_again(queues: Que
         queues.end(each, 0)
     assert queues.asked == []
     assert queues.heard == {}
+
+
+def test_nothing_is_listened_to_while_another_queue_fills_the_prefetch(queues: Queues) -> None:
+    queues.run()
+    queues.room = 0
+    queues.asked.clear()
+    for each in QUEUES:
+        queues.end(each, 0)
+    assert queues.asked == []
+    queues.room = 5
+    queues.soon.append(queues.polls.look)  # as an acknowledgement does
+    queues.run()
+    assert set(queues.heard) == set(QUEUES)
