@@ -331,7 +331,7 @@ class Channel(Intake):
             logger.info("nobody waits at %s any more", queue)
 
     def _put_fanout(self, exchange: str, message: Any, routing_key: str, **kwargs: Any) -> None:
-        # Several queues get it: nobody could tell when an object in S3 has been read by all.
+        # Several queues get it: no worker could tell when all have read an object in S3.
         limit_bytes = min(self._limit_bytes, offload.SNS_LIMIT_BYTES)
         offload.check(message, limit_bytes, where=f"all that listen to {exchange}")
         super()._put_fanout(exchange, message, routing_key, **kwargs)
@@ -383,7 +383,7 @@ class Channel(Intake):
         """Whether half of the prefetch is free, since asking for one message costs as much as for ten.
 
         After a while any of it, since a process of the pool may have nothing to do. With priorities any of it at once:
-        whoever asks late takes the highest that there is.
+        a worker that asks late takes the highest that there is.
         """
         limit, room_from_s = self.qos.prefetch_count, self._room_from_s
         if self._priority_steps or (room_from_s and time.monotonic() - room_from_s >= ROOM_WAITS_S):

@@ -83,8 +83,8 @@ class Intake(SQS.Channel):
         return [each for each, trouble in zip(messages, troubles, strict=True) if not trouble]
 
     def _leave(self, url: str, message: Any, reason: offload.Unreadable) -> None:
-        """A message whose text nobody will ever read goes to the dead letters; without any, one whose object is gone
-        is deleted, as kombu does with what is rejected."""
+        """A message whose text cannot be read goes to the dead letters. On a queue without them it is deleted when its
+        object is gone, as kombu deletes what is rejected."""
         logger.error("the message %s (%s) cannot be done: %s", message.get("MessageId"), message["Body"][:500], reason)
         redrives = self._has_redrive_policy(None, url)
         if isinstance(reason, offload.Gone) and not redrives:

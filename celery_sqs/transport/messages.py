@@ -53,8 +53,8 @@ class AMQP(celery.app.amqp.AMQP):
         def send_task_message(
             producer: Any, name: str, message: Any, *args: Any, queue: Any = None, declare: Any = None, **options: Any
         ) -> Any:
-            # Celery declares nothing of a Broadcast, so that the sender gets no queue of its own. An exchange that no
-            # server keeps would be a direct one then, with no queue: the message would be nobody's.
+            # Celery declares nothing of a Broadcast, so that the sender gets no queue of its own. No server keeps the
+            # exchange here: it would be a direct one without a queue, and the message would be lost.
             entity = self.queues[queue] if isinstance(queue, str) else queue
             if declare is None and isinstance(entity, Broadcast):
                 declare = [entity.exchange]

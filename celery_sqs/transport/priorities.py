@@ -1,4 +1,4 @@
-"""Priorities: a queue on SQS for each step, of which the highest is asked first and none starves.
+"""Priorities: a queue on SQS for each step. The highest is asked first, and none starves.
 
 The steps mean what they mean with kombu's Redis transport: priority 0 is the highest and what a message has that says
 nothing, and a message goes to the last step that is not above its priority.

@@ -95,7 +95,7 @@ class StepPolls:
 
 
 class StepPoller:
-    """What the polls of one work queue with priority steps need of a channel, until the queue is consumed anew."""
+    """What the polls of one work queue with priority steps need of a channel, until the queue is consumed again."""
 
     def __init__(self, channel: Any, queue: str, steps: Sequence[str]) -> None:
         self._channel, self._queue = channel, queue

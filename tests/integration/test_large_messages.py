@@ -122,7 +122,7 @@ def test_without_a_bucket_sending_says_what_to_set(mine: Place) -> None:
 
 
 def test_what_all_listen_to_is_never_in_s3(mine: Place) -> None:
-    """SNS has SQS's limit, and nobody could tell when all have read it."""
+    """SNS has SQS's limit, and no worker could tell when all have read it."""
     with pytest.raises(MessageTooLarge, match=r"for all that listen to celery\.pidbox has"):
         mine.app.control.broadcast("rate_limit", arguments={"task_name": LARGE, "rate_limit": "1/s"})
     assert mine.objects() == []

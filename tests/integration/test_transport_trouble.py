@@ -1,4 +1,4 @@
-"""What goes wrong between an application and AWS: refused calls, nobody there, queues that are not, other Celerys."""
+"""Refused calls, endpoints that are down, missing queues, messages of other Celerys, options that cannot be used."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SILENT = ["--", "worker.enable_remote_control=off", "worker.send_task_events=off
 
 @dataclass
 class Site:
-    """A place, a worker on it, and the way by which that comes to AWS."""
+    """A place, a worker on it, and the proxy through which the worker reaches AWS."""
 
     mine: Place
     proxy: FaultProxy
