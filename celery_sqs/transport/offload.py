@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import ClientError
 from kombu.utils.json import dumps
 
 from celery_sqs.aws import Aws
@@ -94,7 +94,7 @@ class Offload:
     def read(self, messages: list[dict[str, Any]]) -> list[Exception | None]:
         """Put the text of received messages into those that only name it; what went wrong with each.
 
-        That is Unreadable, or botocore's error for what may go well another time.
+        That is Unreadable, or any other error for what may go well another time.
         """
         pointers = [each for each in messages if _may_point(each["Body"])]
         if not pointers:
@@ -106,7 +106,7 @@ class Offload:
     def _tried(self, message: dict[str, Any]) -> Exception | None:
         try:
             self._read(message)
-        except (Unreadable, BotoCoreError, ClientError, OSError) as error:
+        except Exception as error:  # whatever it is (no credentials, no region): raised, it would end the polling
             return error
         return None
 
@@ -147,7 +147,7 @@ class Offload:
             return
         try:
             self.aws.quick("s3").delete_objects(Bucket=self.bucket, Delete={"Objects": objects, "Quiet": True})
-        except (BotoCoreError, ClientError) as error:
+        except Exception as error:  # as in `_tried`
             logger.warning("%d objects of messages that are done stay in the bucket: %s", len(objects), error)
 
 

@@ -12,6 +12,7 @@ import pytest
 
 import celery_sqs
 from celery_sqs import MessageTooLarge
+from celery_sqs.aws import Aws
 from celery_sqs.transport.deletions import Done
 from celery_sqs.transport.offload import OBJECT, POINTER
 from tests.support import orders
@@ -204,6 +205,25 @@ def test_an_object_stays_until_its_message_is_deleted(mine: Place) -> None:
         channel._deletions.add(Done.of(mine.queue(), whole))
         channel._deletions.flush()
         assert mine.objects() == []
+
+
+def test_credentials_that_cannot_be_had_for_a_moment_cost_no_message(
+    mine: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is raised here would end the queue's polling, or the worker."""
+    mine.app.send_task("orders.length", args=[LARGE], ignore_result=True)
+    [message] = mine.sqs.receive_message(QueueUrl=mine.queue())["Messages"]
+    with mine.app.connection_for_read() as connection:
+        channel = connection.default_channel
+
+        def no_credentials(*_: Any) -> None:
+            raise RuntimeError("Credentials were refreshed, but the refreshed credentials are still expired.")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Aws, "quick", no_credentials)
+            assert channel._whole(mine.queue(), [message]) == []
+            channel._offload.delete(["0" * 32])
+        assert len(channel._whole(mine.queue(), [message])) == 1
 
 
 def test_a_worker_without_the_bucket_leaves_the_message(mine: Place, caplog: Any) -> None:
