@@ -44,3 +44,6 @@ def configure(app: Celery, options: Options) -> None:
         # The scaler and Flower know from them which workers are there.
         worker_send_task_events=True,
     )
+    if options.priority_steps:
+        # What a worker has taken it does in that order: a high priority would wait for all of it.
+        app.conf.update(worker_prefetch_multiplier=1)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from email.utils import parsedate_to_datetime
@@ -52,7 +53,8 @@ class Aws:
     """Where AWS is asked, and as whom. What is empty here is what boto3 finds: the environment, the profile, the role.
 
     `used_tag` is the key of the tag by which temporary queues say when they were used last; `bucket_owner` an account
-    without whose buckets S3 refuses every call; `connections` how many each client may keep open.
+    without whose buckets S3 refuses every call; `connections` how many each client may keep open; `config` settings of
+    botocore's for every client.
     """
 
     region: str = ""
@@ -63,15 +65,20 @@ class Aws:
     used_tag: str = "celery-sqs:used"
     bucket_owner: str = ""
     connections: int = LEAST_CONNECTIONS
+    config: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def client(self, service: str, *, extra: Config | None = None, **config: Any) -> Any:
         """A boto3 client of its own for `service`; `config` and `extra` override single settings of botocore's.
 
-        Raises ConfigurationError when no region is set, and botocore's errors for a profile that cannot be used. Safe
-        to call in any thread.
+        Raises ConfigurationError when no region is set or a setting is none of botocore's, and botocore's errors for a
+        profile that cannot be used. Safe to call in any thread.
         """
         own = self._for_s3() if service == "s3" else {}
-        options = Config(**{**DEFAULTS, "max_pool_connections": self.connections, **own, **config})
+        settings = {**DEFAULTS, "max_pool_connections": self.connections, **own, **self.config, **config}
+        try:
+            options = Config(**settings)
+        except TypeError as error:
+            raise ConfigurationError(f"botocore does not take this client-config: {error}") from error
         if extra is not None:
             options = options.merge(extra)
         made: Any = session().client(  # type: ignore[call-overload] # boto3's stubs know services by literals only

@@ -48,3 +48,7 @@ class ResultsUnavailable(Error):
     def __init__(self, message: str, *, passing: bool = False) -> None:
         super().__init__(message)
         self.passing = passing
+
+
+class MessageTooLarge(Error):
+    """A message is larger than SQS or SNS takes, and there is no bucket for it."""

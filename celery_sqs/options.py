@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -13,7 +14,10 @@ from celery_sqs.aws import Aws
 from celery_sqs.errors import ConfigurationError
 from celery_sqs.flower.options import FlowerOptions
 from celery_sqs.hooks import Hooks
+from celery_sqs.queues.temporary import LONGEST_NAME
 from celery_sqs.scaler.options import ScalerOptions
+from celery_sqs.transport import priorities
+from celery_sqs.transport.offload import LIMIT_BYTES, PREFIX
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +55,23 @@ class Options:
     """The S3 bucket for what must be found later: states, results by id, groups, chords. Without one, results reach
     the process that asked, and nobody else."""
     results_prefix: str = "celery-results/"
+    messages_bucket: str = ""
+    """The S3 bucket for messages that are larger than `largest_message_bytes`; the results' where it is empty. Its
+    lifecycle rule must not remove them while a queue may still have the message."""
+    messages_prefix: str = PREFIX
+    largest_message_bytes: int = LIMIT_BYTES
+    """What the work queues take (their MaximumMessageSize), 1,024 to 1,048,576."""
+    priority_steps: tuple[int, ...] = ()
+    """Which priorities (0 to 9, 0 is the highest, as with Redis) begin a queue of their own: (0, 3, 6, 9) makes four of
+    every work queue. The first is 0, and the queue's own. Without any, `priority` has no effect."""
     results_elsewhere: bool = False
     """The application keeps its results itself: one that a reply cannot carry is answered as None."""
     bucket_owner: str = ""
     """The account (12 digits) that the buckets must belong to."""
     connections: int = Aws.connections
     """That one AWS client keeps."""
+    client_config: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Arguments of botocore's Config for every AWS client."""
     used_tag: str = Aws.used_tag
     """The key of the tag by which temporary queues say when they were used last."""
     sweep: bool = False
@@ -70,6 +85,23 @@ class Options:
             raise ConfigurationError("An application has at least one work queue: queues=('orders',)")
         if not 0 <= self.wait_s <= 20:
             raise ConfigurationError(f"wait_s is {self.wait_s}, and SQS takes 0 to 20")
+        if not 1024 <= self.largest_message_bytes <= 2**20:
+            raise ConfigurationError(
+                f"largest_message_bytes is {self.largest_message_bytes}, and SQS takes 1024 to 2**20"
+            )
+        self._check_names()
+        priorities.check(self.priority_steps, self.queues)
+
+    def _check_names(self) -> None:
+        longest = LONGEST_NAME - len(f"-{self.replies}-{'0' * 12}")
+        if len(self.prefix) > longest or not re.fullmatch(r"[A-Za-z0-9_-]*", self.prefix):
+            raise ConfigurationError(
+                f"the prefix {self.prefix!r} cannot begin a queue's name: it takes up to {longest} of A-Z, a-z, 0-9, "
+                "hyphen and underscore"
+            )
+        for name in self.queues:
+            if not re.fullmatch(r"[!-~]+", name):
+                raise ConfigurationError(f"the queue's name {name!r} takes printable ASCII characters, and no spaces")
 
     @property
     def queue_name_prefix(self) -> str:
@@ -84,6 +116,12 @@ class Options:
         return f"sqs://{quote(self.access_key_id, safe='')}:{quote(self.secret_access_key, safe='')}@"
 
     @property
+    def queue_names(self) -> tuple[str, ...]:
+        """The work queues' whole names, with one for each priority step."""
+        steps = [each for name in self.queues for each in priorities.queues_of(name, self.priority_steps)]
+        return tuple(self.queue_name_prefix + each for each in steps)
+
+    @property
     def aws(self) -> Aws:
         """Where AWS is asked, and as whom."""
         return Aws(
@@ -94,17 +132,15 @@ class Options:
             used_tag=self.used_tag,
             bucket_owner=self.bucket_owner,
             connections=self.connections,
+            config=self.client_config,
         )
 
     def transport_options(self) -> dict[str, Any]:
         """Celery's `broker_transport_options`."""
-        given: dict[str, Any] = {
+        named = {theirs: getattr(self, ours) for theirs, ours in TRANSPORT_NAMES.items()}
+        own = {
             "queue_name_prefix": self.queue_name_prefix,
-            "work_queues": list(self.queues),
-            "create_queues": self.create_queues,
-            "wait_time_seconds": self.wait_s,
-            "visibility_timeout": self.visibility_s,
-            "extend_visibility": self.extend_visibility,
+            "messages_bucket": self.messages_bucket or self.results_bucket,
             # The pause after a poll that brought nothing: it has waited already, or SQS has refused it.
             "polling_interval": 0.5,
             "fetch_message_attributes": ["ApproximateReceiveCount", "SentTimestamp"],
@@ -112,32 +148,31 @@ class Options:
             # The messages are JSON: base64 inside base64 would be three quarters more bytes.
             "sqs_base64_encoding": False,
             "body_encoding": "utf-8",
-            "connections": self.connections,
-            "used_tag": self.used_tag,
             "refuse": self.hooks.refuse,
         }
-        optional = {
-            "region": self.region,
-            "endpoint_url": self.endpoint_url,
-            "max_deliveries": self.max_deliveries,
-            "bucket_owner": self.bucket_owner,
-        }
-        return given | {name: value for name, value in optional.items() if value not in ("", None)}
+        return {name: value for name, value in {**named, **own}.items() if value not in ("", None, (), {})}
 
 
 TRANSPORT_NAMES: Mapping[str, str] = {
-    "wait_time_seconds": "wait_s",
-    "visibility_timeout": "visibility_s",
+    "work_queues": "queues",
+    "create_queues": "create_queues",
     "region": "region",
     "endpoint_url": "endpoint_url",
-    "create_queues": "create_queues",
+    "client-config": "client_config",
+    "wait_time_seconds": "wait_s",
+    "visibility_timeout": "visibility_s",
+    "extend_visibility": "extend_visibility",
     "max_deliveries": "max_deliveries",
+    "priority_steps": "priority_steps",
+    "largest_message_bytes": "largest_message_bytes",
+    "messages_bucket": "messages_bucket",
+    "messages_prefix": "messages_prefix",
+    "bucket_owner": "bucket_owner",
     "connections": "connections",
     "used_tag": "used_tag",
-    "bucket_owner": "bucket_owner",
     "sweep": "sweep",
 }
-"""Transport options that are options of ours by another name, or by the same."""
+"""Transport options and the options here that they are."""
 
 
 def of(app: Celery) -> Options:
@@ -156,9 +191,11 @@ def _from_settings(app: Celery) -> Options:
     plain = {
         "prefix": begins.removesuffix("-"),
         "separator": "-" if begins.endswith("-") else "",
-        "queues": tuple(transport.get("work_queues") or [app.conf.task_default_queue]),
+        "queues": [app.conf.task_default_queue],
     }
-    return Options(**{**plain, **named, **_from_url(app), **given})
+    merged = {**plain, **named, **_from_url(app), **given}
+    lists = {name: tuple(merged[name]) for name in ("queues", "priority_steps") if name in merged}
+    return Options(**{**merged, **lists})
 
 
 def _from_url(app: Celery) -> dict[str, str]:

@@ -35,7 +35,7 @@ class Row:
 def work_queues(options: Options, sqs: Any) -> list[Row]:
     """Those that are there. Raises BrokerUnavailable when SQS does not answer."""
     try:
-        rows = [_row(sqs, options.queue_name_prefix + each) for each in options.queues]
+        rows = [_row(sqs, each) for each in options.queue_names]
     except (BotoCoreError, ClientError) as error:
         raise BrokerUnavailable(f"SQS does not answer: {error}") from error
     return [each for each in rows if each]

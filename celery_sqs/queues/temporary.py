@@ -36,6 +36,8 @@ CLOCKS_AGREE_S = 60.0
 """A clock that is further than this from SQS's is not believed: queues in use must not look abandoned."""
 SECOND = "-2"
 """Ends the name to which a process falls back when its queue's name was given up less than a minute ago."""
+LONGEST_NAME = 80 - len(SECOND)
+"""Of a queue: SQS takes 80 characters."""
 
 
 def code_of(error: ClientError) -> str:

@@ -9,6 +9,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from celery_sqs.aws import ONCE, Aws
 from celery_sqs.errors import BrokerUnavailable
+from celery_sqs.queues.temporary import GONE, code_of
 from celery_sqs.scaler.policies.base import Counts
 
 ATTRIBUTES = {
@@ -21,8 +22,9 @@ ATTRIBUTES = {
 class Depths:
     """The counts of some queues together, by GetQueueAttributes: kombu's size is of visible messages only."""
 
-    def __init__(self, aws: Aws, queues: Sequence[str], *, client: Any = None) -> None:
-        """`queues` are names on SQS."""
+    def __init__(self, aws: Aws, queues: Sequence[str], *, absent_are_empty: bool = False, client: Any = None) -> None:
+        """`queues` are names on SQS. `absent_are_empty`: whoever sends makes a queue that is not there."""
+        self._absent_are_empty = absent_are_empty
         self._client = client or aws.client("sqs", read_timeout=5, retries=ONCE)
         self._urls: dict[str, str] = dict.fromkeys(queues, "")
 
@@ -43,5 +45,7 @@ class Depths:
             )
         except (BotoCoreError, ClientError) as error:
             self._urls[name] = ""
+            if self._absent_are_empty and isinstance(error, ClientError) and code_of(error) in GONE:
+                return dict.fromkeys(ATTRIBUTES, 0)
             raise BrokerUnavailable(f"The queue {name} cannot be asked: {error}") from error
         return {field: int(answer["Attributes"][each]) for field, each in ATTRIBUTES.items()}

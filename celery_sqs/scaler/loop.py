@@ -298,7 +298,7 @@ def run(
         # A dry run has the port of no scaler that acts, which may run on this machine, too.
         options = replace(options, status_port=0)
     policy = create(options)
-    depths = Depths(aws, options.queues)
+    depths = Depths(aws, options.queues, absent_are_empty=framework.create_queues)
     depths.ask()
     lease = None if dry_run else Lease(options, aws)
     status = Status(options, aws)

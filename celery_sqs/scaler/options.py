@@ -108,7 +108,7 @@ class ScalerOptions:
         found = replace(
             self,
             stack=self.stack or application.prefix,
-            queues=self.queues or tuple(application.queue_name_prefix + each for each in application.queues),
+            queues=self.queues or application.queue_names,
             launch_template=self.launch_template or f"{application.prefix}-worker",
             lease_bucket=self.lease_bucket or application.results_bucket,
         )

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -16,47 +14,47 @@ from botocore.exceptions import BotoCoreError, ClientError
 from kombu.asynchronous.aws.sqs.connection import AsyncSQSConnection
 from kombu.transport import SQS, virtual
 from kombu.transport.SQS.exceptions import DoesNotExistQueueException
+from kombu.transport.virtual.base import queue_declare_ok_t
 
 from celery_sqs.aws import Aws
 from celery_sqs.errors import BrokerUnavailable
-from celery_sqs.queues.temporary import SECOND, code_of, temporary_queues
-from celery_sqs.transport import delay
-from celery_sqs.transport.fanout import FANOUT_EXCHANGES, REPLY_EXCHANGE, Fanout, arn, listener_attributes, topic_name
-from celery_sqs.transport.http import CLOCK, CLOCKS_AGREE_S, AsyncConnection
-from celery_sqs.transport.messages import TRIES, decoded
+from celery_sqs.queues.temporary import LONGEST_NAME, code_of, temporary_queues
+from celery_sqs.transport import delay, offload, priorities
+from celery_sqs.transport.deletions import Deletions, Done
+from celery_sqs.transport.fanout import (
+    FANOUT_EXCHANGES,
+    REPLY_EXCHANGE,
+    RETENTION_S,
+    Fanout,
+    arn,
+    listener_attributes,
+    topic_name,
+)
+from celery_sqs.transport.http import CLOCKS_AGREE_S, AsyncConnection
+from celery_sqs.transport.intake import Intake
 from celery_sqs.transport.polls import polls
+from celery_sqs.transport.step_polls import StepPoller
 from celery_sqs.transport.visibility import Keeper
 
 logger = logging.getLogger(__name__)
 
-DELETE_WITHIN_S = 0.5
-"""A done task's message is deleted with nine others, or after this long."""
 LISTENER_DELETES_WITHIN_S = 20.0
-"""The same for events taken outside a worker: they are not seen again for a minute, and twice would do no harm."""
+"""Events that were taken outside a worker are deleted so late: they are not seen again for a minute, and twice would do
+no harm."""
 GATHER_S = 0.25
 """Between two receives outside a worker."""
 EVENTS = "celeryev"
 """Celery's exchange for events, unless its setting `event_exchange` and the option of that name say otherwise."""
-FACTS_FOR_S = 300.0
-"""A queue's attributes are believed for so long: a redrive policy may be given to it while workers run."""
-REFUSED_S = 300
-"""A refused message of a queue without a redrive policy is out of sight for so long."""
 AGAIN_AFTER_S = 3
 """A message whose task failed is delivered again after this long."""
+ROOM_WAITS_S = 2.0
+"""With less than half of the prefetch free, a worker asks for messages after so long."""
+LISTEN_S = 5
+"""Outside an event loop the highest priority step is listened to for so long, then the others are looked at."""
+URL = "celery-sqs:queue"
+"""In a received message: the URL of its queue, where that is a priority step."""
 REPLY_QUEUES = 64
 """Whose URLs a worker knows."""
-LONGEST_NAME = 80 - len(SECOND)
-"""Of a queue: SQS takes 80 characters."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Facts:
-    """What a work queue is like: how often it delivers a message (0: for ever), for how long it hides one (s), and
-    whether it has said so itself."""
-
-    deliveries: int
-    visibility_s: int
-    known: bool
 
 
 class Gate:
@@ -72,7 +70,7 @@ class Gate:
         return getattr(self._refuse, "__qualname__", type(self._refuse).__qualname__)
 
 
-class Channel(SQS.Channel):
+class Channel(Intake):
     """kombu's SQS channel, asking SQS less and repaired for fanout, replies and no-ack consumers."""
 
     _fanout: Fanout | None
@@ -83,12 +81,13 @@ class Channel(SQS.Channel):
         self._asyncs: dict[str | None, tuple[Any, AsyncSQSConnection]] = {}
         super().__init__(*args, **kwargs)
         self._starved: set[str] = set()
+        self._pollers: dict[str, StepPoller] = {}
+        self._room_from_s: float | None = None  # since when a part of the prefetch is free and nothing is asked for
+        self._turns: dict[str, priorities.Turns] = {}
         self._answered: dict[str, None] = {}  # reply queues, the least recently used first
-        self._done: list[tuple[str, str]] = []
-        self._done_from_s = 0.0
         self._received_s = float("-inf")
-        self._deleting = threading.Lock()
         self._keeper = Keeper(self._quick)
+        self._deletions = Deletions(self._quick, self._keeper, lambda: self._offload, self._call_later)
         refuse = self.transport_options.get("refuse")
         if refuse and not hasattr(refuse, "__json__"):
             self.transport_options["refuse"] = Gate(refuse)
@@ -103,8 +102,23 @@ class Channel(SQS.Channel):
             endpoint_url=self.endpoint_url or option("endpoint_url") or "",
             access_key_id=self.conninfo.userid or "",
             secret_access_key=self.conninfo.password or "",
+            config=option("client-config") or {},
             **limits,
         )
+
+    @cached_property
+    def _offload(self) -> offload.Offload:
+        """Where the text of a message goes that is larger than SQS takes."""
+        option, limit_bytes = self.transport_options.get, self._limit_bytes
+        prefix = option("messages_prefix", offload.PREFIX)
+        bucket = option("messages_bucket") or ""
+        return offload.Offload(aws=self.aws, bucket=bucket, prefix=prefix, limit_bytes=limit_bytes)
+
+    @property
+    def _limit_bytes(self) -> int:
+        """How long a message's JSON may be."""
+        limit_bytes = int(self.transport_options.get("largest_message_bytes", offload.LIMIT_BYTES))
+        return limit_bytes * 3 // 4 if self.sqs_base64_encoding else limit_bytes
 
     @property
     def region(self) -> str:
@@ -189,6 +203,20 @@ class Channel(SQS.Channel):
     def _creates_queues(self) -> bool:
         return bool(self.transport_options.get("create_queues", True))
 
+    @cached_property
+    def _priority_steps(self) -> tuple[int, ...]:
+        return tuple(self.transport_options.get("priority_steps") or ())
+
+    def _steps_of(self, queue: str) -> tuple[str, ...]:
+        """The queues of a work queue's priority steps, the highest first; the queue alone where it has none."""
+        is_others = self.canonical_queue_name(queue) in self._temporary or queue.endswith(REPLY_EXCHANGE)
+        return priorities.queues_of(queue, () if is_others else self._priority_steps)
+
+    def _most(self, url: str) -> int:
+        """How many messages one receive from this queue asks for."""
+        # While SQS knows one message of a group to be taken it hands out no other; of one call it hands out several.
+        return 1 if url.endswith(".fifo") else self._get_message_estimate()
+
     @staticmethod
     def _no_queue(name: str) -> BrokerUnavailable:
         return BrokerUnavailable(f"the queue {name} does not exist, and is not to be made here: deploy the stack first")
@@ -234,7 +262,16 @@ class Channel(SQS.Channel):
     def queue_declare(self, queue: str | None = None, **kwargs: Any) -> Any:
         if queue and (kwargs.get("auto_delete") or kwargs.get("exclusive")):
             self._temporary.add(self.canonical_queue_name(queue))
-        return super().queue_declare(queue=queue, **kwargs)
+        for step in self._steps_of(queue)[1:] if queue else ():
+            self._new_queue(step)
+        try:
+            return super().queue_declare(queue=queue, **kwargs)
+        except ClientError as error:
+            # Who only sends, or gives `max_deliveries`, needs no right to see how long a queue is.
+            counting = error.operation_name == "GetQueueAttributes" and code_of(error).startswith("AccessDenied")
+            if not counting or kwargs.get("passive"):
+                raise
+            return queue_declare_ok_t(queue, 0, 0)
 
     def exchange_declare(self, exchange: str | None = None, type: str = "direct", **kwargs: Any) -> Any:
         # Events go to everybody who listens. A topic exchange would need bindings that the processes share; SQS has
@@ -253,34 +290,13 @@ class Channel(SQS.Channel):
         fanout = [name for name, each in self.state.exchanges.items() if each["type"] == "fanout"]
         topics = [self.topic_of(exchange) for exchange in dict.fromkeys([*FANOUT_EXCHANGES, *fanout])]
         attributes |= listener_attributes(arn(self.sqs(), "sqs", account, queue_name), topics)
+        if queue_name.endswith("-pidbox") or queue_name.startswith(f"{self.queue_name_prefix}{EVENTS}"):
+            attributes["MessageRetentionPeriod"] = str(RETENTION_S)
         return {"QueueUrl": temporary_queues.make(self.aws, queue_name, attributes)}
 
-    def _facts_of(self, url: str) -> Facts:
-        """What the queue at `url` is like, asked now and then."""
-        if (told := self.transport_options.get("max_deliveries")) is not None:
-            return Facts(deliveries=told, visibility_s=self.visibility_timeout, known=True)
-        known: tuple[Facts, float] | None = self._redrive_policies.get(url)
-        if known and time.monotonic() - known[1] < FACTS_FOR_S:
-            return known[0]
-        names = ["RedrivePolicy", "VisibilityTimeout"]
-        try:
-            answer = self._quick(url).get_queue_attributes(QueueUrl=url, AttributeNames=names).get("Attributes", {})
-            policy = json.loads(answer.get("RedrivePolicy", "{}"))
-            facts = Facts(
-                deliveries=int(policy.get("maxReceiveCount", 0)), visibility_s=int(answer[names[1]]), known=True
-            )
-        except Exception as error:  # whatever it was, the messages that have come are to be done
-            logger.warning("cannot see what the queue %s is like: %r", url, error)
-            facts = known[0] if known else Facts(deliveries=0, visibility_s=self.visibility_timeout, known=False)
-        self._redrive_policies[url] = facts, time.monotonic()
-        return facts
-
-    def _has_redrive_policy(self, queue: str | None, queue_url: str) -> bool:
-        # Where that cannot be seen: a message that was deleted cannot be had back.
-        facts = self._facts_of(queue_url)
-        return facts.deliveries > 0 or not facts.known
-
     def _put(self, queue: str, message: Any, **kwargs: Any) -> None:
+        if not self.closed and len(self._steps_of(queue)) > 1:
+            queue = priorities.queue_for(queue, self._get_message_priority(message), self._priority_steps)
         # A copy: a publisher that tries again works the delay out anew.
         properties = dict(message.get("properties", {}))
         message = {**message, "properties": properties}
@@ -295,8 +311,9 @@ class Channel(SQS.Channel):
         # kombu makes a queue that is not there. A remote-control reply's is not when whoever asked has gone since: the
         # new one would be nobody's (many are left behind: celery/celery#8348).
         if not queue.endswith(REPLY_EXCHANGE):
-            super()._put(queue, message, **kwargs)
+            super()._put(queue, self._offload.fitted(message, where=queue), **kwargs)
             return
+        offload.check(message, self._limit_bytes, where=queue)
         name = self.canonical_queue_name(queue)
         try:
             self._resolve_queue_url(queue)
@@ -312,6 +329,16 @@ class Channel(SQS.Channel):
             self._queue_cache.pop(name, None)
             self._answered.pop(name, None)
             logger.info("nobody waits at %s any more", queue)
+
+    def _put_fanout(self, exchange: str, message: Any, routing_key: str, **kwargs: Any) -> None:
+        # Several queues get it: no worker could tell when all have read an object in S3.
+        limit_bytes = min(self._limit_bytes, offload.SNS_LIMIT_BYTES)
+        offload.check(message, limit_bytes, where=f"all that listen to {exchange}")
+        super()._put_fanout(exchange, message, routing_key, **kwargs)
+
+    def _call_later(self, seconds: float, call: Callable[[], None]) -> None:
+        if self.hub:
+            self.hub.call_later(seconds, call)
 
     def asynsqs(self, queue: str | None = None) -> AsyncSQSConnection:
         own = queue if queue in self.predefined_queues else None
@@ -345,15 +372,28 @@ class Channel(SQS.Channel):
         # makes room says so at once.
         if queue in self._active_queues and not self._has_room():
             self._starved.add(queue)
+            return
+        self._room_from_s = None
+        if queue in self._active_queues and queue in self._pollers:
+            self._pollers[queue].polls.look()
         else:
             super()._schedule_queue(queue)
 
     def _has_room(self) -> bool:
-        """Whether half of the prefetch is free: asking for a single message costs as much as for ten."""
-        limit = self.qos.prefetch_count
+        """Whether half of the prefetch is free, since asking for one message costs as much as for ten.
+
+        After a while any of it, since a process of the pool may have nothing to do. With priorities any of it at once:
+        a worker that asks late takes the highest that there is.
+        """
+        limit, room_from_s = self.qos.prefetch_count, self._room_from_s
+        if self._priority_steps or (room_from_s and time.monotonic() - room_from_s >= ROOM_WAITS_S):
+            return bool(self.qos.can_consume())
         return not limit or 2 * self.qos.can_consume_max_estimate() >= limit
 
     def _feed(self) -> None:
+        if self._starved and self._room_from_s is None and self.qos.can_consume():
+            self._room_from_s = time.monotonic()
+            self._call_later(ROOM_WAITS_S, self._feed)
         while self._starved and self.hub and self._has_room():
             try:
                 queue = self._starved.pop()
@@ -363,6 +403,8 @@ class Channel(SQS.Channel):
 
     def basic_consume(self, queue: str, no_ack: bool, *args: Any, **kwargs: Any) -> Any:
         self._starved.discard(queue)  # consuming starts polling anew
+        if len(steps := self._steps_of(queue)) > 1 and not no_ack:
+            self._pollers[queue] = StepPoller(self, queue, steps)
         if not no_ack:
             self._work.add(self.canonical_queue_name(queue))
         if queue not in self.predefined_queues and (no_ack or self.canonical_queue_name(queue) in self._temporary):
@@ -371,7 +413,8 @@ class Channel(SQS.Channel):
 
     def _use(self, queue: str) -> None:
         """Note that a temporary queue is in use; if it was deleted as abandoned, make and subscribe it anew."""
-        if queue in self._noack_queues and not temporary_queues.use(self._new_queue(queue)):
+        is_own = queue in self._noack_queues or self.canonical_queue_name(queue) in self._temporary
+        if is_own and not temporary_queues.use(self._new_queue(queue)):
             self._queue_cache.pop(self.canonical_queue_name(queue), None)
             self._fanout = None
             self._subscribe_queue_to_fanout_exchange_if_required(queue)
@@ -395,69 +438,81 @@ class Channel(SQS.Channel):
         # takes several of them.
         self._use(queue)
         time.sleep(max(0.0, self._received_s + GATHER_S - time.monotonic()))
-        if self._done and time.monotonic() - self._done_from_s > LISTENER_DELETES_WITHIN_S:
-            self._delete_done()
-        answer = super()._receive_message(queue, *args, **kwargs)
+        if self._deletions.waiting_s > LISTENER_DELETES_WITHIN_S:
+            self._deletions.flush()
+        url, answer = self._receive(queue, *args, **kwargs)
         self._received_s = time.monotonic()
-        news = self._news(queue, answer.get("Messages", []))
+        news = self._whole(url, self._news(queue, answer.get("Messages", [])))
         if self.canonical_queue_name(queue) in self._work:  # a worker without an event loop: gevent, eventlet
-            news = self._take_in(queue, self._new_queue(queue), news)
+            news = self._take_in(queue, url, news)
         return {**answer, "Messages": news}
+
+    def _receive(
+        self, queue: str, max_number_of_messages: int = 1, wait_time_seconds: int | None = None
+    ) -> tuple[str, dict[str, Any]]:
+        """The URL of a queue, or of one of its priority steps, and SQS's answer."""
+        wait_s = self.wait_time_seconds if wait_time_seconds is None else wait_time_seconds
+        steps = self._steps_of(queue)
+        if len(steps) == 1:
+            return self._receive_from(queue, max_number_of_messages, wait_s)
+        turns = self._turns.setdefault(queue, priorities.Turns(steps))
+        for step in turns.next():
+            found = self._receive_from(step, max_number_of_messages, 0)
+            turns.note(step, empty="Messages" not in found[1])
+            if "Messages" in found[1]:
+                return found
+        return self._receive_from(steps[0], max_number_of_messages, min(wait_s, LISTEN_S))
+
+    def _receive_from(self, queue: str, count: int, wait_s: int) -> tuple[str, dict[str, Any]]:
+        url = self._new_queue(queue)
+        answer: dict[str, Any] = self.sqs(queue=queue).receive_message(
+            QueueUrl=url,
+            MaxNumberOfMessages=min(count, self._most(url)),
+            WaitTimeSeconds=wait_s,
+            **{name: which for name, which in self.get_message_attributes.items() if which},
+        )
+        for each in answer.get("Messages", ()):
+            each[URL] = url
+        return url, answer
 
     def basic_ack(self, delivery_tag: str, multiple: bool = False) -> None:
         # kombu deletes each message with a call of its own (celery/kombu#1336); ten go into one. Only while an event
         # loop runs and the queue is consumed: a worker that is shutting down deletes at once.
         try:
             info = self.qos.get(delivery_tag).delivery_info
-            done, queue = (info["sqs_queue"], info["sqs_message"]["ReceiptHandle"]), info["routing_key"]
+            done, queue = Done.of(info["sqs_queue"], info["sqs_message"]), info["routing_key"]
         except KeyError:
             done, queue = None, None
         try:
             if done and self.hub and queue in self._active_queues:
                 virtual.Channel.basic_ack(self, delivery_tag, multiple)
-                self._delete_soon(done)
+                self._deletions.add(done)
+            elif done and done.object:  # which stays unless SQS says that the message is deleted
+                virtual.Channel.basic_ack(self, delivery_tag, multiple)
+                self._deletions.add(done)
+                self._deletions.flush()
             else:
                 super().basic_ack(delivery_tag, multiple)
                 self._keeper.drop(delivery_tag)
         finally:
             self._feed()
 
-    def _delete_soon(self, done: tuple[str, str]) -> None:
-        with self._deleting:  # threads of a pool acknowledge, too
-            self._done.append(done)
-            count = len(self._done)
-        if count >= SQS.SQS_MAX_MESSAGES:
-            self._delete_done()
-        elif count == 1:
-            self._done_from_s = time.monotonic()
-            if self.hub:
-                self.hub.call_later(DELETE_WITHIN_S, self._delete_done)
-
-    def _delete_done(self) -> None:
-        """Delete the messages whose tasks are done. One that stays is delivered again, and done again."""
-        with self._deleting:
-            todo, self._done = self._done, []
-        for url in {url for url, _ in todo}:
-            entries = [{"Id": str(n), "ReceiptHandle": receipt} for n, (of, receipt) in enumerate(todo) if of == url]
-            try:
-                failed = self._quick(url).delete_message_batch(QueueUrl=url, Entries=entries).get("Failed", ())
-            except (BotoCoreError, ClientError) as error:
-                failed = [str(error)]
-            for of, receipt in todo:
-                if of == url:
-                    self._keeper.drop(receipt)
-            if failed:
-                logger.warning("could not delete all of %d messages whose tasks are done: %s", len(entries), failed)
-
     def _delete(self, queue: str, *args: Any, **kwargs: Any) -> None:
-        super()._delete(queue, *args, **kwargs)
-        # kombu forgets the URL under a name that it does not keep it by, so the queue could not be made again.
-        if queue not in self.predefined_queues:
-            self._queue_cache.pop(self.canonical_queue_name(queue), None)
+        for step in self._steps_of(queue):
+            super()._delete(step, *args, **kwargs)
+            # kombu forgets the URL under a name that it does not keep it by, so the queue could not be made again.
+            if step not in self.predefined_queues:
+                self._queue_cache.pop(self.canonical_queue_name(step), None)
+
+    def _size(self, queue: str) -> int:
+        return sum(super(Channel, self)._size(step) for step in self._steps_of(queue))
 
     def _purge(self, queue: str) -> int:
         """Take every message out of the queue; returns how many there were, as far as SQS knows."""
-        size: int = self._size(queue)
+        return sum(self._purge_step(step) for step in self._steps_of(queue))
+
+    def _purge_step(self, queue: str) -> int:
+        size: int = super()._size(queue)
         url = self._new_queue(queue)
         try:
             self._quick(url).purge_queue(QueueUrl=url)
@@ -471,12 +526,12 @@ class Channel(SQS.Channel):
         return size
 
     def basic_cancel(self, consumer_tag: str) -> Any:
-        self._delete_done()
+        self._deletions.flush()
         return super().basic_cancel(consumer_tag)
 
     def close(self) -> None:
         self._keeper.close()
-        self._delete_done()
+        self._deletions.flush()
         super().close()
 
     def basic_reject(self, delivery_tag: str, requeue: bool = False) -> None:
@@ -513,11 +568,12 @@ class Channel(SQS.Channel):
         if self.closed:  # this poll was under way when the connection was given up
             self._hand_back(queue, received)
             return 0
-        news = self._news(qname, received)
-        if self.canonical_queue_name(qname) in self._work:
+        news, is_work = self._news(qname, received), self.canonical_queue_name(qname) in self._work
+        if is_work:
             polls.note(answered=bool(messages))
-            if qname in self.connection._callbacks:  # else kombu hands them all back
-                news = self._take_in(qname, queue, news)
+        if qname in self.connection._callbacks:  # else kombu hands them all back
+            news = self._whole(queue, news)
+            news = self._take_in(qname, queue, news) if is_work else news
         for each in news:
             # One by one: what is raised here, for a message that makes no sense, ends the worker, or its polling
             # (celery/kombu#2421).
@@ -531,6 +587,8 @@ class Channel(SQS.Channel):
 
     def _get_from_sqs(self, queue_name: str, *args: Any, **kwargs: Any) -> Any:
         # Until a poll has succeeded the worker does not look ready, so the first one does not wait for messages.
+        if queue_name.endswith(".fifo"):
+            kwargs["count"] = 1  # as in _most
         if queue_name in self._work and not polls.working:
             return self._get_at_once(queue_name, *args, **kwargs)
         return super()._get_from_sqs(queue_name, *args, **kwargs)
@@ -542,81 +600,15 @@ class Channel(SQS.Channel):
             queue_name, queue_url, number_messages=count, wait_time_seconds=0, callback=callback
         )
 
-    def _acceptable(self, url: str, messages: list[Any]) -> list[Any]:
-        """The messages that a worker can do; the others go back at once, and are dead letters two deliveries later."""
-        reasons = [self._reason(each) for each in messages]
-        for each, reason in zip(messages, reasons, strict=True):
-            if reason:
-                logger.warning("the message %s is left for the dead letters: %s", each.get("MessageId"), reason)
-        refused = [each for each, reason in zip(messages, reasons, strict=True) if reason]
-        if refused:
-            # Without a redrive policy it comes for ever: not at each poll, at least.
-            self._hand_back(url, refused, after_s=0 if self._has_redrive_policy(None, url) else REFUSED_S)
-        return [each for each, reason in zip(messages, reasons, strict=True) if not reason]
-
-    def _take_in(self, queue: str, url: str, messages: list[Any]) -> list[Any]:
-        """Those of a work queue's messages that are tasks of ours and due, kept out of others' sight from now on."""
-        due = self._later(queue, url, self._acceptable(url, messages))
-        self._note(url, due)
-        return due
-
-    def _note(self, url: str, messages: list[Any]) -> None:
-        """Note in messages that are taken in how often they are tried, and keep them out of sight from now on."""
-        if not messages:
-            return
-        facts = self._facts_of(url)
-        for each in messages:
-            each[TRIES] = facts.deliveries
-            if self.transport_options.get("extend_visibility", True):
-                self._keeper.hold(each["ReceiptHandle"], url, facts.visibility_s)
-
-    def _later(self, queue: str, url: str, messages: list[Any]) -> list[Any]:
-        """The messages whose time has come, or will in a moment; the others are sent on, or hidden until then."""
-        due = []
-        for each in messages:
-            left_s = self._left_s(each)
-            # A FIFO queue delays no single message: Celery keeps it, out of others' sight.
-            if left_s <= delay.SOON_S or url.endswith(".fifo"):
-                due.append(each)
-                continue
-            try:
-                self._send_on(url, each, delay.delay_s(left_s))
-            except (BotoCoreError, ClientError) as error:
-                logger.warning("a message of %s is not sent on, and comes again: %s", queue, error)
-        return due
-
-    def _left_s(self, message: Any) -> float:
-        try:
-            headers = decoded(message["Body"]).get("headers")
-        except (ValueError, RecursionError):
-            return 0.0
-        now_s = message[CLOCK] + time.monotonic() if CLOCK in message else time.time()
-        return delay.left_s(headers, now_s)
-
-    def _send_on(self, url: str, message: Any, seconds: int) -> None:
-        """Send a message once more, to be delivered in `seconds`, then delete this one: killed between the two, a
-        worker has sent it twice, and never lost it."""
-        group = decoded(message["Body"]).get("properties", {}).get("MessageGroupId")
-        groups = {"MessageGroupId": group} if group else {}
-        self._quick(url).send_message(QueueUrl=url, MessageBody=message["Body"], DelaySeconds=seconds, **groups)
-        self._delete_soon((url, message["ReceiptHandle"]))
-
     def _message_to_python(self, message: Any, queue_name: str, q_url: str) -> Any:
-        payload = super()._message_to_python(message, queue_name, q_url)
+        payload = super()._message_to_python(message, queue_name, message.get(URL, q_url))
+        # The payload has the text: the message goes to a pool's process as well, once is enough.
+        message["Body"] = message.get(offload.SENT, message["Body"])
         if "properties" in payload:  # it has none where it is acknowledged already
             count = int(message.get("Attributes", {}).get("ApproximateReceiveCount", 1))
             # So that Celery's worker_deduplicate_successful_tasks works (celery/celery#3270, celery/kombu#1022).
             payload["properties"]["delivery_info"]["redelivered"] = count > 1
         return payload
-
-    def _reason(self, message: Any) -> str:
-        """Why a message is not taken; empty when it is."""
-        refuse = self.transport_options.get("refuse")
-        try:
-            return refuse(str(message["Body"])) if refuse else ""
-        except Exception as error:  # what is raised here would end the queue's polling
-            logger.exception("the application's gate failed")
-            return f"the gate failed: {error!r}"
 
     def _restore(self, message: Any) -> None:
         # What a worker that leaves has taken and not begun. kombu sends such a message anew, with all its tries, and
@@ -624,18 +616,6 @@ class Channel(SQS.Channel):
         info = message.delivery_info
         self._keeper.drop(info["sqs_message"]["ReceiptHandle"])
         self._hand_back(info["sqs_queue"], [info["sqs_message"]])
-
-    def _hand_back(self, url: str, messages: list[Any], *, after_s: int = 0) -> None:
-        """Make messages visible again; those that fail are so when their visibility timeout is over."""
-        entries = [
-            {"Id": str(n), "ReceiptHandle": each["ReceiptHandle"], "VisibilityTimeout": after_s}
-            for n, each in enumerate(messages)
-        ]
-        try:
-            if entries:
-                self._quick(url).change_message_visibility_batch(QueueUrl=url, Entries=entries)
-        except (BotoCoreError, ClientError) as error:
-            logger.warning("%d messages stay out of sight for their whole visibility timeout: %s", len(entries), error)
 
     def _loop1(self, queue: str, messages_fetched: Any = None) -> None:
         # A closed channel has no connection, which kombu asks for the pause before the next poll. What is raised here
@@ -646,7 +626,7 @@ class Channel(SQS.Channel):
     def _delete_message(self, queue_name: str, message: Any) -> None:
         # kombu deletes a no-ack consumer's messages through the asynchronous client, which needs an event loop:
         # outside a worker (inspect, Flower) there is none and it fails (celery/kombu#746). And one by one.
-        self._delete_soon((self._new_queue(queue_name), message["ReceiptHandle"]))
+        self._deletions.add(Done.of(self._new_queue(queue_name), message))
 
     def _lookup(self, exchange: str, routing_key: str, default: str | None = None) -> list[str]:
         # A remote-control reply goes to the queue of the process that asked. kombu looks for it in bindings that only

@@ -2,7 +2,7 @@
 
 kombu's own code (celery/kombu#2372) asks SNS and SQS about every other subscriber each time a process starts, and makes
 topics with tags that a topic of the template does not have, which SNS refuses. Here a process asks for nothing that it
-can know: the topics' and queues' ARNs follow from the request queue's URL.
+can know: the topics' and queues' ARNs follow from a work queue's URL.
 """
 
 from __future__ import annotations
@@ -57,7 +57,6 @@ def listener_attributes(queue_arn: str, topics: list[str]) -> dict[str, str]:
         },
     ]
     return {
-        "MessageRetentionPeriod": str(RETENTION_S),
         "SqsManagedSseEnabled": "true",
         "Policy": json.dumps({"Version": "2012-10-17", "Statement": statements}),
     }

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import celery.app.amqp
+from kombu.common import Broadcast
 
 TRIES = "celery-sqs:tries"
 """In a received message: how often it is delivered before it is a dead letter; 0 where the queue has none."""
@@ -31,11 +32,12 @@ TASK_DEFAULTS: dict[str, Any] = {
 class AMQP(celery.app.amqp.AMQP):
     """Celery's message protocol 2 without the headers that only repeat a default.
 
-    They are a third of a small message. `origin` goes too: it is a host name of any length that nothing reads.
+    They are a third of a small message. `origin` goes too: it is a host name of any length that nothing reads. A retry
+    keeps its message's group.
     """
 
-    def as_task_v2(self, *args: Any, **kwargs: Any) -> Any:
-        message = super().as_task_v2(*args, **{**kwargs, "origin": "-"})
+    def as_task_v2(self, task_id: str, *args: Any, **kwargs: Any) -> Any:
+        message = super().as_task_v2(task_id, *args, **{**kwargs, "origin": "-"})
         headers = {
             name: value
             for name, value in message.headers.items()
@@ -43,7 +45,30 @@ class AMQP(celery.app.amqp.AMQP):
         }
         if headers.get("root_id") == headers["id"]:
             del headers["root_id"]
-        return message._replace(headers=headers)
+        return message._replace(headers=headers, properties=message.properties | self._group_of(task_id))
+
+    def _create_task_sender(self) -> Any:
+        send = super()._create_task_sender()
+
+        def send_task_message(
+            producer: Any, name: str, message: Any, *args: Any, queue: Any = None, declare: Any = None, **options: Any
+        ) -> Any:
+            # Celery declares nothing of a Broadcast, so that the sender gets no queue of its own. No server keeps the
+            # exchange here: it would be a direct one without a queue, and the message would be lost.
+            entity = self.queues[queue] if isinstance(queue, str) else queue
+            if declare is None and isinstance(entity, Broadcast):
+                declare = [entity.exchange]
+            return send(producer, name, message, *args, queue=queue, declare=declare, **options)
+
+        return send_task_message
+
+    def _group_of(self, task_id: str) -> dict[str, str]:
+        """The MessageGroupId of a task that is retried or replaced: Celery keeps its id, and forgets that."""
+        request = getattr(self.app.current_worker_task, "request", None)
+        if request is None or request.id != task_id:
+            return {}
+        group = (request.properties or {}).get("MessageGroupId")
+        return {"MessageGroupId": group} if group else {}
 
 
 def decoded(body: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Whether this process's polls of the request queue succeed.
+"""Whether this process's polls of the work queues succeed.
 
 A worker that cannot poll must not look ready: its events, by which the scaler knows it, wait until a poll has
 succeeded, and wait again when none has for a minute.
@@ -35,7 +35,7 @@ class Polls:
         self._failing_from_s = None
         if not self.working:
             self.working = True
-            logger.info("polls of the request queue are answered")
+            logger.info("polls of the work queues are answered")
             self.when_working()
 
     def failed(self, reason: str) -> None:
@@ -43,11 +43,11 @@ class Polls:
         now_s = self._clock()
         if self._failing_from_s is None:
             self._failing_from_s = now_s
-            logger.warning("a poll of the request queue failed: %s", reason)
+            logger.warning("a poll of a work queue failed: %s", reason)
         elif now_s - self._failing_from_s >= FAILING_S:
             # The next line about it comes after another such time.
             self._failing_from_s, self.working = now_s, False
-            logger.error("no poll of the request queue has succeeded for %g s: %s", FAILING_S, reason)
+            logger.error("no poll of the work queues has succeeded for %g s: %s", FAILING_S, reason)
 
 
 polls = Polls()

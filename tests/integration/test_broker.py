@@ -26,6 +26,7 @@ from kombu.asynchronous.http.curl import CurlClient
 from vine import promise
 
 from celery_sqs.errors import BrokerUnavailable
+from celery_sqs.transport import channel as channel_module
 from celery_sqs.transport.http import CLOCK, AsyncConnection, HTTPConnection
 from faceapp import broker
 from faceapp.config import Settings
@@ -243,6 +244,22 @@ def test_a_full_prefetch_waits_for_an_ack_instead_of_asking_again_and_again(
     channel.basic_ack(got[0].delivery_tag)
     assert hub.soon == []  # one free place is not worth a call
     channel.basic_reject(got[1].delivery_tag, requeue=True)
+    assert len(hub.soon) == 1
+
+
+def test_a_process_without_work_does_not_wait_for_half_of_the_others(
+    consuming: Callable[..., tuple[Any, Hub, list[Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a prefetch multiplier of 1 and long tasks, half of a pool stood idle beside a full queue."""
+    channel, hub, got = consuming(8, prefetch=8)
+    channel._schedule_queue("req-queue")
+    monkeypatch.setattr(channel_module, "ROOM_WAITS_S", 1000.0)
+    channel.basic_reject(got[0].delivery_tag, requeue=True)
+    channel.basic_reject(got[1].delivery_tag, requeue=True)
+    assert hub.soon == []
+    [ask] = hub.later
+    monkeypatch.setattr(channel_module, "ROOM_WAITS_S", 0.0)
+    ask()
     assert len(hub.soon) == 1
 
 

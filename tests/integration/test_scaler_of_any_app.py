@@ -84,6 +84,8 @@ class Bakery:
 def bakery(aws: str, tmp_path: Path) -> Bakery:
     name = f"bakery-{uuid.uuid4().hex[:8]}"
     (tmp_path / "bakery.py").write_text(APP)
+    closed = APP.replace("wait_s=1", "create_queues=False") + "bread = 1\n"
+    (tmp_path / "closed.py").write_text(closed)
     env = {**users_environ(), **aws_environ(aws), "BAKERY": name, "PYTHONPATH": str(REPOSITORY)}
     found = Bakery(name=name, folder=tmp_path, env=env, aws=aws)
     found.client("s3").create_bucket(Bucket=name)
@@ -112,10 +114,11 @@ def test_several_queues_feed_one_fleet_of_its_own_names(bakery: Bakery, tmp_path
 
 def test_a_dry_run_needs_no_launch_template_and_changes_nothing(bakery: Bakery, tmp_path: Path) -> None:
     bakery.client("ec2").delete_launch_template(LaunchTemplateName=f"{bakery.name}-worker")
-    bakery.send("bread", 1)
-    bakery.send("cake", 1)
     log = tmp_path / "log"
     with bakery.scaler(log, "--dry-run") as process:
+        wait_until(lambda: "wanted 0" in log.read_text(), what="a tick, though nobody has sent anything yet")
+        bakery.send("bread", 1)
+        bakery.send("cake", 1)
         wait_until(lambda: "would create oven-1.bakery, oven-2.bakery" in log.read_text(), what="a line")
         process.send_signal(signal.SIGINT)
         assert process.wait(PATIENCE_S) == 0
@@ -130,7 +133,8 @@ def test_a_dry_run_needs_no_launch_template_and_changes_nothing(bakery: Bakery, 
         (["-A", "butcher"], 2, "there is no module 'butcher' here"),
         (["-A", "os"], 2, "'os' has no Celery application in it"),
         ([], 2, "Missing option '-A'"),
-        (["-A", "bakery"], 1, "-bread cannot be asked"),
+        (["-A", "closed"], 1, "-bread cannot be asked"),
+        (["-A", "closed:bread"], 2, "'closed:bread' is no Celery application"),
     ],
 )
 def test_the_command_refuses_with_a_sentence(bakery: Bakery, arguments: list[str], code: int, sentence: str) -> None:

@@ -41,13 +41,13 @@ def test_a_worker_is_heard_once_its_polls_are_answered(aws: str, tmp_path: Path)
                 refusing = stack.enter_context(ExitStack())
                 hits = refusing.enter_context(proxy.fault(no_request, service="sqs", operations=("ReceiveMessage",)))
                 stack.enter_context(celery_worker("tests.support.echo", log, env, "-c", "1", "-n", f"celery@{HOST}"))
-                wait_until(lambda: "a poll of the request queue failed" in log.read_text(), what="a refused poll")
+                wait_until(lambda: "a poll of a work queue failed" in log.read_text(), what="a refused poll")
                 before = hits["ReceiveMessage"]
                 wait_until(lambda: hits["ReceiveMessage"] > before + 4, what="more polls")
                 assert workers.heard_s(HOST) is None
                 refusing.close()
                 wait_until(lambda: workers.online_heard(HOST), what="the worker's coming up")
-                assert "polls of the request queue are answered" in log.read_text()
+                assert "polls of the work queues are answered" in log.read_text()
     finally:
         listener.stop()
 
