@@ -32,7 +32,7 @@ from PIL import Image
 
 from faceapp import images
 from faceapp.errors import EnrolmentError, ImageError
-from faceapp.gallery.table import Match, Table
+from faceapp.people.table import Match, Table
 from faceapp.recognition import DescribedFace, Recogniser
 from faceapp.schema import NO_FACE, UNKNOWN
 

@@ -24,11 +24,12 @@ from PIL import Image
 
 from benchmarks.path import users_environ
 from benchmarks.table import print_table
-from faceapp import credential, stack
 from faceapp.config import Settings
-from faceapp.gallery import Gallery, NewPhoto
 from faceapp.local.aws import LISTENING
 from faceapp.local.processes import Services
+from faceapp.people import Gallery, NewPhoto
+from faceapp.security import credential
+from faceapp.stack import data_tier as stack
 from faceapp.storage import Storage
 
 DIMENSION = 128
@@ -38,9 +39,9 @@ import json, sys, time
 marks = [("the interpreter", time.time())]
 import faceapp.tasks
 marks.append(("Celery and the tasks", time.time()))
-import faceapp.worker
+import faceapp.work.worker
 marks.append(("torch", time.time()))
-worker = faceapp.worker.this_worker()
+worker = faceapp.work.worker.this_worker()
 marks.append(("the model", time.time()))
 worker.warm()
 marks.append(("the gallery", time.time()))

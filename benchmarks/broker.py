@@ -46,11 +46,12 @@ from benchmarks.live import photos_in_turn
 from benchmarks.path import System, burst, cpu_s, free_port, users_environ
 from benchmarks.table import print_table
 from celery_sqs.transport.fanout import FANOUT_EXCHANGES, topic_name
-from faceapp import credential, stack
 from faceapp.config import Settings
 from faceapp.local.processes import Service, Services
 from faceapp.local.up import IMAGE
-from faceapp.samples import PEOPLE, sample_photos
+from faceapp.operations.samples import PEOPLE, sample_photos
+from faceapp.security import credential
+from faceapp.stack import data_tier as stack
 
 LAG_GOAL_S = 2.0
 PING_TIMEOUT_S = 3

@@ -65,7 +65,7 @@ app = plain_app()
 def recognize(request_id: str) -> dict[str, Any] | None:
     """What `faceapp.tasks.recognize` does with a photo."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from faceapp.worker import this_worker
+    from faceapp.work.worker import this_worker
 
     result = this_worker().recognise(request_id, queued_s=0.0)
     return result.to_dict() if result else None

@@ -28,11 +28,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from faceapp.config import Settings
-from faceapp.gallery import Gallery
-from faceapp.gallery.formats import Snapshot, Vector, pack_snapshot, pack_vector
-from faceapp.gallery.journal import note_change
-from faceapp.gallery.people import SNAPSHOT, VECTORS, path_of
-from faceapp.gallery.table import Listed, Table
+from faceapp.people import Gallery
+from faceapp.people.formats import Snapshot, Vector, pack_snapshot, pack_vector
+from faceapp.people.journal import note_change
+from faceapp.people.people import SNAPSHOT, VECTORS, path_of
+from faceapp.people.table import Listed, Table
 from faceapp.storage import Storage
 
 DIMENSION = 128

@@ -29,8 +29,9 @@ from PIL import Image
 from benchmarks import shapes
 from benchmarks.table import print_table
 from benchmarks.web_open import SERVE, memory_mib, photo_form, running
-from faceapp import credential, stack
 from faceapp.config import Settings
+from faceapp.security import credential
+from faceapp.stack import data_tier as stack
 
 WAIT_S = 0.25
 MEMORY_MIB = 64.0

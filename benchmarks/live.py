@@ -31,10 +31,10 @@ from benchmarks.path import EXPECTED, PHOTOS_IN_TURN, post, users_environ
 from benchmarks.table import print_table
 from celery_sqs.plots import Panel, draw
 from faceapp.config import Settings
-from faceapp.credential import aws_keys
-from faceapp.key_text import new_text
 from faceapp.local.up import REGION, endpoint
-from faceapp.samples import sample_photos
+from faceapp.operations.samples import sample_photos
+from faceapp.security.credential import aws_keys
+from faceapp.security.key_text import new_text
 
 UP = "Ctrl-C stops everything."
 KILLED = "killed, its worker did not end in time"

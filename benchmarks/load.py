@@ -1,9 +1,9 @@
 """A burst of photos, ours beside two other designs on the same machine: Celery + Redis, and simple polling.
 
 `python -m benchmarks.load` posts the same photos, all at once, to each of them in turn: the same model and the same
-work (faceapp.worker), as many worker processes, an embedded AWS of its own for each that has just been started, and
-the client of `faceapp bench load`. Workers are ready before the burst begins, so no boots are in it. What differs is
-the way from the web tier to the workers and back:
+work (faceapp.work.worker), as many worker processes, an embedded AWS of its own for each that has just been started,
+and the client of `faceapp bench load`. Workers are ready before the burst begins, so no boots are in it. What differs
+is the way from the web tier to the workers and back:
 
 ours      Celery over SQS, one reader of a response queue for all who wait; gunicorn's gevent
 redis     Celery over Redis, results over Redis' publish and subscribe; gunicorn's gevent
@@ -36,13 +36,15 @@ from benchmarks.load_polling import READY
 from benchmarks.load_web import REDIS_URL
 from benchmarks.path import EXPECTED, PHOTOS_IN_TURN, burst, free_port
 from benchmarks.table import print_table
-from faceapp import credential, open_files, stack
 from faceapp.bench import report
 from faceapp.bench.load import Options, Run, load
 from faceapp.bench.photos import Photo
 from faceapp.config import Settings
 from faceapp.local.processes import Services
-from faceapp.samples import PEOPLE, sample_photos
+from faceapp.operations import open_files
+from faceapp.operations.samples import PEOPLE, sample_photos
+from faceapp.security import credential
+from faceapp.stack import data_tier as stack
 from faceapp.storage import Storage
 
 REDIS_SERVER = "redis-server"
@@ -154,7 +156,7 @@ def answers(url: str) -> bool:
 
 def enrol(settings: Settings) -> None:
     """The sample people, by a worker's own work."""
-    from faceapp.worker import Worker
+    from faceapp.work.worker import Worker
 
     storage, worker, samples = Storage(settings), Worker(settings), sample_photos()
     for name, photos in PEOPLE.items():

@@ -79,7 +79,7 @@ def web() -> flask.Flask:
 
 def work() -> None:
     """Take messages until the process is ended."""
-    from faceapp.worker import this_worker
+    from faceapp.work.worker import this_worker
 
     this_worker().warm()
     queues = Queues(threads=1)

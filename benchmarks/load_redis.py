@@ -37,7 +37,7 @@ _ = app.backend  # made once, before there are threads
 @app.task(name="benchmarks.recognise")
 def recognise(request_id: str) -> dict[str, Any] | None:
     """What `faceapp.tasks.recognize` does with a photo."""
-    from faceapp.worker import this_worker
+    from faceapp.work.worker import this_worker
 
     result = this_worker().recognise(request_id)
     return result.to_dict() if result else None
@@ -46,7 +46,7 @@ def recognise(request_id: str) -> dict[str, Any] | None:
 @signals.worker_init.connect
 def load(**_: Any) -> None:
     """As faceapp.tasks: the model in the parent."""
-    from faceapp.worker import this_worker
+    from faceapp.work.worker import this_worker
 
     this_worker().warm()
 

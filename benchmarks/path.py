@@ -27,10 +27,11 @@ from pathlib import Path
 import psutil
 
 from benchmarks.table import print_table
-from faceapp import credential, stack
 from faceapp.config import Settings
 from faceapp.local.processes import Services
-from faceapp.samples import PEOPLE, sample_photos
+from faceapp.operations.samples import PEOPLE, sample_photos
+from faceapp.security import credential
+from faceapp.stack import data_tier as stack
 
 PHOTOS_IN_TURN = ("obama3.jpg", "biden.jpg", "obama.jpg", "obama2.jpg", "astronaut.png")
 EXPECTED = {"biden": "biden", "astronaut": "eileen_collins", "obama": "obama", "obama2": "obama", "obama3": "obama"}

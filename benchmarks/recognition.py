@@ -20,9 +20,9 @@ import torch
 from PIL import Image
 
 from faceapp import images
+from faceapp.operations.samples import sample_photos
 from faceapp.recognition import Recogniser, vision
 from faceapp.recognition.files import DLIB_LANDMARKS, DLIB_RESNET, package_file
-from faceapp.samples import sample_photos
 
 Engine = Callable[[bytes], int]
 """Describes all faces in a photo and says how many there were."""

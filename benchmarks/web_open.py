@@ -30,15 +30,17 @@ import psutil
 from PIL import Image
 
 from benchmarks.table import print_table
-from faceapp import credential, open_files, stack
 from faceapp.config import Settings
+from faceapp.operations import open_files
 from faceapp.schema import Recognition
+from faceapp.security import credential
+from faceapp.stack import data_tier as stack
 
 OPENED_AT_ONCE = 50
 GIVE_UP_S = 300
 SERVE = """
 from dataclasses import replace
-from faceapp import logs
+from faceapp.observability import logs
 from faceapp.config import settings
 from faceapp.http.server import serve
 

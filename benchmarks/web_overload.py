@@ -26,8 +26,10 @@ from PIL import Image
 
 from benchmarks.table import print_table
 from benchmarks.web_open import GIVE_UP_S, SERVE, LateWorker, memory_mib, photo_form, running
-from faceapp import credential, open_files, stack
 from faceapp.config import Settings
+from faceapp.operations import open_files
+from faceapp.security import credential
+from faceapp.stack import data_tier as stack
 
 
 @dataclass

@@ -15,19 +15,33 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from celery_sqs.application import configure
-    from celery_sqs.errors import BrokerUnavailable, ConfigurationError, Error, ResultsUnavailable, ResultTooLarge
+    from celery_sqs.errors import (
+        BrokerUnavailable,
+        ConfigurationError,
+        Error,
+        FleetError,
+        ResultsUnavailable,
+        ResultTooLarge,
+        StorageUnavailable,
+    )
+    from celery_sqs.flower.options import FlowerOptions
     from celery_sqs.hooks import GivenUp, Hooks
     from celery_sqs.options import Options
+    from celery_sqs.scaler.options import ScalerOptions
 
 __all__ = [
     "BrokerUnavailable",
     "ConfigurationError",
     "Error",
+    "FleetError",
+    "FlowerOptions",
     "GivenUp",
     "Hooks",
     "Options",
     "ResultTooLarge",
     "ResultsUnavailable",
+    "ScalerOptions",
+    "StorageUnavailable",
     "configure",
 ]
 
@@ -36,11 +50,15 @@ _PLACES = {
     "BrokerUnavailable": "errors",
     "ConfigurationError": "errors",
     "Error": "errors",
+    "FleetError": "errors",
     "ResultTooLarge": "errors",
+    "StorageUnavailable": "errors",
+    "FlowerOptions": "flower.options",
     "ResultsUnavailable": "errors",
     "GivenUp": "hooks",
     "Hooks": "hooks",
     "Options": "options",
+    "ScalerOptions": "scaler.options",
 }
 
 

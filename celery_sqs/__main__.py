@@ -1,4 +1,6 @@
-"""`python -m celery_sqs COMMAND -A APP`."""
+"""`python -m celery_sqs`: what Celery's own command line has not."""
+
+from __future__ import annotations
 
 from celery_sqs.commands import main
 

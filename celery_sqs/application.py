@@ -7,6 +7,7 @@ from kombu import Queue
 
 from celery_sqs.control import Control
 from celery_sqs.events import Events, install
+from celery_sqs.flower import take_over
 from celery_sqs.options import Options
 from celery_sqs.queues import sweeper
 from celery_sqs.results.backend import ProcessAddress
@@ -22,6 +23,7 @@ def configure(app: Celery, options: Options) -> None:
     Call it before the app is used; settings that the application has made itself stay, those named here excepted.
     """
     install()
+    take_over(options.flower)
     if options.sweep:
         sweeper.install()
     app.sqs_options = options

@@ -1,74 +1,115 @@
-"""`python -m celery_sqs`: what is done for an application beside its workers."""
+"""The command line. What is heavy is imported by the command that needs it."""
 
 from __future__ import annotations
 
 import logging
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import click
-from botocore.exceptions import BotoCoreError, ClientError
-from celery import Celery
-from celery.app.utils import find_app
 
-from celery_sqs import options as sqs_options
-from celery_sqs.errors import Error
-from celery_sqs.queues import janitor
+from celery_sqs.errors import ConfigurationError, Error
+
+FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
-def _found(_ctx: click.Context, _param: click.Parameter, name: str) -> Celery:
+class Commands(click.Group):
+    """A group whose commands fail with one sentence: status 2 for an option that cannot be used, 1 for the rest."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except ConfigurationError as error:
+            raise Misuse(str(error)) from error
+        except Error as error:
+            raise click.ClickException(str(error)) from error
+
+
+class Misuse(click.ClickException):
+    exit_code = 2
+
+
+def with_app(command: Callable[..., None]) -> Callable[..., None]:
+    """The option -A; the command gets the Celery app as `app`."""
+    return click.option(
+        "-A", "--app", required=True, callback=_load, metavar="APP", help="The Celery application, as for 'celery -A'."
+    )(command)
+
+
+def _load(context: click.Context, _: click.Parameter, name: str) -> Any:
+    from celery.app.utils import find_app
+
+    # What is missing in the application's own code is its traceback's to tell.
     try:
-        found = find_app(name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise click.BadParameter(f"{name!r} has no Celery application: {error}") from error
-    if not isinstance(found, Celery):
-        raise click.BadParameter(f"{name!r} is no Celery application")
-    return found
+        return find_app(name)
+    except ModuleNotFoundError as error:
+        if error.name != name.partition(":")[0].partition(".")[0]:
+            raise
+        raise click.BadParameter(f"there is no module {name!r} here", context) from error
+    except AttributeError as error:
+        raise click.BadParameter(f"{name!r} has no Celery application in it", context) from error
 
 
-def with_app(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The option `-A` of a command, as `celery -A` has it: the application is the command's argument `app`."""
-    of = click.option("-A", "--app", required=True, callback=_found, help="The application: a module, or module:name.")
-    return of(command)
-
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 def main() -> None:
-    """Celery on SQS: what is done for an application beside its workers."""
-    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    """What a Celery application on SQS needs besides Celery's own commands."""
 
 
 @main.command()
 @with_app
-@click.option("--watch", is_flag=True, help=f"Go on for ever, with a look every {janitor.EVERY_S / 60:g} minutes.")
+@click.option("--dry-run", is_flag=True, help="Change nothing: say what would be started and stopped.")
+@click.option("--port", type=click.IntRange(0, 65_535), help="Of the status; 0: any.  [default: the option's, 8001]")
+@click.option("--loglevel", type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"]), default="INFO", show_default=True)
+def scaler(app: Any, dry_run: bool, port: int | None, loglevel: str) -> None:
+    """Start and stop workers by the depth of their queues, until Ctrl-C.
+
+    What is scaled is in the application's options (celery_sqs.Options(scaler=celery_sqs.ScalerOptions(...))).
+    """
+    from celery_sqs import options
+    from celery_sqs.scaler import loop
+
+    logging.basicConfig(level=loglevel, format=FORMAT)
+    # Which credentials it found, for each client.
+    logging.getLogger("botocore").setLevel(max(logging.WARNING, logging.getLogger().level))
+    given = options.of(app).scaler
+    loop.run(app, options=given if port is None else replace(given, status_port=port), dry_run=dry_run)
+
+
+@main.command()
+@with_app
+@click.option("--watch", is_flag=True, help="Go on until Ctrl-C, with a look every ten minutes.")
 @click.option("--at-once", is_flag=True, help="Look once, and believe what is seen: not after the machine was asleep.")
 @click.option("--dry-run", is_flag=True, help="Look once, delete nothing, and say what looks abandoned.")
-def sweep(app: Celery, watch: bool, at_once: bool, dry_run: bool) -> None:
+def sweep(app: Any, watch: bool, at_once: bool, dry_run: bool) -> None:
     """Delete the queues and subscriptions that killed processes left behind.
 
     Processes note every ten minutes that their queues are in use. What has been unused for half an hour is deleted if
     it still is a quarter of an hour later: without an option this takes that long, and ends.
     """
-    options = sqs_options.of(app)
-    suspects = janitor.Suspects(apart_s=0.0 if at_once else janitor.LOOKS_APART_S)
+    from botocore.exceptions import BotoCoreError, ClientError
+
     try:
-        if dry_run:
-            suspects = janitor.Suspects(apart_s=float("inf"))
-            janitor.sweep(options, suspects)
-            _say(suspects.names, "looks abandoned")
-            return
-        _say(janitor.sweep(options, suspects), "deleted")
-        while watch or (suspects.names and not at_once):
-            time.sleep(janitor.EVERY_S if watch else janitor.LOOKS_APART_S)
-            _say(janitor.sweep(options, suspects), "deleted")
-            if not watch:
-                return
-    except (Error, BotoCoreError, ClientError) as error:
+        for sign, name in _swept(app, watch=watch, at_once=at_once, dry_run=dry_run):
+            click.echo(f"{sign}: {name}")
+    except (BotoCoreError, ClientError) as error:
         raise click.ClickException(str(error)) from error
 
 
-def _say(names: list[str], what: str) -> None:
-    for name in names:
-        click.echo(f"{what}: {name}")
+def _swept(app: Any, *, watch: bool, at_once: bool, dry_run: bool) -> Iterator[tuple[str, str]]:
+    """What looks abandoned or was deleted, and which of the two."""
+    from celery_sqs import options
+    from celery_sqs.queues import janitor
+
+    given = options.of(app)
+    suspects = janitor.Suspects(apart_s=0.0 if at_once else float("inf") if dry_run else janitor.LOOKS_APART_S)
+    yield from (("deleted", name) for name in janitor.sweep(given, suspects))
+    if dry_run:
+        yield from (("looks abandoned", name) for name in suspects.names)
+        return
+    while watch or (suspects.names and not at_once):
+        time.sleep(janitor.EVERY_S if watch else janitor.LOOKS_APART_S)
+        yield from (("deleted", name) for name in janitor.sweep(given, suspects))
+        if not watch:
+            return

@@ -11,8 +11,28 @@ class ConfigurationError(Error):
     """An option, a region or an AWS profile that cannot be used."""
 
 
+class NoLaunchTemplate(ConfigurationError):
+    """There is nothing to make instances from."""
+
+
+class PortTaken(ConfigurationError):
+    """Something listens where the scaler's status is to be."""
+
+
 class BrokerUnavailable(Error):
     """A queue that is needed is not there, or SQS does not answer."""
+
+
+class StorageUnavailable(Error):
+    """S3 does not answer, or refuses: a later try may succeed."""
+
+
+class FleetError(Error):
+    """Instances are not started or stopped as the scaler asks: a later tick tries again."""
+
+
+class LeaseLost(Error):
+    """Another scaler may be acting: this one must not."""
 
 
 class ResultTooLarge(Error):

@@ -11,7 +11,9 @@ from celery import Celery
 
 from celery_sqs.aws import Aws
 from celery_sqs.errors import ConfigurationError
+from celery_sqs.flower.options import FlowerOptions
 from celery_sqs.hooks import Hooks
+from celery_sqs.scaler.options import ScalerOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +62,8 @@ class Options:
     sweep: bool = False
     """Let one of the workers delete, now and then, the temporary queues that killed processes left behind."""
     hooks: Hooks = field(default_factory=Hooks)
+    scaler: ScalerOptions = field(default_factory=ScalerOptions)
+    flower: FlowerOptions = field(default_factory=FlowerOptions)
 
     def __post_init__(self) -> None:
         if not self.queues:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-from faceapp.credential import key_for
-from faceapp.samples import sample_photos
+from faceapp.operations.samples import sample_photos
+from faceapp.security.credential import key_for
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 

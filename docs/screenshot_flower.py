@@ -12,9 +12,9 @@ from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
 
-from faceapp.client import Client
-from faceapp.credential import local_key_for
-from faceapp.samples import sample_photos
+from faceapp.operations.client import Client
+from faceapp.operations.samples import sample_photos
+from faceapp.security.credential import local_key_for
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 PHOTOS = 100

@@ -21,19 +21,22 @@ from celery.exceptions import Reject
 from kombu.exceptions import OperationalError
 
 from celery_sqs.events import tell_of_worker
+from celery_sqs.flower import take_over
 from celery_sqs.transport.http import CLOCK
-from faceapp import broker, flower, logs, tracing
+from faceapp import broker
 from faceapp.broker import GivenUp
 from faceapp.broker.messages import ERASE, FORGET
 from faceapp.config import settings
 from faceapp.errors import FaceappError, NotFound, RecognitionNotFound, StorageUnavailable
-from faceapp.forgetting import Place
-from faceapp.given_up import Undertaker
-from faceapp.pace import with_seconds
+from faceapp.observability import logs, tracing
+from faceapp.operations import flower
+from faceapp.people.forgetting import Place
 from faceapp.schema import Enrolment, Recognition
+from faceapp.work.given_up import Undertaker
+from faceapp.work.pace import with_seconds
 
 if TYPE_CHECKING:
-    from faceapp.worker import Worker
+    from faceapp.work.worker import Worker
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +51,7 @@ LONGEST_DELAY_S = 900
 app = broker.create_app(settings())
 undertaker = Undertaker(settings())
 tracing.enabled()
-flower.take_over(settings())
+take_over(flower.options(settings()))
 
 
 class Answer(UserDict[str, Any]):
@@ -71,7 +74,7 @@ class Answer(UserDict[str, Any]):
 def _worker() -> Worker:
     # A process per core: a matrix product must not start threads. Read when numpy is imported, here for the first time.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from faceapp.worker import this_worker
+    from faceapp.work.worker import this_worker
 
     return this_worker()
 
@@ -279,7 +282,7 @@ def _load(**_: Any) -> None:
     tracing.load("faceapp-worker")
     try:
         _worker().warm()
-        tell_of_worker(photo_s=_worker().photo_s)
+        tell_of_worker(trial_s=_worker().trial_s)
     except Exception as error:
         logger.critical("the worker cannot work: %s", error, exc_info=not isinstance(error, FaceappError))
         raise SystemExit(1) from error

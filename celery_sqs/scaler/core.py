@@ -2,7 +2,7 @@
 
 `Core` joins what is measured (`estimates`, `workers`), what each instance is doing (`observe`), the policy, and the
 limits on it: the upgrade's turn-over, the day's budget, and no starts while boots come to nothing. Who carries the
-orders out is `faceapp.scaler` on EC2 and `simulation.engine` in the simulator.
+orders out is `loop` on EC2 and `simulation.engine` in the simulator.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ QUARANTINE_S = 600.0
 """After so many dead boots in a row nothing is started for so long, then one to see."""
 
 
-class CoreSettings(Protocol):
-    """What `Core` reads of `faceapp.config.Settings`."""
+class CoreOptions(Protocol):
+    """What `Core` reads of `ScalerOptions`."""
 
     @property
-    def scaler_max_instances(self) -> int: ...
+    def max_instances(self) -> int: ...
     @property
-    def scaler_boot_s(self) -> float: ...
+    def boot_s(self) -> float: ...
     @property
-    def scaler_daily_instance_s(self) -> int: ...
+    def daily_instance_s(self) -> int: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,19 +66,19 @@ class Core:
 
     def __init__(
         self,
-        settings: CoreSettings,
+        options: CoreOptions,
         *,
         policy: Policy,
         workers: Workers,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._policy, self._clock = policy, clock
-        self._max_instances = settings.scaler_max_instances
+        self._max_instances = options.max_instances
         self.workers = workers
-        self.spent = Spent(settings.scaler_daily_instance_s)
-        self._budget_s = settings.scaler_daily_instance_s
+        self.spent = Spent(options.daily_instance_s)
+        self._budget_s = options.daily_instance_s
         self._believed, self._arrivals = Believed(), Arrivals(clock())
-        self._boots = Boots(settings.scaler_boot_s)
+        self._boots = Boots(options.boot_s)
         self._phases = Phases(workers, clock=clock)
         self._quarantined_s: float | None = None
 

@@ -1,6 +1,6 @@
 """Who may act: of several scalers one, the others stand by.
 
-The lease is an object in the gallery bucket that its holder writes anew all the time, each write on the condition that
+The lease is an object in S3 that its holder writes anew all the time, each write on the condition that
 nobody else wrote in between. Nobody compares clocks: a scaler that stands by watches the object's ETag, and when it has
 not changed for the lease's length, by its own monotonic clock, it takes the lease with the next fencing token. The
 holder writes once more right before it acts; a write that fails means that somebody else holds the lease now.
@@ -8,8 +8,8 @@ holder writes once more right before it acts; a write that fails means that some
 EC2 checks no fencing tokens, so that write leaves room for one call's time limits before the lease could end. What is
 left is a process that is halted for most of a lease between its write and its call.
 
-Earlier versions kept the lease in the out-bucket, where only results may be. A scaler that finds one there respects it
-for as long as it changes, and removes it then.
+Where an earlier version kept the lease in another bucket (`former_lease_bucket`), a scaler that finds one there
+respects it for as long as it changes, and removes it then.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from faceapp.config import Settings
-from faceapp.errors import LeaseLost, StorageUnavailable
-from faceapp.storage import CHANGED, MISSING, Storage
+from celery_sqs.aws import Aws
+from celery_sqs.errors import LeaseLost, StorageUnavailable
+from celery_sqs.results.store import ABSENT, TAKEN
+from celery_sqs.scaler.options import ScalerOptions
 
 logger = logging.getLogger(__name__)
 
-KEY = "scaler/lease.json"
 LEASE_S = 20.0
 RENEW_S = 6.0
 ACT_S = 13.0
@@ -46,7 +46,8 @@ class Lease:
 
     def __init__(
         self,
-        settings: Settings,
+        options: ScalerOptions,
+        aws: Aws,
         *,
         client: Any = None,
         owner: str = "",
@@ -58,10 +59,12 @@ class Lease:
         self.token = 0
         """The fencing token: one more with each holder."""
         self.holder = ""
-        self._bucket = settings.gallery_bucket
-        self._client = client or Storage(settings).client
+        self._bucket, self._key = options.lease_bucket, options.lease_key
+        self._client = client or aws.client("s3")
         self._length_s, self._clock = length_s, clock
-        self._former: _Former | None = _Former(self._client, settings.out_bucket, length_s, clock)
+        self._former: _Former | None = None
+        if options.former_lease_bucket:
+            self._former = _Former(self._client, options.former_lease_bucket, self._key, length_s, clock)
         self._etag: str | None = None
         self._was_deleted = False
         """Whether the last write failed for want of the object, and not because of another's write."""
@@ -99,7 +102,7 @@ class Lease:
     def _renew(self) -> bool:
         if not self._write(holder=self.owner):
             if self._was_deleted:
-                logger.warning("the lease object %s/%s was deleted: it is taken again", self._bucket, KEY)
+                logger.warning("the lease object %s/%s was deleted: it is taken again", self._bucket, self._key)
             else:
                 logger.warning("another scaler has taken the lease: this one stands by")
             self._watch()
@@ -112,7 +115,7 @@ class Lease:
             self._former = None
 
     def _watch(self) -> None:
-        etag, document = _read(self._client, self._bucket)
+        etag, document = _read(self._client, self._bucket, self._key)
         if etag != self._etag:
             self._etag, self._seen_s = etag, self._clock()
             self.holder = document.get("holder", "")
@@ -138,14 +141,14 @@ class Lease:
         try:
             answer = self._client.put_object(
                 Bucket=self._bucket,
-                Key=KEY,
+                Key=self._key,
                 Body=json.dumps(document).encode(),
                 ContentType="application/json",
                 **condition,
             )
         except ClientError as error:
-            if (code := error.response["Error"]["Code"]) in CHANGED | MISSING:
-                self.holder, self._etag, self._was_deleted = "", None, code in MISSING
+            if (code := error.response["Error"]["Code"]) in (*TAKEN, *ABSENT):
+                self.holder, self._etag, self._was_deleted = "", None, code in ABSENT
                 return False
             raise StorageUnavailable(f"The scaler's lease cannot be written: {error}") from error
         except BotoCoreError as error:
@@ -158,10 +161,11 @@ class Lease:
 class _Former:
     """The object that was the lease in earlier versions. Only a scaler of such a version writes it."""
 
-    def __init__(self, client: Any, bucket: str, length_s: float, clock: Callable[[], float]) -> None:
+    def __init__(self, client: Any, bucket: str, key: str, length_s: float, clock: Callable[[], float]) -> None:
         self.holder, self.token = "", 0
         self.memory: dict[str, Any] = {}
-        self._client, self._bucket, self._length_s, self._clock = client, bucket, length_s, clock
+        self._client, self._bucket, self._key = client, bucket, key
+        self._length_s, self._clock = length_s, clock
         self._etag: str | None = None
         self._seen_s = clock()
 
@@ -170,7 +174,7 @@ class _Former:
 
         Raises StorageUnavailable.
         """
-        etag, document = _read(self._client, self._bucket)
+        etag, document = _read(self._client, self._bucket, self._key)
         if etag is None:
             return True
         if etag != self._etag:
@@ -180,20 +184,20 @@ class _Former:
         if self.holder and self._clock() - self._seen_s < self._length_s:
             return False
         try:
-            self._client.delete_object(Bucket=self._bucket, Key=KEY)
+            self._client.delete_object(Bucket=self._bucket, Key=self._key)
         except (BotoCoreError, ClientError) as error:
             raise StorageUnavailable(f"The scaler's former lease in {self._bucket} stays: {error}") from error
-        logger.info("removed the scaler's lease of an earlier version, %s/%s", self._bucket, KEY)
+        logger.info("removed the scaler's lease of an earlier version, %s/%s", self._bucket, self._key)
         # A scaler of that version may have written it anew.
-        return _read(self._client, self._bucket)[0] is None
+        return _read(self._client, self._bucket, self._key)[0] is None
 
 
-def _read(client: Any, bucket: str) -> tuple[str | None, Mapping[str, Any]]:
+def _read(client: Any, bucket: str, key: str) -> tuple[str | None, Mapping[str, Any]]:
     try:
-        answer = client.get_object(Bucket=bucket, Key=KEY)
+        answer = client.get_object(Bucket=bucket, Key=key)
         body = answer["Body"].read()
     except ClientError as error:
-        if error.response["Error"]["Code"] in MISSING:
+        if error.response["Error"]["Code"] in ABSENT:
             return None, {}
         raise StorageUnavailable(f"The scaler's lease cannot be read: {error}") from error
     except BotoCoreError as error:
@@ -203,7 +207,7 @@ def _read(client: Any, bucket: str) -> tuple[str | None, Mapping[str, Any]]:
     except ValueError:
         document = None
     if not _is_lease(document):
-        logger.warning("%s/%s is no lease: it counts as somebody's until it has run out", bucket, KEY)
+        logger.warning("%s/%s is no lease: it counts as somebody's until it has run out", bucket, key)
         document = {"holder": "unknown"}
     return answer["ETag"], document
 

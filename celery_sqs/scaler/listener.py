@@ -8,9 +8,9 @@ import threading
 import time
 from typing import Any
 
+from celery import Celery
+
 from celery_sqs.scaler.workers import PING, PING_S, Workers
-from faceapp import broker
-from faceapp.config import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -23,10 +23,11 @@ class Listener:
     Errors are logged and the connection is made anew; the scaler goes on without events meanwhile.
     """
 
-    def __init__(self, settings: Settings, workers: Workers) -> None:
-        self._app = broker.create_app(settings)
+    def __init__(self, app: Celery, workers: Workers, *, place: str = "") -> None:
+        """`place` tells the scalers of one machine apart."""
+        self._app = app
         # One place, one scaler: another that waits to lead elsewhere has a queue of its own.
-        self._node = f"scaler-{socket.gethostname()}-{settings.scaler_port}"
+        self._node = f"scaler-{socket.gethostname()}-{place}"
         self._workers = workers
         self._stop = threading.Event()
         # A daemon: it may be in the middle of a long poll, and nothing waits for it.

@@ -1,4 +1,4 @@
-"""The loop: look at the queue and the instances, let the policy decide, act. `faceapp scaler [--dry-run]`.
+"""The loop: look at the queues and the instances, let the policy decide, act. `python -m celery_sqs scaler -A APP`.
 
 Everything it knows is looked up anew after a start: instances and their marks in EC2's tags, the counts in SQS, today's
 instance-seconds and the service time in the lease's document. A restart in the middle of a burst changes nothing.
@@ -15,24 +15,29 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from types import MappingProxyType
 
-from celery_sqs.queues.depths import Depth
+from celery import Celery
+
+from celery_sqs import options as application
+from celery_sqs.errors import BrokerUnavailable, ConfigurationError, Error, FleetError, LeaseLost
 from celery_sqs.queues.janitor import Janitor
 from celery_sqs.scaler.alarms import Alarms
 from celery_sqs.scaler.core import Core, Orders
+from celery_sqs.scaler.depths import Depths
+from celery_sqs.scaler.fleet.base import Fleet, FleetMaker
 from celery_sqs.scaler.fleet.dry_run import DryRunFleet
-from celery_sqs.scaler.fleet.ec2 import EC2Fleet, Fleet
+from celery_sqs.scaler.fleet.ec2 import EC2Fleet
 from celery_sqs.scaler.lease import Lease
 from celery_sqs.scaler.listener import Listener
 from celery_sqs.scaler.machine import Machine, dead_boots, orphans
+from celery_sqs.scaler.options import ScalerOptions
+from celery_sqs.scaler.policies import create
 from celery_sqs.scaler.policies.base import Counts, Decision, Observation, Policy
 from celery_sqs.scaler.status import Snapshot, Status
 from celery_sqs.scaler.status_server import StatusServer
 from celery_sqs.scaler.workers import Workers
-from faceapp import broker, tracing
-from faceapp.config import Settings
-from faceapp.errors import BrokerUnavailable, ConfigError, FaceappError, FleetError, LeaseLost
-from faceapp.forgetting import LostOrders
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +57,7 @@ class Steps:
         try:
             yield
         except Exception as error:
-            if not isinstance(error, FaceappError):
+            if not isinstance(error, Error):
                 logger.exception("%s failed", name)
             self.errors.append(error)
 
@@ -69,11 +74,11 @@ class Scaler:
 
     def __init__(
         self,
-        settings: Settings,
+        options: ScalerOptions,
         *,
         policy: Policy,
         fleet: Fleet,
-        depth: Depth,
+        depths: Depths,
         workers: Workers,
         lease: Lease | None,
         status: Status,
@@ -82,9 +87,9 @@ class Scaler:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Without a `lease` nobody else is asked, without `listen` no events are taken: for a dry run."""
-        self._fleet, self._depth = fleet, depth
+        self._options, self._fleet, self._depths = options, fleet, depths
         self._workers, self._lease, self._status, self._clock = workers, lease, status, clock
-        self._core = Core(settings, policy=policy, workers=workers, clock=clock)
+        self._core = Core(options, policy=policy, workers=workers, clock=clock)
         self._new_listener = listen
         self._alarms = alarms
         self._listener: Listener | None = None
@@ -93,7 +98,7 @@ class Scaler:
         self._quiet_from_s = float("-inf")
 
     def tick(self) -> None:
-        """Raises FaceappError when something does not answer; the next tick tries again.
+        """Raises celery_sqs.Error when something does not answer; the next tick tries again.
 
         What fails ends nothing but itself: whatever cannot be stopped, marked or reported, what is wanted is started.
         """
@@ -115,7 +120,7 @@ class Scaler:
             taken = self._act(orders, machines, steps)
         with steps.step("the report"):
             wanted = orders.decision.wanted
-            tracing.note({"faceapp.wanted": wanted, **{f"faceapp.{what}": n for what, n in taken.items()}})
+            self._options.note({"wanted": wanted, **taken})
             self._report(leader, orders, observation, machines, taken)
         if leader and self._alarms:
             with steps.step("the alarms"):
@@ -126,7 +131,7 @@ class Scaler:
         """End without stopping anything; another scaler may begin at once."""
         self._listen(False)
         if self._lease:
-            with contextlib.suppress(FaceappError):
+            with contextlib.suppress(Error):
                 self._remember()
                 self._lease.release()
 
@@ -137,9 +142,9 @@ class Scaler:
         leader = False
         try:
             leader = self._lease.hold()
-        except FaceappError as error:
-            self.warn("lease", error.detail)
-            self._status.error("lease", error.code)
+        except Error as error:
+            self.warn("lease", str(error))
+            self._status.error("lease", type(error).__name__)
             leader = self._lease.held
         if leader and not led:
             self._recall()
@@ -169,14 +174,14 @@ class Scaler:
 
     def _ask(self) -> Counts | None:
         try:
-            return self._depth.ask()
+            return self._depths.ask()
         except BrokerUnavailable as error:
-            self.warn("counts", f"{error.detail} Nothing is started or stopped meanwhile.")
-            self._status.error("get_queue_attributes", error.code)
+            self.warn("counts", f"{error} Nothing is started or stopped meanwhile.")
+            self._status.error("get_queue_attributes", type(error).__name__)
             return None
 
     def _act(self, orders: Orders, machines: Sequence[Machine], steps: Steps) -> dict[str, int]:
-        """Carry out the orders; first of all the starts, for which photos wait."""
+        """Carry out the orders; first of all the starts, for which messages wait."""
         taken = dict.fromkeys(("replaced", "drained", "started"), 0)
         by_id = {each.id: each for each in machines}
         with steps.step("starting instances"):
@@ -258,7 +263,7 @@ class Scaler:
 
 
 def _sentence(error: Exception) -> str:
-    return error.detail if isinstance(error, FaceappError) else f"Unexpected: {error!r}."
+    return str(error) if isinstance(error, Error) else f"Unexpected: {error!r}."
 
 
 def _line(wanted: int, reason: str, seen: Observation, phases: Mapping[str, int], taken: Mapping[str, int]) -> str:
@@ -272,58 +277,74 @@ def _line(wanted: int, reason: str, seen: Observation, phases: Mapping[str, int]
     )
 
 
-def run(settings: Settings, *, dry_run: bool = False, stop: threading.Event | None = None) -> None:
-    """Scale until SIGTERM or SIGINT, which stop no instance.
+def run(
+    app: Celery,
+    *,
+    options: ScalerOptions | None = None,
+    dry_run: bool = False,
+    stop: threading.Event | None = None,
+    chores: Mapping[str, Callable[[], object]] = MappingProxyType({}),
+    expected: tuple[type[Exception], ...] = (),
+) -> None:
+    """Scale the workers of `app` until SIGTERM or SIGINT, which stop no instance.
 
-    Raises ConfigError, BrokerUnavailable or FleetError when it cannot begin.
+    The `options` stand for those that the app was configured with. The scaler that leads does the `chores` now and
+    then, too; `expected` are errors of theirs that need no traceback. Raises ConfigurationError, BrokerUnavailable or
+    FleetError when it cannot begin.
     """
-    from celery_sqs.scaler.policies import create
-
-    policy = create(settings)
-    depth = Depth(settings)
-    depth.ask()
-    lease = None if dry_run else Lease(settings)
-    status, workers = Status(settings), Workers(service_s=settings.scaler_service_s)
-    real = EC2Fleet(settings, fence=lease.fence if lease else _never, on_error=status.error)
-    real.check()
+    framework = application.of(app)
+    options, aws = (options or framework.scaler).of(framework), framework.aws
+    if dry_run:
+        # A dry run has the port of no scaler that acts, which may run on this machine, too.
+        options = replace(options, status_port=0)
+    policy = create(options)
+    depths = Depths(aws, options.queues)
+    depths.ask()
+    lease = None if dry_run else Lease(options, aws)
+    status = Status(options, aws)
+    workers = Workers(service_s=options.service_s, prefetch=options.prefetch, worked_s=options.worked_s)
+    make: FleetMaker = options.fleet or partial(EC2Fleet, aws=aws)
+    fleet = make(options, fence=lease.fence if lease else _never, on_error=status.error)
+    if dry_run:
+        fleet = DryRunFleet(options, fleet)
+    fleet.check()
     scaler = Scaler(
-        settings,
+        options,
         policy=policy,
-        fleet=DryRunFleet(settings, real) if dry_run else real,
-        depth=depth,
+        fleet=fleet,
+        depths=depths,
         workers=workers,
         lease=lease,
         # A dry run would take the events from the scaler that acts.
-        listen=None if dry_run else lambda: Listener(settings, workers),
-        alarms=None if dry_run else Alarms(settings),
+        listen=None if dry_run else lambda: Listener(app, workers, place=str(options.status_port)),
+        alarms=None if dry_run else Alarms(options, aws),
         status=status,
     )
-    # A dry run has the port of no scaler that acts, which may run on this machine, too.
-    server = StatusServer(replace(settings, scaler_port=0) if dry_run else settings, status)
+    server = StatusServer(options, status)
     janitor = Janitor(
-        broker.options(settings),
+        framework,
         leads=lambda: lease is not None and lease.held,
-        chores={"lost_orders": LostOrders(settings).send_again},
+        chores=chores,
         on_error=status.error,
-        expected=(FaceappError,),
+        expected=expected,
     )
     stop = stop or _stop_on_signals()
     server.start()
     janitor.start()
-    _say_start(settings, server, dry_run=dry_run)
+    _say_start(options, server, dry_run=dry_run)
     try:
         while not stop.is_set():
             began_s = time.monotonic()
             try:
-                with tracing.span("scaler tick"):
+                with options.span("scaler tick"):
                     scaler.tick()
-            except FaceappError as error:
-                scaler.warn(re.sub(r"\d+", "", error.detail), error.detail)
-                status.failed(error.detail)
+            except Error as error:
+                scaler.warn(re.sub(r"\d+", "", str(error)), str(error))
+                status.failed(str(error))
             except Exception as error:
                 logger.exception("this tick failed; the next one tries again")
                 status.failed(f"unexpected: {error}")
-            stop.wait(max(0.0, began_s + settings.scaler_tick_s - time.monotonic()))
+            stop.wait(max(0.0, began_s + options.tick_s - time.monotonic()))
     finally:
         server.stop()
         janitor.stop()
@@ -331,22 +352,22 @@ def run(settings: Settings, *, dry_run: bool = False, stop: threading.Event | No
     logger.info("the scaler ends; the instances stay as they are")
 
 
-def _say_start(settings: Settings, server: StatusServer, *, dry_run: bool) -> None:
+def _say_start(options: ScalerOptions, server: StatusServer, *, dry_run: bool) -> None:
     logger.info(
         "the scaler%s: policy %s, at most %d instances, every %g s; status on http://%s:%d/status",
         " (dry run: nothing is changed)" if dry_run else "",
-        settings.scaler_policy,
-        settings.scaler_max_instances,
-        settings.scaler_tick_s,
-        settings.scaler_host,
+        options.policy,
+        options.max_instances,
+        options.tick_s,
+        options.status_host,
         server.port,
     )
-    if not settings.scaler_max_instances:
-        logger.warning("FACEAPP_SCALER_MAX_INSTANCES=0: no instance is ever started, and photos wait")
+    if not options.max_instances:
+        logger.warning("at most 0 instances: none is ever started, and messages wait")
 
 
 def _never() -> int:
-    raise ConfigError("a dry run changes nothing")
+    raise ConfigurationError("a dry run changes nothing")
 
 
 def _stop_on_signals() -> threading.Event:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from celery_sqs.scaler.machine import Machine, free_numbers, name_of
+from celery_sqs.scaler.machine import Machine, free_numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,8 +13,8 @@ class Plan:
     """How `count` instances are to be started."""
 
     stopped: tuple[Machine, ...]
-    names: tuple[str, ...]
-    """Of new ones."""
+    new: tuple[int, ...]
+    """The numbers of new ones."""
 
 
 def plan(
@@ -46,4 +46,4 @@ def plan(
     free = (2 if pool_is_dry else 1) * max_instances - (len(ours) - len(old))
     new = max(0, min(count - len(good), free))
     again = [each for each in pool if each.failed][: count - len(good) - new]
-    return Plan(stopped=(*good, *again), names=tuple(map(name_of, free_numbers(machines, new))))
+    return Plan(stopped=(*good, *again), new=tuple(free_numbers(machines, new)))

@@ -14,11 +14,11 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.metrics_core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from celery_sqs.queues.depths import Depth
+from celery_sqs.aws import Aws
+from celery_sqs.errors import BrokerUnavailable
+from celery_sqs.scaler.depths import Depths
+from celery_sqs.scaler.options import ScalerOptions
 from celery_sqs.scaler.policies.base import Counts
-from faceapp import __version__
-from faceapp.config import Settings
-from faceapp.errors import BrokerUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -65,16 +65,16 @@ class Snapshot:
 class Status:
     """The last snapshot, the last quarter of an hour and the last decisions. Safe to share between threads."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    def __init__(self, options: ScalerOptions, aws: Aws) -> None:
+        self._options = options
         self._lock = threading.Lock()
         self._last: Snapshot | None = None
         self._trouble = ""
         self._history: deque[list[float | None]] = deque(maxlen=int(HISTORY_S / SAMPLE_S) + 1)
         self._decisions: deque[dict[str, Any]] = deque(maxlen=DECISIONS)
         self._registry = CollectorRegistry()
-        self._messages = self._gauge("messages", "Messages of the request queue.", "state")
-        self._instances = self._gauge("instances", "Instances of the app tier.", "phase")
+        self._messages = self._gauge("messages", "Messages of the work queues.", "state")
+        self._instances = self._gauge("instances", "Workers' instances.", "phase")
         self._wanted = self._gauge("instances_wanted", "Instances that the policy wants.")
         self._leader = self._gauge("leader", "Whether this scaler holds the lease.")
         self._service = self._gauge("service_seconds", "Seconds of an instance a message.")
@@ -91,24 +91,25 @@ class Status:
         self._errors = self._counter("errors", "Calls of AWS that failed.", "operation", "kind")
         self._done = self._counter("tasks_done", "Tasks that ended, well or not, as events told.")
         self._done_seen = 0
-        self._gauge("build_info", "1, for the version.", "version").labels(__version__).set(1)
-        self._gauge("instances_max", "There are never more instances.").set(settings.scaler_max_instances)
+        self._gauge("build_info", "1, for the version.", "version").labels(options.version).set(1)
+        self._gauge("instances_max", "There are never more instances.").set(options.max_instances)
         self._gauge("budget_instance_seconds", "Instance-seconds a day at most; 0: no budget.").set(
-            settings.scaler_daily_instance_s
+            options.daily_instance_s
         )
-        self._gauge("slo_seconds", "An answer is to come within this time.").set(settings.scaler_slo_s)
+        self._gauge("slo_seconds", "An answer is to come within this time.").set(options.slo_s)
         # From the start, so that the first one shows as a rise.
         for action in ("started", "drained", "replaced"):
             self._actions.labels(action)
         for kind in ("acted", "quiet", "stood_by", "failed"):
             self._decisions_made.labels(kind)
-        self._registry.register(_DeadLetters(settings))
+        if options.dead_letter_queue:
+            self._registry.register(_DeadLetters(options, aws))
 
     def _gauge(self, name: str, doc: str, *labels: str) -> Gauge:
-        return Gauge(f"faceapp_scaler_{name}", doc, labels, registry=self._registry)
+        return Gauge(f"{self._options.metrics_prefix}_{name}", doc, labels, registry=self._registry)
 
     def _counter(self, name: str, doc: str, *labels: str) -> Counter:
-        return Counter(f"faceapp_scaler_{name}", doc, labels, registry=self._registry)
+        return Counter(f"{self._options.metrics_prefix}_{name}", doc, labels, registry=self._registry)
 
     def update(self, snapshot: Snapshot) -> None:
         """Take in a tick."""
@@ -168,16 +169,16 @@ class Status:
             last, trouble = self._last, self._trouble
             history, decisions = list(self._history), list(self._decisions)
         document: dict[str, Any] = {
-            "policy": self._settings.scaler_policy,
-            "mode": self._settings.scaler_mode,
-            "max_instances": self._settings.scaler_max_instances,
+            "policy": self._options.policy,
+            "mode": self._options.mode,
+            "max_instances": self._options.max_instances,
             "leader": False,
             "wanted": 0,
             "reason": "has just started",
             "counts": None,
             "instances": dict.fromkeys(PHASES, 0),
-            "service_s": self._settings.scaler_service_s,
-            "boot_p50_s": self._settings.scaler_boot_s,
+            "service_s": self._options.service_s,
+            "boot_p50_s": self._options.boot_s,
             "spent_s": 0,
             "trouble": trouble,
             "history": history,
@@ -206,19 +207,18 @@ class Status:
 class _DeadLetters(Collector):
     """The dead-letter queue's counts, asked for when somebody scrapes, and then at most every DEAD_LETTERS_S."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    def __init__(self, options: ScalerOptions, aws: Aws) -> None:
+        self._name = f"{options.metrics_prefix}_dead_letters"
+        self._queue, self._aws = options.dead_letter_queue, aws
         self._lock = threading.Lock()
-        self._depth: Depth | None = None
+        self._depths: Depths | None = None
         self._asked_s = float("-inf")
         self._counts: Counts | None = None
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """No sample while the queue does not answer: an old one would look like news."""
         counts = self._ask()
-        family = GaugeMetricFamily(
-            "faceapp_scaler_dead_letters", "Messages that were given up after three tries.", labels=["state"]
-        )
+        family = GaugeMetricFamily(self._name, "Messages that were given up.", labels=["state"])
         if counts:
             for state in ("visible", "in_flight"):
                 family.add_metric([state], getattr(counts, state))
@@ -226,16 +226,16 @@ class _DeadLetters(Collector):
 
     def describe(self) -> Iterator[GaugeMetricFamily]:
         """Without asking: called when this is registered."""
-        yield GaugeMetricFamily("faceapp_scaler_dead_letters", "")
+        yield GaugeMetricFamily(self._name, "")
 
     def _ask(self) -> Counts | None:
         with self._lock:
             if time.monotonic() - self._asked_s >= DEAD_LETTERS_S:
                 self._asked_s = time.monotonic()
                 try:
-                    self._depth = self._depth or Depth(self._settings, queue_name=self._settings.dead_letter_queue)
-                    self._counts = self._depth.ask()
+                    self._depths = self._depths or Depths(self._aws, [self._queue])
+                    self._counts = self._depths.ask()
                 except BrokerUnavailable as error:
-                    logger.warning("the dead letters were not counted: %s", error.detail)
+                    logger.warning("the dead letters were not counted: %s", error)
                     self._counts = None
             return self._counts

@@ -1,6 +1,6 @@
 """The scaler's status over HTTP: `/status` for the page, `/metrics` for Prometheus, `/healthz`. Numbers, only to read.
 
-On the loopback it answers this machine (celery_sqs.door), on another address (FACEAPP_SCALER_HOST) private networks, too,
+On the loopback it answers this machine (celery_sqs.door), on another address (`status_host`) private networks, too,
 where Prometheus may run; pages of browsers never. A connection has one request, and a time and a size for it: nobody
 keeps the scaler's memory or threads.
 """
@@ -19,9 +19,9 @@ from typing import Any
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from celery_sqs.door import hides_headers, is_loopback_address, reason_against
+from celery_sqs.errors import PortTaken
+from celery_sqs.scaler.options import ScalerOptions
 from celery_sqs.scaler.status import Status
-from faceapp.config import Settings
-from faceapp.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -142,17 +142,17 @@ def _cut(connection: socket.socket) -> None:
 class StatusServer:
     """Serves a `Status` over HTTP in a thread, from `start` until `stop`."""
 
-    def __init__(self, settings: Settings, status: Status) -> None:
-        host, port = settings.scaler_host, settings.scaler_port
+    def __init__(self, options: ScalerOptions, status: Status) -> None:
+        """Raises PortTaken."""
+        host, port = options.status_host, options.status_port
         handler = type("Handler", (_Handler,), {"status": status, "network": not is_loopback_address(host)})
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         server = type("Server", (_Server,), {"address_family": family})
         try:
             self._server: HTTPServer = server((host, port), handler)
         except OSError as error:
-            raise ConfigError(
-                f"The scaler's status cannot be served on {host}:{port} ({error.strerror or error}): choose another "
-                "with FACEAPP_SCALER_PORT."
+            raise PortTaken(
+                f"The scaler's status cannot be served on {host}:{port} ({error.strerror or error})."
             ) from error
         self._thread = threading.Thread(target=self._server.serve_forever, name="status", daemon=True)
 

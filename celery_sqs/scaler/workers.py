@@ -16,9 +16,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from celery_sqs.pace import HEARTBEAT_S
+from celery_sqs.pace import HEARTBEAT_S, PREFETCH
 from celery_sqs.scaler.estimates import ServiceTime
-from faceapp.pace import PREFETCH, seconds_in
 
 PING = "scaler-ping"
 PING_S = 30.0
@@ -33,10 +32,11 @@ TO_START_S = 1.0
 ENDED = 20_000
 """Ends that are remembered, so that an event from before comes to nothing: some minutes at the highest rates."""
 MOST_PROCESSES = 1024
-DONE = "done: "
-"""How the line begins that tells of a recognition; those of older workers end without its seconds."""
 LONGEST_S = 86_400.0
-"""No photo takes longer; a number beyond is no duration."""
+"""No task takes longer; a number beyond is no duration."""
+
+WorkedS = Callable[[Mapping[str, Any]], float | None]
+"""Of an event task-succeeded: the seconds of work in it; None when they say nothing."""
 
 
 @dataclass(slots=True)
@@ -53,13 +53,13 @@ class _Event:
     active: int | None
     """Tasks that run, by a heartbeat."""
     processes: int | None
-    photo_s: float | None
-    """What the model took for a photo of its own when it was loaded."""
+    trial_s: float | None
+    """What a task took that the worker did on trial, before its first."""
     worked_s: float | None
-    """What a recognition took, without waits."""
+    """What a task took, without waits."""
 
     @classmethod
-    def of(cls, event: Mapping[str, Any], *, now_s: float) -> _Event | None:
+    def of(cls, event: Mapping[str, Any], *, now_s: float, worked_s: WorkedS) -> _Event | None:
         kind, node, pid = event.get("type"), event.get("hostname"), event.get("pid")
         if not isinstance(kind, str) or not isinstance(node, str):
             return None
@@ -73,8 +73,8 @@ class _Event:
             task=str(event.get("uuid", "")),
             active=_whole(event.get("active")),
             processes=_whole(event.get("processes")) or None,
-            photo_s=_number(event.get("photo_s")),
-            worked_s=_worked_s(event) if kind == "task-succeeded" else None,
+            trial_s=_number(event.get("trial_s")),
+            worked_s=_number(worked_s(event)) if kind == "task-succeeded" else None,
         )
 
 
@@ -131,9 +131,17 @@ class _Retired:
 class Workers:
     """The workers by host name, from their events. Safe to share between threads."""
 
-    def __init__(self, *, service_s: float, clock: Callable[[], float] = time.monotonic) -> None:
-        """`service_s` counts until something was measured."""
+    def __init__(
+        self,
+        *,
+        service_s: float,
+        prefetch: int = PREFETCH,
+        worked_s: WorkedS | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`service_s` counts until something was measured, by `worked_s` (see `ScalerOptions`)."""
         self.service = ServiceTime(service_s)
+        self._prefetch, self._worked_s = prefetch, worked_s or runtime_s
         self.done = 0
         """Tasks that ended, well or not, since this object was made."""
         self._clock = clock
@@ -145,7 +153,7 @@ class Workers:
 
     @property
     def service_s(self) -> float:
-        """Seconds that one instance needs for one photo."""
+        """Seconds that one instance needs for one task."""
         return self.service.seconds
 
     @property
@@ -198,7 +206,7 @@ class Workers:
         """Take in one event; one that does not have Celery's shape is passed over."""
         with self._lock:
             now_s = self._clock()
-            seen = _Event.of(event, now_s=now_s)
+            seen = _Event.of(event, now_s=now_s, worked_s=self._worked_s)
             if seen is None:
                 return
             if now_s - self._event_s >= PATH_S:
@@ -273,8 +281,8 @@ class Workers:
         worker.heard_s, worker.last_at_s = now_s, max(worker.last_at_s, event.at_s)
         if event.processes:
             worker.processes, worker.told_processes = min(event.processes, MOST_PROCESSES), True
-        if event.photo_s:
-            self.service.hint(event.photo_s / worker.processes)
+        if event.trial_s:
+            self.service.hint(event.trial_s / worker.processes)
         if event.kind == "worker-offline":
             worker.left_s, worker.left_at_s = now_s, event.at_s
         elif event.kind == "worker-heartbeat":
@@ -316,7 +324,7 @@ class Workers:
         elif known is None:
             worker.tasks[event.task] = _Task(event.at_s, runs=False)
         worker.keep_newest(worker.processes, running=True, now_s=now_s)
-        worker.keep_newest(PREFETCH * worker.processes, running=False, now_s=now_s)
+        worker.keep_newest(self._prefetch * worker.processes, running=False, now_s=now_s)
 
 
 def _is_older(event: _Event, worker: _Worker) -> bool:
@@ -328,13 +336,9 @@ def _is_older(event: _Event, worker: _Worker) -> bool:
     return event.pid != worker.pid and event.at_s <= worker.last_at_s
 
 
-def _worked_s(event: Mapping[str, Any]) -> float | None:
-    """The seconds of a recognition. What a worker tells of any other task has none; an event without an answer, or with
-    the answer of a worker from before an upgrade, says how long it ran."""
-    line = event.get("result")
-    if line is None or (str(line).startswith(DONE) and seconds_in(str(line)) is None):
-        return _number(event.get("runtime"))
-    return _number(seconds_in(str(line)))
+def runtime_s(event: Mapping[str, Any]) -> float | None:
+    """How long a task ran, as its worker tells."""
+    return event.get("runtime")
 
 
 def _number(value: object, *, high: float = LONGEST_S) -> float | None:

@@ -32,9 +32,9 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
+from celery_sqs.errors import ConfigurationError
 from celery_sqs.simulation.workloads import Workload, boots_s
 from celery_sqs.simulation.world import Bound, World
-from faceapp.errors import ConfigError
 
 CELLS = 1e8
 """States that the program visits at most: a few seconds of one core."""
@@ -49,7 +49,7 @@ Floats = NDArray[np.float64]
 def lower_bound(workload: Workload, world: World) -> Bound:
     """What no schedule that keeps the SLO is billed less than.
 
-    Raises ConfigError when no fleet of that size can keep the SLO.
+    Raises ConfigurationError when no fleet of that size can keep the SLO.
     """
     billed_s = 0.0
     if workload.arrivals_s:
@@ -121,7 +121,7 @@ def _overdrawn_s(workload: Workload, world: World, fee_s: float, billed_s: float
 def _least_s(workload: Workload, world: World, fees_s: Floats, step_s: float) -> Floats:
     """The least that fees and ready seconds add up to, for each fee.
 
-    Raises ConfigError when no schedule keeps the SLO.
+    Raises ConfigurationError when no schedule keeps the SLO.
     """
     count = np.arange(world.max_instances + 1)
     starts_s = ((fees_s - 2 * step_s)[:, None] * count)[:, :, None]
@@ -176,5 +176,5 @@ def _worked(billed_s: Floats, *, skip: int, width: int) -> Floats:
     return as_strided(shifted, (fees, rows, width), (by_fee, by_row - by_unit, by_unit)).copy()
 
 
-def _too_much(workload: Workload, world: World) -> ConfigError:
-    return ConfigError(f"no {world.max_instances} instances can answer {workload.name} within {world.slo_s:g} s")
+def _too_much(workload: Workload, world: World) -> ConfigurationError:
+    return ConfigurationError(f"no {world.max_instances} instances can answer {workload.name} within {world.slo_s:g} s")

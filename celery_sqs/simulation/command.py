@@ -43,13 +43,16 @@ def options_of(
     price: float,
     **rest: Any,
 ) -> Options:
-    """Options out of the command line's. Raises ConfigError for a fault that does not exist."""
+    """Options out of the command line's. Raises ConfigurationError for a fault that does not exist."""
     world = World(max_instances=instances, slo_s=slo, service_s=service, faults=Faults.named(faults))
     return Options(policies=policies, workloads=workloads, world=world, price_usd_per_h=price, **rest)
 
 
 def simulate(options: Options) -> None:
-    """Print the table, after a progress bar. Raises ConfigError for a policy, workload or file that cannot be used."""
+    """Print the table, after a progress bar.
+
+    Raises ConfigurationError for a policy, workload or file that cannot be used.
+    """
     names = list(contest.CONTESTANTS) if "all" in options.policies else list(dict.fromkeys(options.policies))
     shapes = list(workloads.SHAPES) if "all" in options.workloads else list(dict.fromkeys(options.workloads))
     seed = random.SystemRandom().randrange(1_000_000) if options.seed is None else options.seed

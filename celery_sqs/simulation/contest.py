@@ -7,14 +7,16 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from celery_sqs.errors import ConfigurationError
 from celery_sqs.scaler import policies
 from celery_sqs.scaler.policies.base import Policy
 from celery_sqs.scaler.policies.work import MODES
 from celery_sqs.simulation import peers, workloads
 from celery_sqs.simulation.bound import lower_bound
 from celery_sqs.simulation.engine import Simulation
+from celery_sqs.simulation.step import Step, StepTunables
+from celery_sqs.simulation.target import Target, TargetTunables
 from celery_sqs.simulation.world import Bound, Result, World
-from faceapp.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +51,7 @@ class BoundTask:
 
 def _ours(policy: str, mode: str = "balanced") -> Callable[[World], Policy]:
     def make(world: World) -> Policy:
-        return policies.create(world.settings(policy=policy, mode=mode))
+        return policies.create(world.options(policy=policy, mode=mode))
 
     return make
 
@@ -63,6 +65,8 @@ CONTESTANTS = {
     for each in (
         *(Contestant(name=f"work/{mode}", make=_ours("work", mode)) for mode in MODES),
         *(Contestant(name=name, make=_ours(name)) for name in policies.NAMES if name != "work"),
+        Contestant(name="target", make=lambda world: Target(TargetTunables(max_instances=world.max_instances))),
+        Contestant(name="step", make=lambda world: Step(StepTunables(max_instances=world.max_instances))),
         Contestant(name="target-tracking", make=lambda world: peers.TargetTracking(world.max_instances), force=True),
         Contestant(name="keda", make=lambda world: peers.Keda(world.max_instances)),
         Contestant(name="keda-tuned", make=_keda_tuned),
@@ -74,15 +78,15 @@ CONTESTANTS = {
 
 
 def contestant(name: str) -> Contestant:
-    """The contestant of that name; 'work' is its default mode. Raises ConfigError for a name that does not exist."""
+    """The contestant of that name; 'work' is its default mode. Raises ConfigurationError where there is none."""
     found = CONTESTANTS.get("work/balanced" if name == "work" else name)
     if found is None:
-        raise ConfigError(f"there is no policy {name!r} to simulate: there are {', '.join(CONTESTANTS)}")
+        raise ConfigurationError(f"there is no policy {name!r} to simulate: there are {', '.join(CONTESTANTS)}")
     return found
 
 
 def simulate(task: Task) -> Result:
-    """Run one task. Raises ConfigError for a policy or workload that cannot be used."""
+    """Run one task. Raises ConfigurationError for a policy or workload that cannot be used."""
     chosen = contestant(task.policy)
     workload = workloads.make(task.workload, task.seed, task.world)
     policy = chosen.make(task.world)
@@ -91,14 +95,17 @@ def simulate(task: Task) -> Result:
 
 
 def bound(task: BoundTask) -> Bound:
-    """Solve one task. Raises ConfigError for a workload that cannot be used or that the fleet cannot serve in time."""
+    """Solve one task.
+
+    Raises ConfigurationError for a workload that cannot be used or that the fleet cannot serve in time.
+    """
     return lower_bound(workloads.make(task.workload, task.seed, task.world), task.world)
 
 
 def run_all(tasks: Sequence[Task | BoundTask], *, processes: int | None = None) -> Iterator[Result | Bound]:
     """What each task gives, as it gets ready, from as many processes as there are cores (or tasks).
 
-    Raises ConfigError, as the tasks do.
+    Raises ConfigurationError, as the tasks do.
     """
     processes = min(processes or os.cpu_count() or 1, len(tasks))
     if processes <= 1:

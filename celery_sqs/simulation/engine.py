@@ -17,22 +17,19 @@ from typing import Any, Literal
 
 from celery_sqs.pace import EVENTS_WITHIN_S, HEARTBEAT_S
 from celery_sqs.scaler.core import Core, Orders
-from celery_sqs.scaler.machine import DRAINING, FAILED, READY, STARTED, Machine, name_of
+from celery_sqs.scaler.machine import DRAINING, FAILED, READY, STARTED, Machine
 from celery_sqs.scaler.plan import plan
 from celery_sqs.scaler.policies.base import Counts, Policy
 from celery_sqs.scaler.workers import PING, PING_S, Workers
 from celery_sqs.simulation.gauges import Event, EventPath, QueueGauge
 from celery_sqs.simulation.workloads import Workload, boots_s
 from celery_sqs.simulation.world import Result, Trace, World
-from faceapp.pace import with_seconds
 
 EPOCH_S = 1_800_000_000.0
 """EC2's clock at the simulation's begin: its marks are whole seconds of it."""
 SPOT_NOTICE_SHARE = 0.9
 SPOT_NOTICE_S = 120.0
 SLOW_BOOT = 3.0
-LINE = "done: unknown (1 face)"
-"""What a worker answers, but for the seconds."""
 
 
 @dataclass(eq=False, slots=True)
@@ -50,6 +47,8 @@ class Server:
 
     id: str
     name: str
+    place: int
+    """n of its name."""
     number: int
     """Of the run, which is its worker's process id as well."""
     started_s: float
@@ -85,15 +84,15 @@ class Simulation:
         self._pushed = 0
         self._now_s = 0.0
         # What runs live, with the simulated clock.
-        self._settings = world.settings()
-        self.workers = Workers(service_s=self._settings.scaler_service_s, clock=self._clock)
-        self.core = Core(self._settings, policy=policy, workers=self.workers, clock=self._clock)
+        self._options = options = world.options()
+        self.workers = Workers(service_s=options.service_s, prefetch=world.prefetch, clock=self._clock)
+        self.core = Core(options, policy=policy, workers=self.workers, clock=self._clock)
         if world.remembers:
             self.workers.service.recall(world.service_s)
         self._visible: deque[Message] = deque()
         self._in_flight = 0
         self._servers: dict[str, Server] = {}
-        self._stopped = {f"app-{n}": _stopped(n) for n in range(1, world.max_instances + 1)}
+        self._stopped = {f"i-{n}": self._new(n) for n in range(1, world.max_instances + 1)}
         self._next_arrival = self._received = 0
         self._latencies_s: list[float] = []
         self._done_s: list[float] = []
@@ -210,8 +209,7 @@ class Simulation:
             message.done = True
             self._latencies_s.append(self._now_s - message.sent_s)
             self._done_s.append(self._now_s)
-        answer = with_seconds(LINE, message.service_s)
-        self._say(server, "task-succeeded", uuid=task, result=answer, runtime=message.service_s)
+        self._say(server, "task-succeeded", uuid=task, runtime=message.service_s)
         if server.phase == "leaving":
             self._left(server)
             return
@@ -257,8 +255,8 @@ class Simulation:
         planned = plan(
             self._machines(),
             count,
-            max_instances=self._settings.scaler_max_instances,
-            per_minute=self._settings.scaler_starts_per_minute,
+            max_instances=self._options.max_instances,
+            per_minute=self._options.starts_per_minute,
         )
         faults, rng = self._world.faults, self._fault_rng
         chosen = planned.stopped
@@ -266,7 +264,9 @@ class Simulation:
             chosen = chosen[: 0 if rng.random() < 0.5 else len(chosen) // 2]
         for machine in chosen:
             self._launches += 1
-            server = Server(machine.id, machine.name, self._launches, self._now_s, {**machine.tags})
+            server = Server(
+                machine.id, machine.name, machine.number or 0, self._launches, self._now_s, {**machine.tags}
+            )
             server.tags[STARTED] = str(max(self._ec2_s, machine.last_mark_s + 1))
             del self._stopped[server.id]
             self._servers[server.id] = server
@@ -280,7 +280,7 @@ class Simulation:
         if server.phase != "booting" or server.stopping:
             return
         server.phase = "ready"
-        self._say(server, "worker-online", processes=1, photo_s=self._world.service_s)
+        self._say(server, "worker-online", processes=1, trial_s=self._world.service_s)
         self._at(self._now_s + HEARTBEAT_S, self._beat, server)
         if self._world.faults.spot_losses:
             life_s = self._fault_rng.expovariate(self._world.faults.spot_losses / 3600)
@@ -347,7 +347,20 @@ class Simulation:
     def _machine(self, server: Server, *, state: str) -> Machine:
         run_s = int(server.tags[STARTED])
         age_s = max(0.0, EPOCH_S + self._now_s - run_s)
-        return Machine(id=server.id, name=server.name, state=state, run_s=run_s, age_s=age_s, tags=server.tags)
+        return Machine(
+            id=server.id,
+            name=server.name,
+            number=server.place,
+            state=state,
+            run_s=run_s,
+            age_s=age_s,
+            tags=server.tags,
+        )
+
+    def _new(self, number: int) -> Machine:
+        """One that has never run."""
+        name = self._options.naming.name_of(number)
+        return Machine(id=f"i-{number}", name=name, number=number, state="stopped", run_s=0, age_s=EPOCH_S)
 
     def _machines(self) -> list[Machine]:
         running = [
@@ -397,7 +410,3 @@ class Simulation:
         self._drain(orders.dead, **{FAILED: f"{now} {orders.dead_boots}"})
         self._drain(orders.drain, **{DRAINING: now})
         self._start(orders.start)
-
-
-def _stopped(number: int) -> Machine:
-    return Machine(id=f"app-{number}", name=name_of(number), state="stopped", run_s=0, age_s=EPOCH_S)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from celery_sqs.errors import ConfigurationError
 from celery_sqs.plots import Panel, draw
 from celery_sqs.simulation.world import Result
-from faceapp.errors import ConfigError
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
 COLUMNS = 900
@@ -56,7 +56,10 @@ def terminal(result: Result, columns: int) -> str:
 
 
 def png(path: Path, results: Sequence[Result]) -> None:
-    """Draw the results one below the other, each over its own time. Raises ConfigError when it cannot be written."""
+    """Draw the results one below the other, each over its own time.
+
+    Raises ConfigurationError when it cannot be written.
+    """
     drawn = [
         replace(panel, title=f"{result.policy} on {result.workload}: {panel.title}")
         for result in results
@@ -65,4 +68,4 @@ def png(path: Path, results: Sequence[Result]) -> None:
     try:
         draw(path, drawn)
     except OSError as error:
-        raise ConfigError(f"the plot cannot be written to {path}: {error}") from error
+        raise ConfigurationError(f"the plot cannot be written to {path}: {error}") from error

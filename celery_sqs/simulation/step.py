@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from celery_sqs.errors import ConfigurationError
 from celery_sqs.scaler.policies.base import Decision, Observation
 from celery_sqs.scaler.policies.crew import Crew
 from celery_sqs.scaler.policies.steady import Since, SteadyClock
 from celery_sqs.scaler.policies.tunables import Tunables, number, whole
-from faceapp.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +57,13 @@ class StepTunables(Tunables):
             rows: tuple[Threshold, ...] = getattr(self, name)
             bounds = [row.messages for row in rows]
             if not rows or bounds != sorted(set(bounds)):
-                raise ConfigError(f"{name}={bounds!r} cannot be used: it takes rows with rising messages, at least one")
+                raise ConfigurationError(
+                    f"{name}={bounds!r} cannot be used: it takes rows with rising messages, at least one"
+                )
         if self.add[0].messages == 0:
-            raise ConfigError("add=0 messages cannot be used: it takes at least 1, so that an empty queue adds nothing")
+            raise ConfigurationError(
+                "add=0 messages cannot be used: it takes at least 1, so that an empty queue adds nothing"
+            )
 
 
 class Step:

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from celery_sqs.errors import ConfigurationError
 from celery_sqs.simulation.world import World
-from faceapp.errors import ConfigError
 
 MAX_CSV_ROWS = 1_000_000
 
@@ -126,7 +126,7 @@ SPECIAL: dict[str, Callable[[random.Random], list[float]]] = {
 def make(name: str, seed: int, world: World) -> Workload:
     """The workload of that name, or the arrivals in that CSV file. The same seed makes the same messages.
 
-    Raises ConfigError for a name that does not exist and for a CSV that cannot be used.
+    Raises ConfigurationError for a name that does not exist and for a CSV that cannot be used.
     """
     rng = random.Random(f"{name}/{seed}")  # nosec B311 # repeatable
     if shape := SHAPES.get(name) or SPECIAL.get(name):
@@ -135,7 +135,7 @@ def make(name: str, seed: int, world: World) -> Workload:
         arrivals = read_csv(Path(name))
     else:
         known = ", ".join((*SHAPES, *SPECIAL))
-        raise ConfigError(f"there is no workload {name!r}: workloads are {known}, or a file that ends in .csv")
+        raise ConfigurationError(f"there is no workload {name!r}: workloads are {known}, or a file that ends in .csv")
     return of(Path(name).stem, seed, arrivals, world)
 
 
@@ -160,31 +160,32 @@ def boots_s(name: str, seed: int, world: World) -> Iterator[float]:
 def read_csv(path: Path) -> list[float]:
     """The column 'seconds' of a CSV file with a header, or the only column of one without: one row a message.
 
-    Raises ConfigError when the file cannot be read, has no such column, no rows, too many, or a cell that is no time.
+    Raises ConfigurationError when the file cannot be read, has no such column, no rows or too many, or a cell that is
+    no time.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = [(reader.line_num, row) for reader in [csv.reader(file)] for row in reader if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"the arrivals in {path} cannot be read: {error}") from error
+        raise ConfigurationError(f"the arrivals in {path} cannot be read: {error}") from error
     column = 0
     if rows and not _is_number(rows[0][1][0]):
         header = [cell.strip().lower() for cell in rows[0][1]]
         if "seconds" not in header:
-            raise ConfigError(f"{path} has no column 'seconds': its header is {', '.join(header)}")
+            raise ConfigurationError(f"{path} has no column 'seconds': its header is {', '.join(header)}")
         column = header.index("seconds")
         rows = rows[1:]
     if not rows:
-        raise ConfigError(f"{path} has no arrivals: a row for each message, with the second of its arrival")
+        raise ConfigurationError(f"{path} has no arrivals: a row for each message, with the second of its arrival")
     if len(rows) > MAX_CSV_ROWS:
-        raise ConfigError(f"{path} has {len(rows)} arrivals; {MAX_CSV_ROWS} are the most")
+        raise ConfigurationError(f"{path} has {len(rows)} arrivals; {MAX_CSV_ROWS} are the most")
     return [_seconds(path, line, row, column) for line, row in rows]
 
 
 def _seconds(path: Path, line: int, row: list[str], column: int) -> float:
     cell = row[column] if column < len(row) else ""
     if not _is_number(cell) or not 0 <= float(cell) < math.inf:
-        raise ConfigError(f"{path}, line {line}: {cell!r} is not a time of arrival (seconds, 0 or more)")
+        raise ConfigurationError(f"{path}, line {line}: {cell!r} is not a time of arrival (seconds, 0 or more)")
     return float(cell)
 
 

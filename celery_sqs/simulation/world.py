@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from functools import cached_property
 
+from celery_sqs.errors import ConfigurationError
+from celery_sqs.pace import PREFETCH
 from celery_sqs.quantiles import nearest_rank
-from faceapp.config import Settings
-from faceapp.errors import ConfigError
-from faceapp.pace import PREFETCH
+from celery_sqs.scaler.options import ScalerOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class Faults:
     def named(cls, names: str) -> Faults:
         """The usual rate of each fault in `names`: 'all', 'none', or names with commas between them.
 
-        Raises ConfigError for a name that does not exist.
+        Raises ConfigurationError for a name that does not exist.
         """
         if names in ("", "none"):
             return cls()
@@ -49,7 +49,7 @@ class Faults:
         for name in wanted:
             if name not in USUAL:
                 known = ", ".join(each.replace("_", "-") for each in USUAL)
-                raise ConfigError(f"there is no fault {name!r}: faults are {known}, all and none")
+                raise ConfigurationError(f"there is no fault {name!r}: faults are {known}, all and none")
         return cls(**{name: USUAL[name] for name in wanted})
 
 
@@ -78,8 +78,9 @@ class World:
     service_s: float = 1.0
     """Mean seconds of a message; single ones are lognormal around it."""
     remembers: bool = True
-    """Whether the stack has run before, so that the scaler knows how long a message takes; a new one assumes what its
-    setting says."""
+    """Whether the stack has run before, so that the scaler knows how long a message takes."""
+    assumed_service_s: float = 0.15
+    """What it assumes where it has not: faceapp's default."""
     service_spread: float = 0.3
     """Standard deviation of a message's seconds over their mean."""
     boot_min_s: float = 20.0
@@ -102,14 +103,15 @@ class World:
     """A run ends when everything is answered and stopped, and so long after the last arrival at the latest."""
     faults: Faults = Faults()
 
-    def settings(self, *, policy: str = "work", mode: str = "balanced") -> Settings:
-        """A scaler's settings in this world; what it does not say is the product's default."""
-        return Settings(
-            scaler_policy=policy,
-            scaler_mode=mode,
-            scaler_max_instances=self.max_instances,
-            scaler_slo_s=self.slo_s,
-            scaler_tick_s=self.tick_s,
+    def options(self, *, policy: str = "work", mode: str = "balanced") -> ScalerOptions:
+        """A scaler's options in this world; what it does not say is their default."""
+        return ScalerOptions(
+            policy=policy,
+            mode=mode,
+            max_instances=self.max_instances,
+            slo_s=self.slo_s,
+            tick_s=self.tick_s,
+            service_s=self.assumed_service_s,
         )
 
 

@@ -198,8 +198,8 @@ import numpy as np
 from PIL import Image
 
 # What the services import, at once or later.
-import faceapp.flower.app
-import faceapp.instance
+import celery_sqs.flower.app
+import faceapp.stack.instance
 import faceapp.scaler
 import faceapp.tasks
 import faceapp.web

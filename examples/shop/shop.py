@@ -2,6 +2,7 @@
 
     celery -A shop worker --queues orders,mail     works on both queues
     python shop.py                                 places an order and prints what came of it
+    python -m celery_sqs scaler -A shop --dry-run  says how many instances its queues need
 
 What it needs on AWS is in README.md.
 """
@@ -28,6 +29,8 @@ celery_sqs.configure(
         results_bucket=os.environ.get("SHOP_BUCKET", f"{PREFIX}-results"),
         # Much less than packing takes: a message is kept out of others' sight for as long as its task runs.
         visibility_s=int(os.environ.get("SHOP_VISIBILITY_S", "30")),
+        # Instances of the launch template <prefix>-worker, from none to three.
+        scaler=celery_sqs.ScalerOptions(max_instances=3, service_s=2.0),
         wait_s=int(os.environ.get("SHOP_WAIT_S", "20")),
     ),
 )

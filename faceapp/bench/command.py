@@ -8,12 +8,12 @@ from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from faceapp import tables
 from faceapp.bench import report
 from faceapp.bench.load import Api, Options, Run, load
 from faceapp.bench.photos import find_photos, in_turn
-from faceapp.client import Client
 from faceapp.errors import FaceappError, ServiceUnreachable
+from faceapp.operations import tables
+from faceapp.operations.client import Client
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 import aiohttp
 
-from faceapp import open_files
 from faceapp.bench.photos import Photo
 from faceapp.bench.process import Usage, listeners, usage
 from faceapp.errors import ServiceUnreachable
+from faceapp.operations import open_files
 
 Api = Literal["classic", "v1"]
 Kind = Literal["right", "wrong", "unchecked", "crossed", "doubled", "refused", "lost", "error", "not sent"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from faceapp.errors import BadRequest
-from faceapp.folders import SUFFIXES
+from faceapp.operations.folders import SUFFIXES
 
 
 @dataclass(frozen=True, kw_only=True)

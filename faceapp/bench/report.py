@@ -11,8 +11,8 @@ from rich.console import RenderableType
 
 from celery_sqs.plots import Panel, draw
 from celery_sqs.quantiles import nearest_rank
-from faceapp import tables
 from faceapp.bench.load import Run
+from faceapp.operations import tables
 
 MIB = 2**20
 KINDS = ("right", "wrong", "unchecked", "crossed", "doubled", "refused", "lost", "error", "not sent")

@@ -11,10 +11,10 @@ from celery import Celery
 import celery_sqs
 from celery_sqs import GivenUp, Hooks, Options
 from celery_sqs.hooks import Life
-from faceapp import aws, tracing
+from celery_sqs.pace import PREFETCH
 from faceapp.broker.messages import refusal
-from faceapp.config import Settings
-from faceapp.pace import PREFETCH
+from faceapp.config import Settings, aws
+from faceapp.observability import tracing
 
 TRIES = 3
 """How often a message is delivered before it is a dead letter: the request queue's maxReceiveCount."""

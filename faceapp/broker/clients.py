@@ -7,8 +7,7 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from faceapp import aws
-from faceapp.config import Settings
+from faceapp.config import Settings, aws
 from faceapp.errors import BrokerUnavailable
 
 

@@ -45,7 +45,7 @@ def load(url: str, images: Path, concurrency: int, photos: int | None, key: str 
     Ctrl-C shows what came until then. The exit status is 1 unless every photo got its own, right answer.
     """
     from faceapp.bench.command import Command, run
-    from faceapp.credential import key_for
+    from faceapp.security.credential import key_for
 
     key = key_for(url) if key is None else key
     if not run(

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from celery_sqs.errors import ConfigurationError
 from faceapp.config import settings
 from faceapp.errors import ConfigError, FaceappError
 
@@ -36,8 +37,8 @@ class Commands(click.Group):
     def invoke(self, context: click.Context) -> Any:
         try:
             return super().invoke(context)
-        except ConfigError as error:
-            raise _Misuse(error.detail) from error
+        except (ConfigError, ConfigurationError) as error:
+            raise _Misuse(str(error)) from error
         except FaceappError as error:
             raise click.ClickException(error.detail) from error
 

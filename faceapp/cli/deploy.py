@@ -114,8 +114,8 @@ def deploy() -> None:
 @parameters
 def plan(target: Any, wanted: dict[str, str]) -> None:
     """Show what 'apply' with the same options would change, and what it would cost. Changes nothing."""
-    from faceapp import tables
     from faceapp.deploy import changes, show
+    from faceapp.operations import tables
 
     found = changes.make(target, wanted)
     try:
@@ -133,9 +133,9 @@ def apply(target: Any, wanted: dict[str, str], yes: bool) -> None:
 
     What is not named stays as the stack has it. When it fails, everything is as it was before.
     """
-    from faceapp import tables
     from faceapp.deploy import changes, show
     from faceapp.deploy.apply import execute, outputs
+    from faceapp.operations import tables
 
     check_somebody_answers(yes)
     console = tables.console()
@@ -198,9 +198,9 @@ def status(target: Any) -> None:
     The exit status is 1 when the stack is not as it should be or an alarm rings. 'faceapp status --aws' shows what the
     services do.
     """
-    from faceapp import tables
     from faceapp.deploy import show
     from faceapp.deploy.status import ask
+    from faceapp.operations import tables
 
     found = ask(target)
     tables.console().print(show.status(found, target), soft_wrap=True)
@@ -219,7 +219,7 @@ def status(target: Any) -> None:
 def logs(target: Any, unit: str | None, since: str, last: int, follow: bool) -> None:
     """Show the services' logs, or one's, where --ship-logs yes sends them to CloudWatch."""
     from faceapp.deploy import logs
-    from faceapp.tables import printable
+    from faceapp.operations.tables import printable
 
     lines = logs.read(target, unit, since_s=logs.ago_s(since), last=last)
     for each in lines:
@@ -261,9 +261,9 @@ def destroy(target: Any, yes: bool, with_gallery: bool, with_images: bool) -> No
     The gallery, the people who are enrolled, stays, and the next 'apply' takes it over. It can be run again when it was
     interrupted.
     """
-    from faceapp import tables
     from faceapp.deploy import show
     from faceapp.deploy.destroy import destroy, take_stock
+    from faceapp.operations import tables
 
     check_somebody_answers(yes)
     console = tables.console()

@@ -8,7 +8,7 @@ import click
 
 from faceapp.cli.common import which_aws
 from faceapp.config import settings
-from faceapp.key_text import ROLES
+from faceapp.security.key_text import ROLES
 
 
 @click.group()
@@ -35,7 +35,7 @@ def create(aws: str, name: str, role: str, days: int | None) -> None:
 @which_aws
 def list_keys(aws: str, as_json: bool) -> None:
     """List them, oldest first. Nobody can see the secrets any more."""
-    from faceapp import tables
+    from faceapp.operations import tables
 
     found = _keys().listing()
     if as_json:
@@ -70,7 +70,7 @@ def revoke(aws: str, id: str) -> None:
 
 
 def _keys() -> Any:
-    from faceapp.keys import Keys
+    from faceapp.security.keys import Keys
     from faceapp.storage import Storage
 
     return Keys(Storage(settings()))

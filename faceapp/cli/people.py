@@ -16,7 +16,7 @@ from faceapp.config import settings
 @click.pass_context
 def people(context: click.Context, url: str) -> None:
     """Enrol, list and forget people."""
-    from faceapp.client import Client
+    from faceapp.operations.client import Client
 
     context.obj = Client(url)
     warn_of_plain_http(context.obj)
@@ -65,8 +65,8 @@ def import_people(client: Any, folder: Path | None, labels: Path | None, data: P
 
 
 def _import_data(data: Path, *, aws: bool) -> None:
-    from faceapp.data_file import import_data
     from faceapp.local.target import choose
+    from faceapp.operations.data_file import import_data
 
     where = choose(settings(), "aws" if aws else "local")
     count, people = import_data(settings(), data)
@@ -74,8 +74,8 @@ def _import_data(data: Path, *, aws: bool) -> None:
 
 
 def _import_labelled(client: Any, folder: Path, labels: Path) -> None:
-    from faceapp.gallery.names import clean
-    from faceapp.labelled import choose, read_labels
+    from faceapp.operations.labelled import choose, read_labels
+    from faceapp.people.names import clean
     from faceapp.recognition import Recogniser
 
     labelled, missing = read_labels(folder, labels)
@@ -102,7 +102,7 @@ def _import_labelled(client: Any, folder: Path, labels: Path) -> None:
 
 
 def _import_folder(client: Any, folder: Path) -> None:
-    from faceapp.folders import enrol_people, find_people
+    from faceapp.operations.folders import enrol_people, find_people
 
     refused = 0
     for each in enrol_people(client, find_people(folder)):
@@ -139,12 +139,12 @@ def recognize(photos: tuple[Path, ...], url: str, local: bool, gallery: Path | N
     if gallery and not local:
         raise click.UsageError("--gallery goes with --local: a service has a gallery of its own.")
     if local:
-        from faceapp.oneshot import names
+        from faceapp.operations.oneshot import names
 
         for name in names(settings(), photos, gallery):
             click.echo(name)
         return
-    from faceapp.client import Client
+    from faceapp.operations.client import Client
 
     client = Client(url)
     warn_of_plain_http(client)

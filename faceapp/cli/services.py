@@ -34,8 +34,8 @@ def up(people: Path | None, fresh: bool, course: str | None, verbose: bool) -> N
 @click.command()
 def web() -> None:
     """Run the web tier."""
-    from faceapp import logs, tracing
     from faceapp.http.server import serve
+    from faceapp.observability import logs, tracing
 
     _check_apart()
     logs.configure(settings(), service="faceapp-web")
@@ -68,7 +68,7 @@ def scaler(dry_run: bool, wanted: Any) -> None:
 
     A dry run asks the AWS that the operator's commands ask, and its status is on a free port, beside the scaler's own.
     """
-    from faceapp import logs, tracing
+    from faceapp.observability import logs, tracing
     from faceapp.scaler import run
 
     if wanted and not dry_run:
@@ -108,7 +108,7 @@ def _check_apart() -> None:
 
 def _check() -> None:
     """Raises ConfigError now, with its sentence, for what each part of the service would come to later."""
-    from faceapp import aws
+    from faceapp.config import aws
 
     settings()
     aws.region()

@@ -28,8 +28,9 @@ def status(aws: str, as_json: bool, watch: bool) -> None:
     and with an AWS on this machine also when the scaler does not answer. No worker at all is well, and so is an
     account's scaler that cannot be reached from here.
     """
-    from faceapp import tables, tasks
-    from faceapp.status import ask
+    from faceapp import tasks
+    from faceapp.operations import tables
+    from faceapp.operations.status import ask
 
     def show() -> bool:
         found = ask(settings(), tasks.app, aws=aws)

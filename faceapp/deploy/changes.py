@@ -10,11 +10,10 @@ from typing import Any, Literal
 
 from botocore.exceptions import ClientError
 
-from celery_sqs.scaler.machine import STACK
 from faceapp.deploy import template
 from faceapp.deploy.target import Target
 from faceapp.errors import DeployError
-from faceapp.stack import body
+from faceapp.stack.data_tier import STACK_TAG, body
 
 NO_CHANGES = ("didn't contain changes", "No updates are to be performed")
 TIMEOUT_S = 300
@@ -106,10 +105,10 @@ def check_ours(stack: Mapping[str, Any] | None, target: Target) -> None:
     if not stack or stack["StackStatus"] == "REVIEW_IN_PROGRESS":
         return
     tags = {each["Key"]: each["Value"] for each in stack.get("Tags", ())}
-    if tags.get(STACK) != target.prefix:
+    if tags.get(STACK_TAG) != target.prefix:
         raise DeployError(
-            f"There is a stack {target.stack}, and it is not one of faceapp's (it has no tag {STACK}={target.prefix}): "
-            "choose another name with --prefix or --stack."
+            f"There is a stack {target.stack}, and it is not one of faceapp's (it has no tag "
+            f"{STACK_TAG}={target.prefix}): choose another name with --prefix or --stack."
         )
 
 
@@ -160,7 +159,7 @@ def make(target: Target, wanted: Mapping[str, str]) -> Plan:
             TemplateBody=body(),
             Parameters=[_parameter(name, wanted, current, default) for name, default in defaults.items()],
             Capabilities=["CAPABILITY_NAMED_IAM"],
-            Tags=[{"Key": STACK, "Value": target.prefix}],
+            Tags=[{"Key": STACK_TAG, "Value": target.prefix}],
             **arguments,
         )
     except ClientError as error:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from faceapp.config import Settings, strange
 from faceapp.deploy import template
 from faceapp.errors import ConfigError
-from faceapp.stack import VISIBILITY_MARGIN_S
+from faceapp.stack.data_tier import VISIBILITY_MARGIN_S
 
 PLAIN = "PlainSettings"
 PARAMETERS_OF_SETTINGS = {

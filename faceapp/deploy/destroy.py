@@ -9,13 +9,13 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError, WaiterError
 
-from celery_sqs.scaler.machine import STACK, TIER
 from faceapp.deploy import apply, remains
 from faceapp.deploy.apply import Event
 from faceapp.deploy.changes import check_ours, check_own_plans, find_stack
 from faceapp.deploy.remains import Thing
 from faceapp.deploy.target import Target
 from faceapp.errors import DeployError
+from faceapp.stack.data_tier import STACK_TAG, TIER_TAG
 
 MOST_COUNTED = 100_000
 TERMINATED_S = 600
@@ -135,8 +135,8 @@ def _terminate(target: Target, *, say: Callable[[str], None]) -> None:
     ec2 = target.client("ec2")
     for tier in ("web", "app"):
         filters = [
-            {"Name": f"tag:{STACK}", "Values": [target.prefix]},
-            {"Name": f"tag:{TIER}", "Values": [tier]},
+            {"Name": f"tag:{STACK_TAG}", "Values": [target.prefix]},
+            {"Name": f"tag:{TIER_TAG}", "Values": [tier]},
             {"Name": "instance-state-name", "Values": remains.ALIVE},
         ]
         pages = ec2.get_paginator("describe_instances").paginate(Filters=filters)
@@ -201,7 +201,7 @@ def _was_ours(target: Target, bucket: str) -> bool:
         if code in ("NoSuchBucket", "NoSuchTagSet", "AccessDenied"):
             return target.embedded and code == "NoSuchTagSet"
         raise
-    return {"Key": STACK, "Value": target.prefix} in tags
+    return {"Key": STACK_TAG, "Value": target.prefix} in tags
 
 
 def _count(target: Target, bucket: str) -> int:

@@ -8,10 +8,10 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from celery_sqs.scaler.machine import STACK
 from faceapp.deploy import remains
 from faceapp.deploy.target import Target
 from faceapp.errors import DeployError
+from faceapp.stack.data_tier import STACK_TAG
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class Image:
 
 def own(target: Target) -> list[Image]:
     """Those that were made for this prefix, newest first. Raises DeployError."""
-    filters = [{"Name": f"tag:{STACK}", "Values": [target.prefix]}]
+    filters = [{"Name": f"tag:{STACK_TAG}", "Values": [target.prefix]}]
     try:
         found = target.client("ec2").describe_images(Owners=["self"], Filters=filters)["Images"]
     except (ClientError, BotoCoreError) as error:
@@ -50,7 +50,7 @@ def in_use(target: Target) -> set[str]:
     try:
         found = set(_of_templates(ec2, [each.id for each in remains.launch_templates(target)]))
         filters = [
-            {"Name": f"tag:{STACK}", "Values": [target.prefix]},
+            {"Name": f"tag:{STACK_TAG}", "Values": [target.prefix]},
             {"Name": "instance-state-name", "Values": remains.ALIVE},
         ]
         for page in ec2.get_paginator("describe_instances").paginate(Filters=filters):

@@ -13,10 +13,10 @@ from typing import Any
 from botocore.exceptions import BotoCoreError, ClientError
 
 from celery_sqs.queues.urls import queue_urls
-from celery_sqs.scaler.machine import STACK
-from faceapp.aws import USED_TAG
+from faceapp.config.aws import USED_TAG
 from faceapp.deploy.target import Target
 from faceapp.errors import DeployError
+from faceapp.stack.data_tier import STACK_TAG
 
 ALIVE = ["pending", "running", "stopping", "stopped"]
 TEMPORARY_QUEUE = re.compile(r"celery_.*|celeryev-.*|.*-reply-celery-pidbox|resp-queue-.*")
@@ -204,7 +204,7 @@ FINDERS = (
 
 
 def _tagged(target: Target) -> list[dict[str, Any]]:
-    return [{"Name": f"tag:{STACK}", "Values": [target.prefix]}]
+    return [{"Name": f"tag:{STACK_TAG}", "Values": [target.prefix]}]
 
 
 def _queues(target: Target) -> Iterator[tuple[str, str]]:

@@ -16,7 +16,7 @@ from faceapp.deploy.changes import Change, Plan
 from faceapp.deploy.destroy import Inventory
 from faceapp.deploy.status import Status
 from faceapp.deploy.target import Target
-from faceapp.tables import counted, printable
+from faceapp.operations.tables import counted, printable
 
 STYLES = {"add": "green", "change": "yellow", "replace": "red", "may replace": "red", "remove": "red"}
 ORDER = ("remove", "replace", "may replace", "change", "add")

@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 from botocore.exceptions import BotoCoreError, ClientError
 
 from celery_sqs.door import is_loopback_url, no_proxy
-from faceapp import aws, credential
-from faceapp.config import Settings
+from faceapp.config import Settings, aws
 from faceapp.errors import ConfigError, DeployError
+from faceapp.security import credential
 
 LIMITS: dict[str, Any] = {
     "connect_timeout": 10,

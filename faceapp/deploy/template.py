@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-from faceapp import stack
 from faceapp.errors import ConfigError
+from faceapp.stack import data_tier as stack
 
 
 class _Loader(yaml.SafeLoader):

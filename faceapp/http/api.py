@@ -11,13 +11,13 @@ from typing import Any
 import flask
 
 from faceapp.errors import FaceappError, RecognitionExpired, RecognitionNotFound, RecognitionTimeout, by_code
-from faceapp.gallery import names
 from faceapp.http import auth, dispatch, slashes, uploads
 from faceapp.http.dispatch import Ticket
 from faceapp.http.problems import Problem
 from faceapp.http.uploads import Refusal, Upload
-from faceapp.keys import ENROL
+from faceapp.people import names
 from faceapp.schema import UNKNOWN, Face, Failure, PhotoFailure, Recognition
+from faceapp.security.keys import ENROL
 
 PENDING = "pending"
 RETRY_AFTER_S = 2

@@ -2,8 +2,8 @@
 
 Looked at before anything of a request's body. Everything under /v1 needs a key, also on this machine: a proxy or a
 tunnel that adds no header cannot be told from a program here. `faceapp up` makes an admin's key at each start and hands
-it to the page and the commands (FACEAPP_LOCAL_KEY). `POST /` needs none from this machine (celery_sqs.door says what that
-is); `FACEAPP_WEB_AUTH` can open it to programs anywhere (`classic`), or to nobody (`always`).
+it to the page and the commands (FACEAPP_LOCAL_KEY). `POST /` needs none from this machine (celery_sqs.door says what
+that is); `FACEAPP_WEB_AUTH` can open it to programs anywhere (`classic`), or to nobody (`always`).
 
 Browsers send no header of ours by themselves and this service sets no cookies, so no other page can use somebody's key.
 What needs none is refused when a browser says that another site's page asks.
@@ -20,12 +20,12 @@ from functools import cache
 import flask
 
 from celery_sqs.door import Reason, is_other_page, reason_against
-from faceapp import logs
 from faceapp.config import Settings
 from faceapp.errors import CrossSite, KeyInvalid, RateLimited, RoleMissing, Unauthorized
 from faceapp.http.problems import Problem
-from faceapp.key_text import ROLES as KEY_ROLES
-from faceapp.keys import ADMIN, ENROL, RECOGNISE, Key, Keyring, owned
+from faceapp.observability import logs
+from faceapp.security.key_text import ROLES as KEY_ROLES
+from faceapp.security.keys import ADMIN, ENROL, RECOGNISE, Key, Keyring, owned
 from faceapp.storage import Storage
 
 CLASSIC = "POST /"

@@ -21,7 +21,7 @@ from celery.exceptions import TimeoutError as CeleryTimeoutError
 from kombu.exceptions import LimitExceeded, OperationalError
 
 import celery_sqs
-from faceapp import broker, logs, tasks, tracing
+from faceapp import broker, tasks
 from faceapp.config import Settings
 from faceapp.errors import (
     BrokerUnavailable,
@@ -35,12 +35,13 @@ from faceapp.errors import (
     SchemaError,
     StorageUnavailable,
 )
-from faceapp.forgetting import Forgetting
-from faceapp.gallery import People
-from faceapp.gallery.people import photo_id_from
 from faceapp.http import admission, connections
 from faceapp.http.metrics import Metrics
 from faceapp.http.uploads import Upload
+from faceapp.observability import logs, tracing
+from faceapp.people import People
+from faceapp.people.forgetting import Forgetting
+from faceapp.people.people import photo_id_from
 from faceapp.schema import Enrolment, Failure, PhotoFailure, Recognition
 from faceapp.storage import Storage, StoredPhotoHead
 

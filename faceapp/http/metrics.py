@@ -1,9 +1,9 @@
 """`/metrics`: what the web tier did, for Prometheus.
 
 Only to whom `FACEAPP_WEB_METRICS` lets in, since how much a service is used is nobody else's business. The default is
-this machine itself (celery_sqs.door says what that is), where a scraper or its agent runs beside the web tier. `private`
-takes peers in private networks (a scraper in the same VPC, and also whatever a load balancer passes on without saying
-so), `any` asks nobody.
+this machine itself (celery_sqs.door says what that is), where a scraper or its agent runs beside the web tier.
+`private` takes peers in private networks (a scraper in the same VPC, and also whatever a load balancer passes on
+without saying so), `any` asks nobody.
 
 Each app has a registry of its own. With several web processes a scrape reaches any one of them and must tell of all:
 each then keeps its numbers in files in a folder that the server made (PROMETHEUS_MULTIPROC_DIR, see server.py), and the

@@ -19,7 +19,7 @@ from werkzeug.exceptions import NotFound
 
 from faceapp import __version__, schema
 from faceapp.http import auth
-from faceapp.key_text import ROLES
+from faceapp.security.key_text import ROLES
 
 ASSETS = {
     "swagger-ui.css": "text/css",

@@ -19,10 +19,10 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 from gunicorn.glogging import Logger
 
-from faceapp import open_files
 from faceapp.config import Settings
 from faceapp.errors import LocalError
 from faceapp.http import connections
+from faceapp.operations import open_files
 
 logger = logging.getLogger(__name__)
 
@@ -211,7 +211,8 @@ def give_slot(arbiter: Any, worker: Any) -> None:
 
 def take_slot(worker: Any) -> None:
     """gunicorn's post_worker_init, in the new process, before its first request."""
-    from faceapp import broker, tracing
+    from faceapp import broker
+    from faceapp.observability import tracing
 
     sys.setswitchinterval(SWITCH_S)
     broker.use_slot(worker.slot)

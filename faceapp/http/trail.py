@@ -8,8 +8,8 @@ from contextlib import ExitStack
 
 import flask
 
-from faceapp import logs, tracing
 from faceapp.http import dispatch
+from faceapp.observability import logs, tracing
 
 logger = logging.getLogger(__name__)
 

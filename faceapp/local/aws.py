@@ -23,8 +23,8 @@ from typing import Any
 
 from celery_sqs.door import hides_headers
 from faceapp.config import settings
-from faceapp.credential import aws_keys, fresh
 from faceapp.errors import ConfigError
+from faceapp.security.credential import aws_keys, fresh
 
 LISTENING = "listening on "
 HEAD_S = 15.0

@@ -1,8 +1,9 @@
 """Who may use the embedded AWS: programs of this machine that know the start's access key. A WSGI middleware.
 
 Everything that the service keeps is behind this port, and a page in a browser here reaches it. So besides the door's
-rule (celery_sqs.door) a request must name the access key's id, which is random for each start, and a browser gets nothing
-at all. The signature itself is not computed anew: who knows the id knows the secret, too, and it would cost each call.
+rule (celery_sqs.door) a request must name the access key's id, which is random for each start, and a browser gets
+nothing at all. The signature itself is not computed anew: who knows the id knows the secret, too, and it would cost
+each call.
 
 Which service a request is for is moto's to find out, in more than one way; `Services` is asked with what it found.
 """

@@ -22,10 +22,10 @@ from types import FrameType
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from faceapp import aws, logs
-from faceapp.config import Settings, settings
+from faceapp.config import Settings, aws, settings
 from faceapp.local import zygote
 from faceapp.local.processes import GRACE_S, WELL_AFTER_S, Reaper, restart_pause_s
+from faceapp.observability import logs
 
 logger = logging.getLogger("faceapp.local.compute")
 

@@ -19,9 +19,9 @@ from typing import IO, Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from faceapp.credential import states_folder
 from faceapp.errors import LocalError
-from faceapp.gallery.people import VECTORS, split_key
+from faceapp.people.people import VECTORS, split_key
+from faceapp.security.credential import states_folder
 
 MARKS = ("version", "keys/keys.json")
 """Objects that tell of changes: the gallery replaces the first after each, and the API keys are all in the second."""

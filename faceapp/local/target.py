@@ -14,11 +14,11 @@ from typing import Literal
 
 from botocore.exceptions import BotoCoreError
 
-from faceapp import aws, credential
-from faceapp.config import Settings
+from faceapp.config import Settings, aws
 from faceapp.errors import ConfigError, LocalError
 from faceapp.local.calls import PATH
 from faceapp.local.up import endpoint, environment
+from faceapp.security import credential
 
 TIMEOUT_S = 2.0
 

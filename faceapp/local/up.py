@@ -22,17 +22,19 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from celery_sqs.aws import LOCAL_REGION
 from celery_sqs.door import no_proxy
-from faceapp import aws, credential, samples, stack
-from faceapp.client import Client
-from faceapp.config import Settings
+from faceapp.config import Settings, aws
 from faceapp.errors import FaceappError, LocalError
-from faceapp.folders import Enrolled, enrol_people, find_people, sample_people
 from faceapp.http.scaler import ScalerStatus
-from faceapp.key_text import new_text
 from faceapp.local import compute, state
 from faceapp.local.aws import LISTENING
 from faceapp.local.processes import Service, Services
 from faceapp.local.progress import Progress
+from faceapp.operations import samples
+from faceapp.operations.client import Client
+from faceapp.operations.folders import Enrolled, enrol_people, find_people, sample_people
+from faceapp.security import credential
+from faceapp.security.key_text import new_text
+from faceapp.stack import data_tier as stack
 
 T = TypeVar("T")
 

@@ -16,9 +16,9 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
 from faceapp.config import Settings
-from faceapp.gallery import People
 from faceapp.http.openapi import document
-from faceapp.keys import Keys
+from faceapp.people import People
+from faceapp.security.keys import Keys
 from faceapp.storage import Storage
 from tests.support.aws import KEY
 from tests.support.programs import TIMEOUT_MS, chromium

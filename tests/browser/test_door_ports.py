@@ -22,13 +22,12 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from celery_sqs.scaler.lease import KEY as LEASE
-from faceapp import credential
+from celery_sqs.scaler.options import ScalerOptions
 from faceapp.local import up
+from faceapp.security import credential
 from tests.support.aws import session
 from tests.support.programs import TIMEOUT_MS, chromium, needs
-from tests.support.services import PATIENCE_S, wait_until
-from tests.system.test_flower import free_port
+from tests.support.services import PATIENCE_S, free_port, wait_until
 from tests.system.test_local_up import Running, running
 
 pytestmark = [pytest.mark.system, pytest.mark.browser]
@@ -183,7 +182,7 @@ def everything(system: Running) -> dict[str, Any]:
             bucket: [
                 (each["Key"], each["ETag"])
                 for each in s3.list_objects_v2(Bucket=bucket).get("Contents", ())
-                if each["Key"] != LEASE  # the scaler renews it
+                if each["Key"] != ScalerOptions.lease_key  # the scaler renews it
             ]
             for bucket in buckets
         },

@@ -17,13 +17,13 @@ import yaml
 from botocore.stub import Stubber
 
 from celery_sqs.door import is_loopback_url
-from celery_sqs.scaler.machine import STACK, TIER
-from faceapp import stack
 from faceapp.config import Settings
 from faceapp.deploy import changes, choices, show, template
 from faceapp.deploy.apply import Event, execute, follow
 from faceapp.deploy.target import Target
 from faceapp.errors import ConfigError, DeployError
+from faceapp.stack import data_tier as stack
+from faceapp.stack.data_tier import STACK_TAG, TIER_TAG
 from tests.support.aws import plain_client
 from tests.support.services import part_environ, users_environ
 
@@ -194,7 +194,7 @@ def test_destroy_ends_what_was_made_at_run_time_and_nothing_else(
     ec2, sqs, logs = clients("ec2"), clients("sqs"), clients("logs")
 
     def run(stack_name: str, name: str, tier: str) -> str:
-        tags = {"Name": name, STACK: stack_name, TIER: tier}
+        tags = {"Name": name, STACK_TAG: stack_name, TIER_TAG: tier}
         pairs = [{"Key": key, "Value": value} for key, value in tags.items()]
         given = [{"ResourceType": "instance", "Tags": pairs}]
         answer = ec2.run_instances(ImageId=IMAGE, MinCount=1, MaxCount=1, TagSpecifications=given)
@@ -437,7 +437,7 @@ def test_whoever_answers_wrongly_changes_nothing(
 def test_images_stay_unless_they_are_named(deploy: Deploy, clients: Callable[[str], Any], prefix: str) -> None:
     ec2 = clients("ec2")
     [instance] = ec2.run_instances(ImageId=IMAGE, MinCount=1, MaxCount=1)["Instances"]
-    tags = [{"ResourceType": "image", "Tags": [{"Key": STACK, "Value": prefix}]}]
+    tags = [{"ResourceType": "image", "Tags": [{"Key": STACK_TAG, "Value": prefix}]}]
     made = ec2.create_image(InstanceId=instance["InstanceId"], Name=prefix, TagSpecifications=tags)["ImageId"]
     assert deploy("apply", "--yes", "--image", "latest").returncode == 0
     assert (

@@ -13,11 +13,11 @@ from unittest.mock import patch
 
 import pytest
 
-from celery_sqs.scaler.machine import STACK
 from faceapp import __version__
 from faceapp.deploy import image, images
 from faceapp.deploy.target import Target, connect
 from faceapp.errors import ConfigError, DeployError
+from faceapp.stack.data_tier import STACK_TAG
 from tests.support.aws import plain_client
 
 PACKER = f"""#!{sys.executable}
@@ -35,7 +35,7 @@ if command == "build":
     import boto3
     ec2 = boto3.client("ec2")
     instance = ec2.run_instances(ImageId="ami-12c6146b", MinCount=1, MaxCount=1)["Instances"][0]["InstanceId"]
-    tags = [{{"Key": "{STACK}", "Value": given["stack"]}}]
+    tags = [{{"Key": "{STACK_TAG}", "Value": given["stack"]}}]
     tagged = [{{"ResourceType": "image", "Tags": tags}}]
     ec2.create_image(InstanceId=instance, Name=given["version"] + instance, TagSpecifications=tagged)
 """
@@ -64,7 +64,7 @@ def a_packer(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str = PACKER
 
 def an_image(ec2: Any, target: Target, name: str) -> str:
     [instance] = ec2.run_instances(ImageId="ami-12c6146b", MinCount=1, MaxCount=1)["Instances"]
-    tags = [{"ResourceType": "image", "Tags": [{"Key": STACK, "Value": target.prefix}]}]
+    tags = [{"ResourceType": "image", "Tags": [{"Key": STACK_TAG, "Value": target.prefix}]}]
     answer = ec2.create_image(InstanceId=instance["InstanceId"], Name=name, TagSpecifications=tags)
     ec2.terminate_instances(InstanceIds=[instance["InstanceId"]])
     return str(answer["ImageId"])
@@ -103,7 +103,7 @@ def test_a_packer_that_fails_is_a_failure(target: Target, tmp_path: Path, monkey
 def test_the_wheel_has_what_an_instance_needs(tmp_path: Path) -> None:
     wheel = image.make_wheel(tmp_path)
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {"faceapp/cli/__init__.py", "faceapp/stack.yaml", "faceapp/http/templates/docs.html"} <= names
+    assert {"faceapp/cli/__init__.py", "faceapp/stack/stack.yaml", "faceapp/http/templates/docs.html"} <= names
     assert "faceapp/cli.py" not in names
 
 
@@ -130,7 +130,7 @@ def test_old_images_go_with_their_snapshots_but_none_in_use(target: Target, ec2:
         LaunchTemplateName=f"{target.prefix}-worker",
         LaunchTemplateData={"ImageId": by_age[0], "InstanceType": "t3.micro"},
     )
-    tags = [{"ResourceType": "instance", "Tags": [{"Key": STACK, "Value": target.prefix}]}]
+    tags = [{"ResourceType": "instance", "Tags": [{"Key": STACK_TAG, "Value": target.prefix}]}]
     ec2.run_instances(ImageId=by_age[1], MinCount=1, MaxCount=1, TagSpecifications=tags)
     disks = {each: snapshots(ec2, each) for each in by_age}
     gone = images.prune(target, keep=2)

@@ -14,12 +14,12 @@ from unittest.mock import patch
 import pytest
 from click.testing import CliRunner
 
-from faceapp import stack as deployment
 from faceapp.cli.deploy import deploy as commands
 from faceapp.deploy import apply, cost, logs, status, template
 from faceapp.deploy.changes import discard, make
 from faceapp.deploy.target import Target, connect
 from faceapp.errors import ConfigError, DeployError
+from faceapp.stack import data_tier as deployment
 from tests.support.aws import plain_client
 
 IMAGE = "ami-12c6146b"

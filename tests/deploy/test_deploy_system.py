@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,13 +15,13 @@ from typing import Any
 import pytest
 import yaml
 
-from celery_sqs.scaler.machine import STACK, TEMPLATE
-from faceapp.client import Client
 from faceapp.local import compute
 from faceapp.local.aws import LISTENING
 from faceapp.local.processes import Service, Services
+from faceapp.operations.client import Client
+from faceapp.stack.data_tier import STACK_TAG, TEMPLATE_TAG
 from tests.support.aws import session as aws_session
-from tests.support.services import aws_environ, part_environ, wait_until
+from tests.support.services import aws_environ, free_ports, part_environ, wait_until
 
 pytestmark = pytest.mark.system
 
@@ -105,7 +104,7 @@ def workers(endpoint: str) -> list[dict[str, Any]]:
     """The app tier's instances that run."""
     session: Any = aws_session()
     filters = [
-        {"Name": f"tag:{STACK}", "Values": [PREFIX]},
+        {"Name": f"tag:{STACK_TAG}", "Values": [PREFIX]},
         {"Name": "tag:Name", "Values": ["app-tier-instance-*"]},
         {"Name": "instance-state-name", "Values": ["pending", "running"]},
     ]
@@ -151,7 +150,7 @@ def test_from_nothing_to_an_answer_and_back_to_nothing(samples: dict[str, Path],
             wait_until(is_caught_running, what="an instance that stays")
             [worker, *_] = workers(endpoint)
             assert worker["ImageId"] == IMAGE
-            assert {TEMPLATE: "1"}.items() <= {each["Key"]: each["Value"] for each in worker["Tags"]}.items()
+            assert {TEMPLATE_TAG: "1"}.items() <= {each["Key"]: each["Value"] for each in worker["Tags"]}.items()
 
             name = next(each["Value"] for each in worker["Tags"] if each["Key"] == "Name")
             assert f"{name}, running" in deploy(endpoint, "status")
@@ -168,11 +167,3 @@ def test_from_nothing_to_an_answer_and_back_to_nothing(samples: dict[str, Path],
 
 def start(services: Services, name: str, *command: str) -> Service:
     return services.start(name, [sys.executable, "-m", *command])
-
-
-def free_ports(count: int) -> list[int]:
-    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [listener.getsockname()[1] for listener in listeners]
-    for listener in listeners:
-        listener.close()
-    return ports

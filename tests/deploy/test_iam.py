@@ -26,25 +26,24 @@ import pytest
 import urllib3
 import yaml
 
-from celery_sqs.scaler.lease import KEY as LEASE
+from celery_sqs.scaler.options import ScalerOptions
 from celery_sqs.transport.fanout import topic_name
-from faceapp import stack as deployment
-from faceapp.aws import USED_TAG
-from faceapp.client import Client
 from faceapp.config import Settings
-from faceapp.forgetting import ORDERS
-from faceapp.gallery.formats import Snapshot, Vector, pack_snapshot, pack_vector
-from faceapp.keys import OBJECT, Keys
+from faceapp.config.aws import USED_TAG
 from faceapp.local import compute
 from faceapp.local.aws import LISTENING
 from faceapp.local.up import IMAGE
+from faceapp.operations.client import Client
+from faceapp.people.forgetting import ORDERS
+from faceapp.people.formats import Snapshot, Vector, pack_snapshot, pack_vector
 from faceapp.recognition import Recogniser
+from faceapp.security.keys import OBJECT, Keys
+from faceapp.stack import data_tier as deployment
 from faceapp.storage import Storage
 from tests.support.aws import BEARER
 from tests.support.iam import ACCOUNT, Account, Need, Statement, allows, arn, like, needs
-from tests.support.services import PATIENCE_S, REPOSITORY, environ, users_environ, wait_until
+from tests.support.services import PATIENCE_S, REPOSITORY, environ, free_port, users_environ, wait_until
 from tests.support.web import plain, web_server
-from tests.system.test_flower import free_port
 
 pytestmark = pytest.mark.system
 
@@ -53,7 +52,7 @@ WHO = (*ROLES, "host", "operator")
 HOST = """
 import os, sys
 from types import SimpleNamespace
-from faceapp import aws
+from faceapp.config import aws
 from faceapp.local import compute
 
 # The host asks EC2 which instances there are, as itself; what it forks is the workers'.
@@ -67,7 +66,7 @@ SELDOM = """
 from faceapp import broker
 from celery_sqs.queues.janitor import Suspects, sweep
 from faceapp.config import settings
-from faceapp.forgetting import LostOrders
+from faceapp.people.forgetting import LostOrders
 from celery_sqs.scaler.alarms import Alarms
 
 # What the scaler does every ten minutes, and when something is wrong.
@@ -185,7 +184,7 @@ class Run:
         stale = Snapshot(model=recogniser.model, keys=["vectors/gone/0"], etags=["x"], rows=rows[:, None, :])
         s3.put_object(Bucket=self.settings.gallery_bucket, Key="snapshot", Body=pack_snapshot(stale))
         former = json.dumps({"holder": "", "token": 7, "memory": {}})
-        s3.put_object(Bucket=self.settings.out_bucket, Key=LEASE, Body=former.encode())
+        s3.put_object(Bucket=self.settings.out_bucket, Key=ScalerOptions.lease_key, Body=former.encode())
         for name in (
             "celery_app-tier-instance-9-celery-pidbox",
             "reply_0123-reply-celery-pidbox",

@@ -17,9 +17,9 @@ import pytest
 import torch
 
 from faceapp import __version__
-from faceapp import stack as deployment
 from faceapp.config import Settings
 from faceapp.deploy.image import make_wheel
+from faceapp.stack import data_tier as deployment
 from tests.deploy.test_units import IMAGE
 from tests.support.aws import plain_client
 from tests.support.programs import needs

@@ -19,14 +19,16 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from celery_sqs.scaler.status import Status
-from faceapp import stack as deployment
 from faceapp.config import Settings
+from faceapp.config.aws import of as aws_of
 from faceapp.http.metrics import ANSWER_BUCKETS_S
-from tests.integration.test_scaler import IMAGE, free_port, get, process, status_of
+from faceapp.scaler import options
+from faceapp.stack import data_tier as deployment
+from tests.integration.test_scaler import IMAGE, get, process, status_of
 from tests.integration.test_web_metrics import ask
 from tests.support.aws import plain_client
 from tests.support.programs import needs
-from tests.support.services import REPOSITORY, wait_until
+from tests.support.services import REPOSITORY, free_port, wait_until
 from tests.support.web import File, form, plain, web_server
 
 DEPLOY = REPOSITORY / "deploy"
@@ -105,7 +107,7 @@ def metrics(aws_endpoint: str, settings: Settings, tmp_path_factory: pytest.Temp
     found["flower_events_total"] = [{"worker": "w", "type": "task-succeeded", "task": "t"}]
     assert "flower_events" in found
     # Errors have no sample until there is one.
-    status = Status(settings)
+    status = Status(options(settings), aws_of(settings))
     status.error("run_instances", "capacity")
     errors = {"faceapp_scaler_errors_total": told(status.metrics().decode())["faceapp_scaler_errors_total"]}
     return {**found, **told(web), **told(scaler), **errors}

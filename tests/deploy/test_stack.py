@@ -21,14 +21,14 @@ import yaml
 from botocore.exceptions import ClientError
 from botocore.stub import Stubber
 
-from celery_sqs.scaler.alarms import NAMESPACE, WORTH_TELLING
+from celery_sqs.scaler.alarms import WORTH_TELLING
 from celery_sqs.scaler.core import DEAD_BOOTS
-from celery_sqs.scaler.machine import APP_TIER, STACK, TIER, WEB_INSTANCE
 from celery_sqs.transport.fanout import topic_name
-from faceapp import stack as deployment
 from faceapp.config import Settings
 from faceapp.deploy.template import check, resources
 from faceapp.errors import DeployError
+from faceapp.stack import data_tier as deployment
+from faceapp.stack.data_tier import APP_TIER, STACK_TAG, TIER_TAG, WEB_INSTANCE
 from tests.support.aws import plain_client, session
 from tests.support.programs import needs
 from tests.support.services import PATIENCE_S
@@ -248,7 +248,7 @@ def test_workers_boot_what_they_were_promised(full: Deployed) -> None:
     tags = {
         each["ResourceType"]: {tag["Key"]: tag["Value"] for tag in each["Tags"]} for each in data["TagSpecifications"]
     }
-    assert tags == {"instance": {STACK: full.prefix, TIER: APP_TIER}, "volume": {STACK: full.prefix}}
+    assert tags == {"instance": {STACK_TAG: full.prefix, TIER_TAG: APP_TIER}, "volume": {STACK_TAG: full.prefix}}
     assert data["InstanceInitiatedShutdownBehavior"] == "stop"
     assert "InstanceMarketOptions" not in data
 
@@ -322,8 +322,8 @@ def test_a_stack_is_made_in_steps_updated_with_a_new_image_and_deleted(full: Dep
     assert outputs["WebInstanceId"] == web["InstanceId"]
     assert {each["Key"]: each["Value"] for each in web["Tags"]}.items() >= {
         "Name": WEB_INSTANCE,
-        STACK: full.prefix,
-        TIER: "web",
+        STACK_TAG: full.prefix,
+        TIER_TAG: "web",
     }.items()
     groups = full.logs.describe_log_groups(logGroupNamePrefix=f"/faceapp/{full.prefix}")["logGroups"]
     assert [each["retentionInDays"] for each in groups] == [30]
@@ -386,8 +386,8 @@ def test_alarms_ask_for_what_is_told() -> None:
     assert asked == {
         ("AWS/SQS", "ApproximateNumberOfMessagesVisible"),
         ("AWS/SQS", "ApproximateAgeOfOldestMessage"),
-        (NAMESPACE, "DeadBoots"),
-        (NAMESPACE, "BudgetShare"),
+        ("faceapp", "DeadBoots"),
+        ("faceapp", "BudgetShare"),
     }
     assert alarms["DeadBootsAlarm"]["Threshold"] == DEAD_BOOTS
     assert alarms["BudgetAlarm"]["Threshold"] > WORTH_TELLING
@@ -395,7 +395,7 @@ def test_alarms_ask_for_what_is_told() -> None:
         assert each["TreatMissingData"] == "notBreaching"
         assert each["AlarmActions"] == ["AlarmTopic"]
         [dimension] = each["Dimensions"]
-        assert dimension["Name"] == ("Stack" if each["Namespace"] == NAMESPACE else "QueueName")
+        assert dimension["Name"] == ("Stack" if each["Namespace"] == "faceapp" else "QueueName")
 
 
 def test_parameters_say_what_they_are_and_stand_in_a_group() -> None:
@@ -451,7 +451,10 @@ def test_two_web_servers_stand_behind_a_load_balancer(aws: str, balanced: Deploy
     web = balanced.instances()
     assert len(web) == 2
     for each in web:
-        assert {tag["Key"]: tag["Value"] for tag in each["Tags"]}.items() >= {"Name": WEB_INSTANCE, TIER: "web"}.items()
+        assert {tag["Key"]: tag["Value"] for tag in each["Tags"]}.items() >= {
+            "Name": WEB_INSTANCE,
+            TIER_TAG: "web",
+        }.items()
     data = balanced.template("web-tier")
     assert balanced.iam.get_instance_profile(InstanceProfileName=data["IamInstanceProfile"]["Name"])
     balancing = plain_client("elbv2", aws)

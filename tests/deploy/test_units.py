@@ -20,12 +20,12 @@ from typing import Any
 
 import pytest
 
-from faceapp import stack as deployment
 from faceapp.config import Settings
+from faceapp.stack import data_tier as deployment
 from tests.support.aws import plain_client
 from tests.support.imds import Service, metadata_service
 from tests.support.programs import needs
-from tests.support.services import REPOSITORY, wait_until
+from tests.support.services import REPOSITORY, free_port, wait_until
 from tests.support.units import COMMON, DEPLOY, SERVICES, UNITS, Instance, entries, plain, values
 
 EXPOSURE = 2.0
@@ -130,12 +130,6 @@ def test_every_unit_that_a_target_wants_is_there() -> None:
 def imds() -> Iterator[Service]:
     with metadata_service() as service:
         yield service
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from faceapp.samples import PEOPLE
+from faceapp.operations.samples import PEOPLE
 from tests.faults.system import Books, System, running
 from tests.support.services import aws_environ
 

@@ -12,7 +12,6 @@ import itertools
 import json
 import re
 import signal
-import socket
 import sys
 import threading
 import uuid
@@ -27,19 +26,19 @@ import psutil
 import urllib3
 from PIL import Image
 
-from faceapp import stack as deployment
 from faceapp.config import Settings
-from faceapp.dead_letters import DeadLetters
 from faceapp.errors import FaceappError
 from faceapp.local import compute
 from faceapp.local.processes import Service, Services
 from faceapp.local.up import IMAGE
-from faceapp.samples import sample_photos
+from faceapp.operations.dead_letters import DeadLetters
+from faceapp.operations.samples import sample_photos
 from faceapp.schema import Recognition
+from faceapp.stack import data_tier as deployment
 from faceapp.storage import Storage
 from tests.faults.faulty import HOLDS, LET_GO
 from tests.support.aws import BEARER, plain_client
-from tests.support.services import PATIENCE_S, environ, wait_until
+from tests.support.services import PATIENCE_S, environ, free_ports, wait_until
 
 FAULTY = "tests.faults.faulty"
 HOST = f"import {FAULTY}; from faceapp.local import compute; compute.main()"
@@ -266,7 +265,7 @@ def running(
     the beginning, by key. `visibility_s` replaces the request queue's visibility timeout, which is half a minute more
     than the task's time limit. `settings` are the product's.
     """
-    web_port, scaler_port = _free_ports(2)
+    web_port, scaler_port = free_ports(2)
     own = Settings(
         **{
             "prefix": f"f{uuid.uuid4().hex[:12]}",
@@ -306,14 +305,6 @@ def running(
         for worker in started:
             system.wait_for_worker(worker)
         yield system
-
-
-def _free_ports(count: int) -> list[int]:
-    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [listener.getsockname()[1] for listener in listeners]
-    for listener in listeners:
-        listener.close()
-    return ports
 
 
 # Photos.

@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 from celery_sqs.aws import Aws
 from celery_sqs.control import Question, Replies
 from celery_sqs.results.collector import Collector
-from faceapp import dead_letters, logs
 from faceapp.broker.messages import refusal
 from faceapp.config import Settings
 from faceapp.errors import ConfigError, InvalidName, SchemaError
-from faceapp.gallery import names
 from faceapp.http import uploads
 from faceapp.http.api import preferred_wait_s
+from faceapp.observability import logs
+from faceapp.operations import dead_letters
+from faceapp.people import names
 from faceapp.schema import Box, Candidate, Enrolment, Face, Failure, Photo, PhotoFailure, Recognition
 from tests.support.fuzzing import cases
 from tests.support.web import BOUNDARY, client_of

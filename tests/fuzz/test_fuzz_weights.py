@@ -14,7 +14,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from faceapp.gallery.formats import Snapshot, Vector, pack_snapshot, pack_vector
+from faceapp.people.formats import Snapshot, Vector, pack_snapshot, pack_vector
 from faceapp.recognition.files import DLIB_RESNET, package_file
 from tests.support.fuzzing import Broken, Edit, Judge, broken, cases, judge
 

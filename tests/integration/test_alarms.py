@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 from botocore.stub import Stubber
 
-from celery_sqs.scaler.alarms import EVERY_S, NAMESPACE, Alarms
-from faceapp import stack
+from celery_sqs.scaler.alarms import EVERY_S, Alarms
 from faceapp.config import Settings
+from faceapp.config.aws import of as aws_of
 from faceapp.deploy import template
+from faceapp.scaler import options
+from faceapp.stack import data_tier as stack
 from tests.support.aws import plain_client
 
 
@@ -40,7 +42,7 @@ def cloudwatch(aws: str) -> Any:
 def values(cloudwatch: Any, settings: Settings, metric: str, statistic: str) -> list[float]:
     now = datetime.now(UTC)
     answer = cloudwatch.get_metric_statistics(
-        Namespace=NAMESPACE,
+        Namespace="faceapp",
         MetricName=metric,
         Dimensions=[{"Name": "Stack", "Value": settings.prefix}],
         StartTime=now - timedelta(hours=1),
@@ -53,7 +55,7 @@ def values(cloudwatch: Any, settings: Settings, metric: str, statistic: str) -> 
 
 def test_trouble_is_told_and_that_it_is_over(cloudwatch: Any, settings: Settings) -> None:
     clock = Clock()
-    alarms = Alarms(settings, client=cloudwatch, clock=clock)
+    alarms = Alarms(options(settings), aws_of(settings), client=cloudwatch, clock=clock)
     for dead_boots in (0, 3, 3, 0, 0):
         alarms.tell(dead_boots=dead_boots, spent_s=0)
         clock.now_s += EVERY_S
@@ -65,7 +67,7 @@ def test_trouble_is_told_and_that_it_is_over(cloudwatch: Any, settings: Settings
 
 def test_the_budget_is_told_before_its_alarm(cloudwatch: Any, settings: Settings) -> None:
     clock = Clock()
-    alarms = Alarms(settings, client=cloudwatch, clock=clock)
+    alarms = Alarms(options(settings), aws_of(settings), client=cloudwatch, clock=clock)
     for spent_s in (100, 499, 850):
         alarms.tell(dead_boots=0, spent_s=spent_s)
         clock.now_s += EVERY_S
@@ -74,7 +76,7 @@ def test_the_budget_is_told_before_its_alarm(cloudwatch: Any, settings: Settings
 
 
 def test_no_more_than_once_a_minute(cloudwatch: Any, settings: Settings) -> None:
-    alarms = Alarms(settings, client=cloudwatch, clock=Clock())
+    alarms = Alarms(options(settings), aws_of(settings), client=cloudwatch, clock=Clock())
     for _ in range(20):
         alarms.tell(dead_boots=5, spent_s=0)
     assert values(cloudwatch, settings, "DeadBoots", "SampleCount") == [1]
@@ -82,13 +84,13 @@ def test_no_more_than_once_a_minute(cloudwatch: Any, settings: Settings) -> None
 
 def test_without_the_switch_nothing_is_sent(cloudwatch: Any, settings: Settings) -> None:
     quiet = dataclasses.replace(settings, scaler_cloudwatch="no")
-    Alarms(quiet, client=cloudwatch).tell(dead_boots=5, spent_s=5000)
+    Alarms(options(quiet), aws_of(quiet), client=cloudwatch).tell(dead_boots=5, spent_s=5000)
     assert values(cloudwatch, settings, "DeadBoots", "SampleCount") == []
 
 
 def test_a_cloudwatch_that_does_not_answer_stops_nobody(cloudwatch: Any, settings: Settings) -> None:
     clock = Clock()
-    alarms = Alarms(settings, client=cloudwatch, clock=clock)
+    alarms = Alarms(options(settings), aws_of(settings), client=cloudwatch, clock=clock)
     with Stubber(cloudwatch) as stub:
         stub.add_client_error("put_metric_data", "InternalFailure")
         alarms.tell(dead_boots=5, spent_s=0)
@@ -101,7 +103,7 @@ def test_the_stacks_alarms_listen_to_these() -> None:
     """The embedded CloudFormation passes alarms over: only the template can be asked."""
     for name, metric in (("DeadBootsAlarm", "DeadBoots"), ("BudgetAlarm", "BudgetShare")):
         alarm = template.resources()[name]["Properties"]
-        assert (alarm["Namespace"], alarm["MetricName"]) == (NAMESPACE, metric)
+        assert (alarm["Namespace"], alarm["MetricName"]) == ("faceapp", metric)
         assert [each["Name"] for each in alarm["Dimensions"]] == ["Stack"]
         assert alarm["TreatMissingData"] == "notBreaching"
         assert int(alarm["Period"]) == EVERY_S

@@ -22,12 +22,14 @@ import pytest
 from celery_sqs import aws as sqs_aws
 from celery_sqs.scaler.alarms import Alarms
 from celery_sqs.scaler.fleet.ec2 import EC2Fleet
-from faceapp import aws, broker
-from faceapp.aws import client as aws_client
+from faceapp import broker
 from faceapp.broker.clients import sqs_client
-from faceapp.config import Settings
+from faceapp.config import Settings, aws
+from faceapp.config.aws import client as aws_client
+from faceapp.config.aws import of as aws_of
 from faceapp.deploy.target import Target
 from faceapp.errors import ConfigError
+from faceapp.scaler import options
 from faceapp.storage import Storage
 from tests.support.imds import metadata_service
 from tests.support.services import REPOSITORY
@@ -117,8 +119,8 @@ def test_every_client_is_in_the_region(nowhere: Path, monkeypatch: pytest.Monkey
         aws.of(settings).quick("sns"),
         Storage(settings).client,
         Storage(settings, quick=True).client,
-        EC2Fleet(settings)._client,
-        Alarms(settings)._client,
+        EC2Fleet(options(settings), aws_of(settings))._client,
+        Alarms(options(settings), aws_of(settings))._client,
         Target(settings=settings, region="eu-north-1", account="1").client("cloudformation"),
     ]
     # The queue is asked for when a connection is made; here nobody answers.

@@ -28,8 +28,8 @@ from vine import promise
 from celery_sqs.errors import BrokerUnavailable
 from celery_sqs.transport.http import CLOCK, AsyncConnection, HTTPConnection
 from faceapp import broker
-from faceapp import stack as deployment
 from faceapp.config import Settings
+from faceapp.stack import data_tier as deployment
 from tests.support import echo as echo_app
 from tests.support.services import PATIENCE_S, aws_environ, celery_worker, environ, wait_until
 

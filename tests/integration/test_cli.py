@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from faceapp.cli.common import warn_of_plain_http
-from faceapp.client import Client
 from faceapp.config import Settings
+from faceapp.operations.client import Client
 from tests.support.services import PATIENCE_S, users_environ
 
 NOBODY = "http://127.0.0.1:1"

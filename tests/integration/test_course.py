@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from faceapp import oneshot
 from faceapp.config import Settings
-from faceapp.data_file import import_data
 from faceapp.errors import BadRequest, ConfigError, GalleryFull, GalleryMismatch, InvalidName, NotFound
-from faceapp.folders import find_people
-from faceapp.gallery import Gallery, People
-from faceapp.gallery.imported import import_vectors
-from faceapp.gallery.people import VECTORS
-from faceapp.labelled import Labelled, choose, read_labels
 from faceapp.local.course import for_course
+from faceapp.operations import oneshot
+from faceapp.operations.data_file import import_data
+from faceapp.operations.folders import find_people
+from faceapp.operations.labelled import Labelled, choose, read_labels
+from faceapp.people import Gallery, People
+from faceapp.people.imported import import_vectors
+from faceapp.people.people import VECTORS
 from faceapp.recognition import Recogniser, vision
 from faceapp.storage import Storage
 from tests.support.services import wait_until

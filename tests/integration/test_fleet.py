@@ -13,29 +13,25 @@ from typing import Any
 import pytest
 from botocore.stub import ANY, Stubber
 
+from celery_sqs.errors import ConfigurationError, FleetError, LeaseLost
+from celery_sqs.scaler import machine as tags
 from celery_sqs.scaler.backoff import Backoff, Trouble
 from celery_sqs.scaler.fleet.dry_run import DryRunFleet
 from celery_sqs.scaler.fleet.ec2 import TEMPLATE_EVERY_S, EC2Fleet
-from celery_sqs.scaler.machine import (
-    DRAINING,
-    FAILED,
-    READY,
-    STACK,
-    STARTED,
-    TEMPLATE,
-    TIER,
-    Machine,
-    dead_boots,
-    from_description,
-    orphans,
-)
+from celery_sqs.scaler.machine import Machine, dead_boots, orphans
 from celery_sqs.scaler.plan import plan
-from faceapp import stack as deployment
 from faceapp.config import Settings
-from faceapp.errors import ConfigError, FleetError, LeaseLost
+from faceapp.config.aws import of as aws_of
+from faceapp.scaler import options
+from faceapp.stack import data_tier as deployment
 from tests.support.aws import plain_client, session
 
 IMAGE = "ami-12c6146b"
+NAMING = deployment.naming("any")
+DRAINING, FAILED, READY, STACK, STARTED, TEMPLATE, TIER = (
+    NAMING.tag(each)
+    for each in (tags.DRAINING, tags.FAILED, tags.READY, tags.STACK, tags.STARTED, tags.TEMPLATE, tags.TIER)
+)
 
 
 class Clock:
@@ -64,9 +60,13 @@ def ec2(aws: str, settings: Settings) -> Any:
     return client
 
 
+def fleet_of(settings: Settings, **arguments: Any) -> EC2Fleet:
+    return EC2Fleet(options(settings), aws_of(settings), **arguments)
+
+
 @pytest.fixture
 def fleet(settings: Settings, ec2: Any) -> EC2Fleet:
-    return EC2Fleet(settings, client=ec2)
+    return fleet_of(settings, client=ec2)
 
 
 def states(ec2: Any, settings: Settings) -> dict[str, str]:
@@ -101,7 +101,7 @@ def test_new_instances_get_the_lowest_free_numbers(fleet: EC2Fleet, ec2: Any, se
     fleet.instances()
     fleet.start(2)
     assert states(ec2, settings) == {f"app-tier-instance-{n}": "running" for n in (1, 2, 3)}
-    assert all(each.tags[TIER] == "app" for each in fleet.instances() if each.number != 2)
+    assert all(each.tags[tags.TIER] == "app" for each in fleet.instances() if each.number != 2)
 
 
 def test_stopped_instances_start_first(fleet: EC2Fleet, ec2: Any, settings: Settings) -> None:
@@ -128,7 +128,7 @@ def test_there_are_never_more_than_the_limit(fleet: EC2Fleet, ec2: Any, settings
 def test_what_ec2_does_not_show_yet_is_believed(settings: Settings) -> None:
     clock = Clock()
     client = stubbed_client()
-    fleet = EC2Fleet(settings, client=client, clock=clock)
+    fleet = fleet_of(settings, client=client, clock=clock)
     with Stubber(client) as stub:
         stub.add_response("describe_instances", {"Reservations": []})
         stub.add_response("run_instances", {"Instances": [described("i-1"), described("i-2")]})
@@ -225,7 +225,7 @@ def test_stopped_instances_of_an_older_template_are_terminated(fleet: EC2Fleet, 
     by_hand = create(ec2, Name="app-tier-instance-9", **{STACK: settings.prefix})
     ec2.stop_instances(InstanceIds=[by_hand])
     upgrade(ec2, settings)
-    after = EC2Fleet(settings, client=ec2)
+    after = fleet_of(settings, client=ec2)
     after.check()
     assert after.latest == 2
     after.instances()
@@ -244,7 +244,7 @@ def test_stopped_instances_of_an_older_template_are_terminated(fleet: EC2Fleet, 
 
 def test_a_new_template_is_noticed_while_it_runs(ec2: Any, settings: Settings) -> None:
     clock = Clock()
-    fleet = EC2Fleet(settings, client=ec2, clock=clock)
+    fleet = fleet_of(settings, client=ec2, clock=clock)
     fleet.check()
     upgrade(ec2, settings)
     fleet.tidy()
@@ -293,7 +293,7 @@ def test_a_new_fleet_finds_everything_in_the_tags(fleet: EC2Fleet, ec2: Any, set
     fleet.drain([second])
     fleet.drain([third], dead_boots=2)
     before = fleet.instances()
-    after = EC2Fleet(settings, client=ec2).instances()
+    after = fleet_of(settings, client=ec2).instances()
     assert [dataclasses.replace(each, age_s=0) for each in after] == [
         dataclasses.replace(each, age_s=0) for each in before
     ]
@@ -304,7 +304,7 @@ def test_nothing_is_done_without_the_lease(settings: Settings, ec2: Any) -> None
     def lost() -> int:
         raise LeaseLost
 
-    fleet = EC2Fleet(settings, client=ec2, fence=lost)
+    fleet = fleet_of(settings, client=ec2, fence=lost)
     fleet.instances()
     with pytest.raises(LeaseLost):
         fleet.start(1)
@@ -321,7 +321,7 @@ def test_a_dry_run_says_what_it_would_do_and_does_not(
     instance = create(ec2, Name="app-tier-instance-1", **{STACK: settings.prefix})
     ec2.stop_instances(InstanceIds=[instance])
     running = create(ec2, Name="app-tier-instance-3", **{STACK: settings.prefix})
-    fleet = DryRunFleet(settings, EC2Fleet(settings, client=ec2, fence=lambda: pytest.fail("acted")))
+    fleet = DryRunFleet(options(settings), fleet_of(settings, client=ec2, fence=lambda: pytest.fail("acted")))
     fleet.instances()
     assert list(fleet.start(2)) == []
     assert list(fleet.drain([running])) == []
@@ -334,14 +334,14 @@ def test_a_dry_run_says_what_it_would_do_and_does_not(
 
 
 def test_without_a_launch_template_the_scaler_refuses_to_start(stack: Settings) -> None:
-    with pytest.raises(ConfigError, match="FACEAPP_WORKER_IMAGE"):
-        EC2Fleet(stack).check()
+    with pytest.raises(ConfigurationError, match="There is no launch template"):
+        EC2Fleet(options(stack), aws_of(stack)).check()
 
 
 def test_the_stack_has_a_launch_template_for_an_image(aws: str, stack: Settings) -> None:
     deployed = dataclasses.replace(stack, prefix=f"{stack.prefix}-lt", worker_image=IMAGE, worker_type="t3.nano")
     deployment.apply(deployed, client=plain_client("cloudformation", aws))
-    fleet = EC2Fleet(deployed)
+    fleet = EC2Fleet(options(deployed), aws_of(deployed))
     fleet.check()
     fleet.instances()
     fleet.start(1)
@@ -371,7 +371,7 @@ def refusals(settings: Settings) -> Iterator[tuple[EC2Fleet, Stubber, Clock]]:
     client, clock = stubbed_client(), Clock()
     wide = dataclasses.replace(settings, scaler_subnets="subnet-a1,subnet-b2")
     with Stubber(client) as stub:
-        yield EC2Fleet(wide, client=client, clock=clock, rng=random.Random(1)), stub, clock
+        yield fleet_of(wide, client=client, clock=clock, rng=random.Random(1)), stub, clock
         stub.assert_no_pending_responses()
 
 
@@ -445,7 +445,7 @@ def test_where_stopped_instances_have_no_capacity_new_ones_start(
 
 def test_idempotency_tokens_are_new_for_each_start_and_carry_the_fencing_token(settings: Settings) -> None:
     client, clock = stubbed_client(), Clock()
-    fleet = EC2Fleet(settings, client=client, fence=lambda: 7, clock=clock)
+    fleet = fleet_of(settings, client=client, fence=lambda: 7, clock=clock)
     tokens: list[str] = []
     client.meta.events.register(
         "before-parameter-build.ec2.RunInstances", lambda params, **_: tokens.append(params["ClientToken"])
@@ -482,7 +482,7 @@ def test_a_throttled_list_is_not_asked_for_again_at_once(refusals: tuple[EC2Flee
 def test_no_permission_is_a_refusal_at_the_start(refusals: tuple[EC2Fleet, Stubber, Clock]) -> None:
     fleet, stub, _ = refusals
     stub.add_client_error("describe_launch_template_versions", "UnauthorizedOperation", "You are not authorized")
-    with pytest.raises(ConfigError, match="not authorized"):
+    with pytest.raises(ConfigurationError, match="not authorized"):
         fleet.check()
 
 
@@ -501,7 +501,10 @@ def test_pauses_double_with_jitter_up_to_a_limit_and_begin_anew() -> None:
 
 def machine(number: int, state: str = "stopped", **more: Any) -> Machine:
     values: dict[str, Any] = {"id": f"i-{number}", "name": f"app-tier-instance-{number}", "run_s": 1000, "age_s": 500.0}
-    return Machine(state=state, **{**values, **more})
+    values |= more
+    name = values["name"]
+    foreseen = name in NAMING.others
+    return Machine(state=state, number=NAMING.number_of(name), foreseen=foreseen, **values)
 
 
 @pytest.mark.parametrize(
@@ -524,28 +527,28 @@ def machine(number: int, state: str = "stopped", **more: Any) -> Machine:
 def test_plan(machines: list[Machine], count: int, stopped: list[int], new: list[int]) -> None:
     planned = plan(machines, count, max_instances=4, per_minute=6)
     assert [each.number for each in planned.stopped] == stopped
-    assert list(planned.names) == [f"app-tier-instance-{n}" for n in new]
+    assert list(planned.new) == new
 
 
 def test_a_stopped_instance_of_an_older_template_is_not_planned_with() -> None:
-    old = [machine(n, tags={TEMPLATE: "2"}) for n in (1, 2, 3)]
-    planned = plan([*old, machine(4, tags={TEMPLATE: "3"})], 4, max_instances=4, per_minute=60, latest=3)
+    old = [machine(n, tags={tags.TEMPLATE: "2"}) for n in (1, 2, 3)]
+    planned = plan([*old, machine(4, tags={tags.TEMPLATE: "3"})], 4, max_instances=4, per_minute=60, latest=3)
     assert [each.number for each in planned.stopped] == [4]
-    assert list(planned.names) == [f"app-tier-instance-{n}" for n in (5, 6, 7)]
+    assert planned.new == (5, 6, 7)
 
 
 def test_what_made_an_instance_is_known_from_our_tag_or_ec2s() -> None:
-    assert machine(1, tags={TEMPLATE: "2"}).outdated(3)
+    assert machine(1, tags={tags.TEMPLATE: "2"}).outdated(3)
     assert machine(1, tags={"aws:ec2launchtemplate:version": "2"}).outdated(3)
-    assert not machine(1, tags={TEMPLATE: "3"}).outdated(3)
-    assert not machine(1, tags={TEMPLATE: "2"}).outdated(0)
+    assert not machine(1, tags={tags.TEMPLATE: "3"}).outdated(3)
+    assert not machine(1, tags={tags.TEMPLATE: "2"}).outdated(0)
     assert not machine(1).outdated(3)
 
 
 def test_no_instance_starts_when_none_may() -> None:
     planned = plan([machine(1)], 5, max_instances=0, per_minute=60)
     assert not planned.stopped
-    assert not planned.names
+    assert not planned.new
 
 
 def test_orphans_are_found() -> None:
@@ -556,7 +559,7 @@ def test_orphans_are_found() -> None:
             machine(2, "running", id="i-twin"),
             machine(1, name="web-instance", id="i-web"),
             machine(1, name="somebody's", id="i-x"),
-            machine(1, name="", id="i-new", tags={TIER: "app"}),
+            machine(1, name="", id="i-new", tags={tags.TIER: "app"}, nameless=True),
         ]
     )
     assert set(found) == {"i-2", "i-twin", "i-x"}
@@ -573,7 +576,13 @@ def test_orphans_are_found() -> None:
 )
 def test_dead_boots_count_from_the_last_good_one(failed: dict[int, str], ready: dict[int, str], dead: int) -> None:
     machines = [
-        machine(n, tags={**({FAILED: failed[n]} if n in failed else {}), **({READY: ready[n]} if n in ready else {})})
+        machine(
+            n,
+            tags={
+                **({tags.FAILED: failed[n]} if n in failed else {}),
+                **({tags.READY: ready[n]} if n in ready else {}),
+            },
+        )
         for n in (1, 2, 3)
     ]
     assert dead_boots(machines) == dead
@@ -585,16 +594,16 @@ def test_dead_boots_count_from_the_last_good_one(failed: dict[int, str], ready: 
     ids=["new", "started by the scaler", "LaunchTime a little later", "started by hand"],
 )
 def test_a_run_begins_where_the_scaler_or_ec2_says(started_s: int | None, run_s: int) -> None:
-    tags = {STARTED: str(started_s)} if started_s else {}
+    marks = {STARTED: str(started_s)} if started_s else {}
     launched = datetime.fromtimestamp(5000, UTC)
-    found = from_description({**described("i-1", **tags), "LaunchTime": launched}, now_s=6000.0)
+    found = NAMING.machine({**described("i-1", **marks), "LaunchTime": launched}, now_s=6000.0)
     assert found.run_s == run_s
     assert found.age_s == 6000.0 - run_s
 
 
 @pytest.mark.parametrize("text", ["", "soon", "-5", "1e3", "١٢"])
 def test_marks_that_somebody_else_wrote_are_none(text: str) -> None:
-    found = machine(1, tags=dict.fromkeys((READY, DRAINING, FAILED), text))
+    found = machine(1, tags=dict.fromkeys((tags.READY, tags.DRAINING, tags.FAILED), text))
     assert not found.ready
     assert not found.draining
     assert found.dead_boots == 0

@@ -23,14 +23,14 @@ from numpy.typing import NDArray
 from faceapp.broker import GivenUp
 from faceapp.config import Settings
 from faceapp.errors import GalleryFull, GalleryMismatch, InvalidName, NotFound, PersonNotFound, StorageUnavailable
-from faceapp.gallery import Gallery, NewPhoto, People, Person
-from faceapp.gallery.formats import Snapshot, Vector, pack_snapshot, pack_vector, unpack_snapshot, unpack_vector
-from faceapp.gallery.journal import LENGTH, VERSION, note_change, note_enrolment, read_journal
-from faceapp.gallery.people import PHOTOS, SNAPSHOT, VECTORS, path_of
-from faceapp.gallery.table import Listed, Match, Table
-from faceapp.given_up import Undertaker
+from faceapp.people import Gallery, NewPhoto, People, Person
+from faceapp.people.formats import Snapshot, Vector, pack_snapshot, pack_vector, unpack_snapshot, unpack_vector
+from faceapp.people.journal import LENGTH, VERSION, note_change, note_enrolment, read_journal
+from faceapp.people.people import PHOTOS, SNAPSHOT, VECTORS, path_of
+from faceapp.people.table import Listed, Match, Table
 from faceapp.schema import Enrolment
 from faceapp.storage import Storage
+from faceapp.work.given_up import Undertaker
 from tests.support.aws import plain_client
 from tests.support.services import wait_until
 

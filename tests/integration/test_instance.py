@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from faceapp import instance
 from faceapp.errors import DeployError
+from faceapp.stack import instance
 from tests.support.imds import Service, metadata_service
 from tests.support.services import PATIENCE_S, wait_until
 
@@ -38,7 +38,7 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def run(imds: Service, *arguments: str) -> subprocess.CompletedProcess[str]:
     environ = {**os.environ, "AWS_EC2_METADATA_SERVICE_ENDPOINT": imds.url, "FACEAPP_LOG_FORMAT": "json"}
-    command = [sys.executable, "-m", "faceapp.instance", *arguments]
+    command = [sys.executable, "-m", "faceapp.stack.instance", *arguments]
     return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=240)
 
 

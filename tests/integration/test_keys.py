@@ -17,12 +17,12 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from faceapp import keys as module
 from faceapp.cli import main
 from faceapp.config import Settings
 from faceapp.errors import BadRequest, ConfigError, KeyNotFound, KeysUnreadable, StorageUnavailable
-from faceapp.key_text import FORM, ROLES
-from faceapp.keys import OBJECT, Key, Keyring, Keys, Minted, dump, match, parse
+from faceapp.security import keys as module
+from faceapp.security.key_text import FORM, ROLES
+from faceapp.security.keys import OBJECT, Key, Keyring, Keys, Minted, dump, match, parse
 from faceapp.storage import GalleryObject, Storage
 from tests.support.services import wait_until
 

@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 
-from celery_sqs.scaler.lease import ACT_S, KEY, LEASE_S, RENEW_S, Lease
+from celery_sqs.errors import LeaseLost, StorageUnavailable
+from celery_sqs.scaler.lease import ACT_S, LEASE_S, RENEW_S, Lease
+from celery_sqs.scaler.options import ScalerOptions
 from faceapp.config import Settings
-from faceapp.errors import LeaseLost, StorageUnavailable
+from faceapp.config.aws import of as aws_of
+from faceapp.scaler import options
 from tests.support.aws import plain_client
 
 
@@ -32,7 +35,9 @@ def s3(aws: str) -> Any:
 def pair(stack: Settings, s3: Any) -> tuple[Lease, Lease, Clock]:
     """Two scalers' leases and the clock of both."""
     clock = Clock()
-    first, second = (Lease(stack, client=s3, owner=name, clock=clock) for name in ("first", "second"))
+    first, second = (
+        Lease(options(stack), aws_of(stack), client=s3, owner=name, clock=clock) for name in ("first", "second")
+    )
     return first, second, clock
 
 
@@ -104,7 +109,7 @@ def test_a_holder_that_slept_and_was_not_missed_goes_on(pair: tuple[Lease, Lease
 
 def test_of_two_that_take_it_at_once_one_gets_it(pair: tuple[Lease, Lease, Clock], stack: Settings, s3: Any) -> None:
     first, second, clock = pair
-    third = Lease(stack, client=s3, owner="third", clock=clock)
+    third = Lease(options(stack), aws_of(stack), client=s3, owner="third", clock=clock)
     first.hold()
     second.hold()
     third.hold()
@@ -154,7 +159,7 @@ def test_a_deleted_lease_is_made_anew_and_its_token_does_not_fall_back(
     first, second, clock = pair
     first.hold()
     second.hold()
-    s3.delete_object(Bucket=stack.gallery_bucket, Key=KEY)
+    s3.delete_object(Bucket=stack.gallery_bucket, Key=ScalerOptions.lease_key)
     clock.now_s += RENEW_S
     assert second.hold()
     assert not first.hold()
@@ -167,11 +172,14 @@ def test_a_lease_deleted_from_outside_is_taken_again_and_said_to_have_been_delet
     """G3: it was logged as another scaler's."""
     first, second, clock = pair
     first.hold()
-    s3.delete_object(Bucket=stack.gallery_bucket, Key=KEY)
+    s3.delete_object(Bucket=stack.gallery_bucket, Key=ScalerOptions.lease_key)
     clock.now_s += RENEW_S
     assert first.hold()
     assert first.fence() == 2
-    assert f"the lease object {stack.gallery_bucket}/{KEY} was deleted: it is taken again" in caplog.messages
+    assert (
+        f"the lease object {stack.gallery_bucket}/{ScalerOptions.lease_key} was deleted: it is taken again"
+        in caplog.messages
+    )
     assert "another scaler" not in caplog.text
     clock.now_s += LEASE_S
     assert not second.hold()
@@ -184,7 +192,7 @@ def test_a_lease_deleted_from_outside_is_taken_again_and_said_to_have_been_delet
 def former(stack: Settings, s3: Any, **document: Any) -> None:
     """Write the lease as an earlier version did."""
     body = json.dumps({"holder": "old", "token": 41, "nonce": "", "memory": {"spent_s": 12.5}} | document)
-    s3.put_object(Bucket=stack.out_bucket, Key=KEY, Body=body.encode())
+    s3.put_object(Bucket=stack.out_bucket, Key=ScalerOptions.lease_key, Body=body.encode())
 
 
 def keys(s3: Any, bucket: str) -> list[str]:
@@ -197,7 +205,7 @@ def test_the_lease_is_in_the_gallery_bucket_and_the_out_bucket_stays_empty(
     """G1: in the out-bucket only results may be."""
     for lease in pair[:2]:
         lease.hold()
-    assert keys(s3, stack.gallery_bucket) == [KEY]
+    assert keys(s3, stack.gallery_bucket) == [ScalerOptions.lease_key]
     assert not keys(s3, stack.out_bucket) + keys(s3, stack.in_bucket)
 
 
@@ -240,14 +248,14 @@ def test_an_object_that_is_no_lease_is_somebodys_until_it_has_run_out(
     pair: tuple[Lease, Lease, Clock], stack: Settings, s3: Any, content: bytes
 ) -> None:
     lease, _, clock = pair
-    s3.put_object(Bucket=stack.gallery_bucket, Key=KEY, Body=content)
+    s3.put_object(Bucket=stack.gallery_bucket, Key=ScalerOptions.lease_key, Body=content)
     assert not lease.hold()
     clock.now_s += LEASE_S
     assert lease.hold()
-    document = json.loads(s3.get_object(Bucket=stack.gallery_bucket, Key=KEY)["Body"].read())
+    document = json.loads(s3.get_object(Bucket=stack.gallery_bucket, Key=ScalerOptions.lease_key)["Body"].read())
     assert document["holder"] == "first"
 
 
 def test_a_bucket_that_does_not_exist_is_said(aws: str, s3: Any) -> None:
     with pytest.raises(StorageUnavailable, match="lease cannot be read"):
-        Lease(Settings(prefix="nobody"), client=s3).hold()
+        Lease(options(Settings(prefix="nobody")), aws_of(Settings()), client=s3).hold()

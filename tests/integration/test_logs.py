@@ -16,10 +16,11 @@ from urllib.parse import urlsplit
 import boto3
 import pytest
 
-from faceapp import broker, logs, tasks
+from faceapp import broker, tasks
 from faceapp.config import Settings
 from faceapp.errors import GalleryMismatch, StorageUnavailable
-from faceapp.gallery import Gallery, NewPhoto
+from faceapp.observability import logs
+from faceapp.people import Gallery, NewPhoto
 from faceapp.schema import Box, Enrolment, Face, Failure, PhotoFailure, Recognition
 from faceapp.storage import Storage
 from tests.support.aws import KEY

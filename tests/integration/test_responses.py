@@ -21,9 +21,9 @@ from celery_sqs.results import collector as collector_module
 from celery_sqs.results.collector import DELIVERIES
 from celery_sqs.transport.messages import TRIES as TRIES_KEY
 from faceapp import broker
-from faceapp import stack as deployment
 from faceapp.broker import TRIES, FaceappCelery
 from faceapp.config import Settings
+from faceapp.stack import data_tier as deployment
 from tests.support.services import PATIENCE_S, wait_until
 
 

@@ -26,23 +26,27 @@ import pytest
 from botocore.awsrequest import AWSResponse
 from botocore.compat import HTTPHeaders
 
-from celery_sqs.queues.depths import Depth
+import celery_sqs
+from celery_sqs.errors import BrokerUnavailable, FleetError, LeaseLost
 from celery_sqs.scaler.alarms import Alarms
 from celery_sqs.scaler.budget import Spent
 from celery_sqs.scaler.core import DEAD_BOOTS, QUARANTINE_S
+from celery_sqs.scaler.depths import Depths
 from celery_sqs.scaler.fleet.ec2 import EC2Fleet
 from celery_sqs.scaler.lease import LEASE_S, Lease
-from celery_sqs.scaler.loop import QUIET_S, Scaler, run
-from celery_sqs.scaler.machine import STACK, Machine, from_description
+from celery_sqs.scaler.loop import QUIET_S, Scaler
+from celery_sqs.scaler.machine import Machine, Naming
 from celery_sqs.scaler.policies import create
 from celery_sqs.scaler.policies.base import Counts, Decision, Observation, Policy
 from celery_sqs.scaler.status import Status
 from celery_sqs.scaler.workers import PING, Workers
-from faceapp import stack as deployment
 from faceapp.config import Settings
-from faceapp.errors import BrokerUnavailable, ConfigError, FaceappError, FleetError, LeaseLost
+from faceapp.config.aws import of as aws_of
+from faceapp.errors import ConfigError
+from faceapp.scaler import options, run
+from faceapp.stack import data_tier as deployment
 from tests.support.aws import plain_client
-from tests.support.services import REPOSITORY, environ, wait_until
+from tests.support.services import REPOSITORY, environ, free_port, wait_until
 
 IMAGE = "ami-12c6146b"
 
@@ -73,7 +77,7 @@ class Wants:
         return decision if observation.counts else Decision(wanted=decision.wanted, replace=decision.replace)
 
 
-class Scripted(Depth):
+class Scripted(Depths):
     """Counts that the test wrote down; None: SQS does not answer."""
 
     def __init__(self, *script: Counts | None) -> None:
@@ -142,30 +146,36 @@ def rig(settings: Settings, ec2: Any, aws: str, clock: Clock, monkeypatch: pytes
     skew_s = time.time() - clock()
     launches: dict[tuple[str, datetime], float] = {}
 
-    def describe(described: dict[str, Any], *, now_s: float) -> Machine:
+    machine = Naming.machine
+
+    def describe(naming: Naming, described: dict[str, Any], *, now_s: float) -> Machine:
         launched_s = launches.setdefault((described["InstanceId"], described["LaunchTime"]), now_s)
-        return from_description({**described, "LaunchTime": datetime.fromtimestamp(launched_s, UTC)}, now_s=now_s)
+        return machine(naming, {**described, "LaunchTime": datetime.fromtimestamp(launched_s, UTC)}, now_s=now_s)
 
     monkeypatch.setattr(EC2Fleet, "_see_clock", lambda fleet, _: setattr(fleet, "_skew_s", skew_s))
-    monkeypatch.setattr("celery_sqs.scaler.fleet.ec2.from_description", describe)
+    monkeypatch.setattr(Naming, "machine", describe)
 
     def make(
         policy: Policy | None = None,
         *,
-        depth: Depth | None = None,
+        depths: Depths | None = None,
         settings: Settings = settings,
         alarms: Alarms | None = None,
     ) -> Rig:
         policy = policy or Wants()
-        lease = Lease(settings, client=plain_client("s3", aws), owner=uuid.uuid4().hex, clock=clock)
-        workers, status = Workers(service_s=1.0, clock=clock), Status(settings)
-        fleet = EC2Fleet(settings, client=ec2, fence=lease.fence, clock=clock, on_error=status.error)
+        lease = Lease(
+            options(settings), aws_of(settings), client=plain_client("s3", aws), owner=uuid.uuid4().hex, clock=clock
+        )
+        workers, status = Workers(service_s=1.0, clock=clock), Status(options(settings), aws_of(settings))
+        fleet = EC2Fleet(
+            options(settings), aws_of(settings), client=ec2, fence=lease.fence, clock=clock, on_error=status.error
+        )
         workers.on_event({"type": PING, "hostname": "scaler"})
         scaler = Scaler(
-            settings,
+            options(settings),
             policy=policy,
             fleet=fleet,
-            depth=depth or Depth(settings),
+            depths=depths or Depths(aws_of(settings), options(settings).queues),
             workers=workers,
             lease=lease,
             status=status,
@@ -192,7 +202,7 @@ def running(aws: str, settings: Settings) -> list[str]:
     """The names of the running instances, as EC2 lists them."""
     answer = plain_client("ec2", aws).describe_instances(
         Filters=[
-            {"Name": f"tag:{STACK}", "Values": [settings.prefix]},
+            {"Name": f"tag:{deployment.STACK_TAG}", "Values": [settings.prefix]},
             {"Name": "instance-state-name", "Values": ["pending", "running"]},
         ]
     )
@@ -236,7 +246,7 @@ def test_a_decision_is_done_and_the_next_one_sees_it(rig: Callable[..., Rig], aw
 
 def test_an_upgrade_replaces_one_after_the_other(rig: Callable[..., Rig], aws: str, settings: Settings) -> None:
     """There is always somebody for the photos that wait, and in the end nobody of the old image."""
-    r = rig(create(settings))
+    r = rig(create(options(settings)))
     ec2 = plain_client("ec2", aws)
     r.fleet.check()
     send(aws, settings, 2)
@@ -253,7 +263,7 @@ def test_an_upgrade_replaces_one_after_the_other(rig: Callable[..., Rig], aws: s
         r.say("worker-online", *(int(each.rpartition("-")[2]) for each in running(aws, settings)))
         seen.append(running(aws, settings))
     assert all(2 <= len(each) <= 3 for each in seen)
-    answer = ec2.describe_instances(Filters=[{"Name": f"tag:{STACK}", "Values": [settings.prefix]}])
+    answer = ec2.describe_instances(Filters=[{"Name": f"tag:{deployment.STACK_TAG}", "Values": [settings.prefix]}])
     found = [each for reservation in answer["Reservations"] for each in reservation["Instances"]]
     images = {each["ImageId"] for each in found if each["State"]["Name"] == "running"}
     assert images == {"ami-1e749f67"}
@@ -261,7 +271,7 @@ def test_an_upgrade_replaces_one_after_the_other(rig: Callable[..., Rig], aws: s
 
 
 def test_zero_to_n_to_zero_by_depth(rig: Callable[..., Rig], aws: str, settings: Settings) -> None:
-    r = rig(create(settings))
+    r = rig(create(options(settings)))
     r.tick()
     assert running(aws, settings) == []
     send(aws, settings, 10)
@@ -280,7 +290,7 @@ def test_a_restart_in_the_middle_of_a_burst_changes_nothing(
     rig: Callable[..., Rig], aws: str, settings: Settings
 ) -> None:
     send(aws, settings, 10)
-    first = rig(create(settings))
+    first = rig(create(options(settings)))
     first.tick()
     first.say("worker-online", 1, 2, 3)
     first.say("task-succeeded", 1, uuid="a", runtime=0.25)
@@ -288,7 +298,7 @@ def test_a_restart_in_the_middle_of_a_burst_changes_nothing(
     before = {each.id: (each.name, each.state) for each in first.fleet.instances()}
 
     # Killed: the lease runs out.
-    second = rig(create(settings))
+    second = rig(create(options(settings)))
     second.tick()
     assert not second.status.document()["leader"]
     second.clock.now_s += LEASE_S
@@ -347,7 +357,7 @@ def test_a_scaler_that_ends_stops_nothing_and_the_next_begins_at_once(
 
 def test_counts_that_lie_stop_nothing(rig: Callable[..., Rig], aws: str, settings: Settings) -> None:
     lies = [Counts(visible=n, in_flight=0) for n in (100, 0, 100, 29, 100, 0, 100)]
-    r = rig(create(settings), depth=Scripted(*lies))
+    r = rig(create(options(settings)), depths=Scripted(*lies))
     for _ in lies:
         r.tick()
         r.say("worker-heartbeat", 1, 2, 3, 4, active=0)
@@ -357,7 +367,7 @@ def test_counts_that_lie_stop_nothing(rig: Callable[..., Rig], aws: str, setting
 def test_without_counts_nothing_changes_and_it_is_said_once_a_minute(
     rig: Callable[..., Rig], aws: str, settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
-    r = rig(create(settings), depth=Scripted(Counts(visible=4, in_flight=0), None))
+    r = rig(create(options(settings)), depths=Scripted(Counts(visible=4, in_flight=0), None))
     r.tick()
     r.say("worker-online", 1, 2, 3, 4)
     r.tick(10)
@@ -473,7 +483,7 @@ def test_a_start_that_aws_refuses_is_said_and_tried_again_later(
     rig: Callable[..., Rig], aws: str, settings: Settings, ec2: Any, caplog: pytest.LogCaptureFixture, code: str
 ) -> None:
     refuse(ec2, "RunInstances", code, "The image id '[ami-12c6146b]' does not exist")
-    r = rig(create(settings))
+    r = rig(create(options(settings)))
     send(aws, settings, 4)
     r.tick(1, every_s=0.1)
     r.tick(1, every_s=0.1)
@@ -523,7 +533,7 @@ def test_whatever_fails_what_is_wanted_is_started(
             for _ in range(2):
                 missing = 0 if billed() - before else 1
                 r.policy.next = Decision(wanted=1, start=missing, drain=tuple(sorted(before)[:1]))
-                with contextlib.suppress(FaceappError, RuntimeError):
+                with contextlib.suppress(celery_sqs.Error, RuntimeError):
                     r.tick()
             for operation in failing:
                 relent(ec2, operation)
@@ -575,7 +585,7 @@ def test_none_may_run(rig: Callable[..., Rig], aws: str, settings: Settings) -> 
     none = dataclasses.replace(settings, scaler_max_instances=0)
     send(aws, settings, 3)
     for policy in ("depth", "work"):
-        r = rig(create(dataclasses.replace(none, scaler_policy=policy)), settings=none)
+        r = rig(create(options(dataclasses.replace(none, scaler_policy=policy))), settings=none)
         r.tick(3)
         r.scaler.close()
     assert running(aws, settings) == []
@@ -627,7 +637,7 @@ def test_a_wall_clock_that_jumps_changes_nothing(
     rig: Callable[..., Rig], aws: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     send(aws, settings, 4)
-    r = rig(create(settings))
+    r = rig(create(options(settings)))
     r.tick()
     r.say("worker-online", 1, 2, 3, 4)
     for jump_s in (-1e8, 1e8):
@@ -641,13 +651,13 @@ def test_orphans_are_said_and_left_alone(
     rig: Callable[..., Rig], aws: str, settings: Settings, ec2: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in ("web-instance", "app-tier-instance-7", "app-tier-instance-7", "experiment"):
-        tags = [{"Key": "Name", "Value": name}, {"Key": STACK, "Value": settings.prefix}]
+        tags = [{"Key": "Name", "Value": name}, {"Key": deployment.STACK_TAG, "Value": settings.prefix}]
         ec2.run_instances(
             ImageId=IMAGE, MinCount=1, MaxCount=1, TagSpecifications=[{"ResourceType": "instance", "Tags": tags}]
         )
     r = rig()
     r.tick(3)
-    assert caplog.text.count("'experiment', which is no name of the app tier") == 1
+    assert caplog.text.count("'experiment', which is no worker's name") == 1
     assert caplog.text.count("shares the name app-tier-instance-7") == 2
     assert "web-instance" not in caplog.text
     assert len(running(aws, settings)) == 4
@@ -668,11 +678,6 @@ def process(aws: str, settings: Settings, log: Path, *options: str, **more: str)
     finally:
         child.kill()
         child.wait()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 def get(port: int, path: str) -> bytes:
@@ -740,7 +745,7 @@ def test_the_command_in_a_dry_run_changes_nothing(aws: str, settings: Settings, 
     ("more", "code", "sentence"),
     [
         ({"FACEAPP_PREFIX": "nobody"}, 1, "nobody-req-queue"),
-        ({"FACEAPP_SCALER_POLICY": "dpeth"}, 2, "work or depth or target or step"),
+        ({"FACEAPP_SCALER_POLICY": "dpeth"}, 2, "work or depth"),
         ({"FACEAPP_SCALER_MODE": "quick"}, 2, "fast or balanced or eco"),
         ({"FACEAPP_SCALER_MAX_INSTANCES": "-1"}, 2, "a whole number, 0 to 1000"),
         ({"FACEAPP_SCALER_MAX_INSTANCES": "many"}, 2, "a whole number, 0 to 1000"),
@@ -773,7 +778,7 @@ def test_a_stack_without_workers_image_is_said(stack: Settings) -> None:
 def test_history_has_a_sample_every_few_seconds_and_ends(settings: Settings, rig: Callable[..., Rig]) -> None:
     from celery_sqs.scaler.status import HISTORY_S, SAMPLE_S, Snapshot
 
-    status = Status(settings)
+    status = Status(options(settings), aws_of(settings))
 
     def samples(times_s: Sequence[float]) -> list[float]:
         for time_s in times_s:

@@ -11,12 +11,14 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from celery_sqs import scaler
+from celery_sqs.errors import FleetError
 from celery_sqs.scaler.core import DEAD_BOOTS
 from celery_sqs.scaler.policies import create
 from celery_sqs.scaler.policies.base import Counts, Decision
 from celery_sqs.scaler.status import Status
 from faceapp.config import Settings
-from faceapp.errors import FleetError
+from faceapp.config.aws import of as aws_of
+from faceapp.scaler import options
 from tests.integration.test_scaler import Rig, Scripted, clock, ec2, refuse, relent, rig, send, settings
 from tests.support.aws import plain_client
 
@@ -60,7 +62,7 @@ def test_what_it_does_and_why_not(rig: Callable[..., Rig], settings: Settings) -
 def test_aws_refusals_are_counted_by_call_and_kind(
     rig: Callable[..., Rig], aws: str, settings: Settings, ec2: Any
 ) -> None:
-    r = rig(create(settings))
+    r = rig(create(options(settings)))
     send(aws, settings, 4)
     refuse(ec2, "RunInstances", "InvalidAMIID.NotFound")
     r.tick(2, every_s=0.1)
@@ -78,12 +80,12 @@ def test_aws_refusals_are_counted_by_call_and_kind(
 
 
 def test_counts_that_do_not_come_are_an_error_and_no_number(rig: Callable[..., Rig]) -> None:
-    r = rig(depth=Scripted(Counts(visible=3, in_flight=0, delayed=0), None))
+    r = rig(depths=Scripted(Counts(visible=3, in_flight=0, delayed=0), None))
     r.tick()
     assert told(r.status)["messages visible"] == 3
     r.tick()
     found = told(r.status)
-    assert found["errors_total broker_unavailable get_queue_attributes"] == 1
+    assert found["errors_total BrokerUnavailable get_queue_attributes"] == 1
     assert found["messages visible"] != found["messages visible"], "NaN: nobody knows"
 
 
@@ -117,7 +119,7 @@ def test_dead_letters_are_counted_now_and_then(
     sqs = plain_client("sqs", aws)
     url = sqs.get_queue_url(QueueName=stack.dead_letter_queue)["QueueUrl"]
     sqs.send_message(QueueUrl=url, MessageBody="given up")
-    status = Status(stack)
+    status = Status(options(stack), aws_of(stack))
     assert told(status)["dead_letters visible"] == 1
     sqs.delete_queue(QueueUrl=url)
     assert told(status)["dead_letters visible"] == 1, "each look is billed"

@@ -15,9 +15,10 @@ from celery_sqs.scaler import status_server
 from celery_sqs.scaler.status import Status
 from celery_sqs.scaler.status_server import CONNECTIONS, REQUEST_BYTES, StatusServer
 from faceapp.config import Settings
+from faceapp.config.aws import of as aws_of
 from faceapp.http.scaler import ScalerStatus
-from tests.support.services import PATIENCE_S, wait_until
-from tests.system.test_flower import free_port
+from faceapp.scaler import options
+from tests.support.services import PATIENCE_S, free_port, wait_until
 
 ODD_LINES = [
     "garbage\r\nX-Forwarded-For: 127.0.0.1",
@@ -31,7 +32,7 @@ ODD_LINES = [
 
 def serving(host: str = "127.0.0.1") -> StatusServer:
     settings = Settings(prefix="nobody", scaler_host=host, scaler_port=free_port())
-    server = StatusServer(settings, Status(settings))
+    server = StatusServer(options(settings), Status(options(settings), aws_of(settings)))
     server.start()
     return server
 

@@ -23,10 +23,10 @@ from werkzeug.routing import Rule
 from faceapp import broker, images, tasks
 from faceapp.config import Settings
 from faceapp.errors import BrokerUnavailable
-from faceapp.gallery import People
 from faceapp.http import dispatch, openapi
 from faceapp.http.api import preferred_wait_s
 from faceapp.http.uploads import clean_name, stem
+from faceapp.people import People
 from faceapp.schema import Recognition
 from faceapp.storage import Storage
 from tests.support.services import wait_until

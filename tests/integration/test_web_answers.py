@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from faceapp import broker, tasks
-from faceapp import storage as storage_module
 from faceapp.config import Settings
 from faceapp.errors import StorageUnavailable
 from faceapp.http import dispatch
 from faceapp.schema import Enrolment, Recognition
 from faceapp.storage import Storage, StoredPhotoHead
+from faceapp.storage import s3 as storage_module
 from tests.support.web import File, as_json, client_of, plain, problem
 
 Says = Callable[..., None]

@@ -20,13 +20,13 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from faceapp.client import Client as ServiceClient
 from faceapp.config import Settings
 from faceapp.errors import KeyInvalid, RoleMissing, Unauthorized
 from faceapp.http import auth, openapi
 from faceapp.http.auth import PUBLIC, ROLES, Rates, path_of
-from faceapp.key_text import new_text
-from faceapp.keys import ADMIN, ENROL, OBJECT, RECOGNISE, Keyring, Keys
+from faceapp.operations.client import Client as ServiceClient
+from faceapp.security.key_text import new_text
+from faceapp.security.keys import ADMIN, ENROL, OBJECT, RECOGNISE, Keyring, Keys
 from faceapp.storage import Storage
 from faceapp.web import create_app
 from tests.support.aws import KEY

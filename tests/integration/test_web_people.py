@@ -18,17 +18,17 @@ from click.testing import CliRunner
 from flask.testing import FlaskClient
 
 from faceapp import cli, tasks
-from faceapp.client import Client as ServiceClient
 from faceapp.config import Settings
-from faceapp.folders import enrol_people
-from faceapp.gallery import People
-from faceapp.gallery.formats import Vector, pack_vector
-from faceapp.gallery.people import PHOTOS, VECTORS, path_of, photo_id_of
 from faceapp.http import dispatch
-from faceapp.keys import ADMIN, ENROL, RECOGNISE, Keys
+from faceapp.operations.client import Client as ServiceClient
+from faceapp.operations.folders import enrol_people
+from faceapp.people import People
+from faceapp.people.formats import Vector, pack_vector
+from faceapp.people.people import PHOTOS, VECTORS, path_of, photo_id_of
 from faceapp.schema import Box, Candidate, Face, Photo, Recognition
+from faceapp.security.keys import ADMIN, ENROL, RECOGNISE, Keys
 from faceapp.storage import Storage
-from faceapp.worker import Worker
+from faceapp.work.worker import Worker
 from tests.support.web import File, as_json, client_of, plain, problem, web_server
 
 ZWNJ = "\u200c"

@@ -14,10 +14,10 @@ import boto3
 import pytest
 
 from faceapp.config import Settings
-from faceapp.credential import aws_keys
-from faceapp.key_text import new_text
 from faceapp.local.aws import LISTENING
 from faceapp.local.processes import Services
+from faceapp.security.credential import aws_keys
+from faceapp.security.key_text import new_text
 
 REGION = "us-east-1"
 KEY = os.environ.setdefault("FACEAPP_LOCAL_KEY", new_text())

@@ -10,8 +10,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from faceapp import broker, flower
+from celery_sqs.flower import take_over
+from faceapp import broker
 from faceapp.config import Settings, settings
+from faceapp.operations import flower
 
 
 def prefix(settings: Settings) -> str:
@@ -21,7 +23,7 @@ def prefix(settings: Settings) -> str:
 
 SETTINGS = dataclasses.replace(settings(), prefix=prefix(settings()))
 app = broker.create_app(SETTINGS)
-flower.take_over(SETTINGS)
+take_over(flower.options(SETTINGS))
 
 
 @app.task(name="tests.echo")

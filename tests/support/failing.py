@@ -11,8 +11,8 @@ import threading
 
 from faceapp import broker
 from faceapp.config import settings
-from faceapp.given_up import Undertaker
 from faceapp.storage import Storage
+from faceapp.work.given_up import Undertaker
 
 KILLS, HANGS, LATE = "kills.jpg", "hangs.jpg", "late.jpg"
 

@@ -99,7 +99,7 @@ def course(data: bytes) -> str:
 
 
 def vector(data: bytes) -> str:
-    from faceapp.gallery.formats import unpack_vector
+    from faceapp.people.formats import unpack_vector
 
     try:
         found = unpack_vector(data)
@@ -113,7 +113,7 @@ def vector(data: bytes) -> str:
 
 
 def snapshot(data: bytes) -> str:
-    from faceapp.gallery.formats import unpack_snapshot
+    from faceapp.people.formats import unpack_snapshot
 
     try:
         found = unpack_snapshot(data)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from faceapp.errors import LocalError
+from faceapp.operations.samples import sample_photos
 from faceapp.recognition import Recogniser
-from faceapp.samples import sample_photos
 
 
 @pytest.fixture(scope="session")

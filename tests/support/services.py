@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -12,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from faceapp import stack as deployment
 from faceapp import tasks
 from faceapp.config import Settings, settings
+from faceapp.stack import data_tier as deployment
 from tests.support import echo
 from tests.support.aws import ACCESS, KEY, REGION
 
@@ -23,6 +24,20 @@ REPOSITORY = Path(__file__).parents[2]
 
 PATIENCE_S = 240.0
 """How long a test waits for what takes a moment: it tells hung from slow, on the slowest of busy machines."""
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on now."""
+    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [int(each.getsockname()[1]) for each in listeners]
+    for each in listeners:
+        each.close()
+    return ports
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    return free_ports(1)[0]
 
 
 def wait_until(condition: Callable[[], object], *, timeout_s: float = PATIENCE_S, what: str = "the condition") -> None:

@@ -28,7 +28,7 @@ from tests.support.services import REPOSITORY, environ, wait_until
 
 SERVE = """
 from dataclasses import replace
-from faceapp import logs
+from faceapp.observability import logs
 from faceapp.config import settings
 from faceapp.http.server import serve
 

@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from faceapp.cli import main
-from faceapp.client import Client
 from faceapp.config import Settings
+from faceapp.operations.client import Client
 from tests.support.services import wait_until
 from tests.support.web import web_server
 

@@ -27,11 +27,11 @@ from celery_sqs.queues.temporary import ABANDONED_S, NOTE_EVERY_S, SECOND, Tempo
 from celery_sqs.results import Collector
 from celery_sqs.transport.fanout import FANOUT_EXCHANGES, arn, topic_name
 from faceapp import broker
-from faceapp import stack as deployment
-from faceapp.aws import USED_TAG
-from faceapp.aws import client as aws_client
 from faceapp.broker.clients import sqs_client
 from faceapp.config import Settings
+from faceapp.config.aws import USED_TAG
+from faceapp.config.aws import client as aws_client
+from faceapp.stack import data_tier as deployment
 from tests.support import echo as echo_app
 from tests.support.services import PATIENCE_S, celery_worker, environ, wait_until
 

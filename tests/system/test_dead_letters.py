@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from faceapp import broker
-from faceapp import stack as deployment
 from faceapp.config import Settings
-from faceapp.dead_letters import DeadLetters
 from faceapp.errors import BrokerUnavailable, DeadLetterNotFound
+from faceapp.operations.dead_letters import DeadLetters
 from faceapp.schema import Failure, Recognition
+from faceapp.stack import data_tier as deployment
 from faceapp.storage import Storage
 from tests.support.aws import plain_client
 from tests.support.services import aws_environ, celery_worker, environ, wait_until

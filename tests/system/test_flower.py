@@ -22,12 +22,12 @@ from urllib.parse import urlencode, urlsplit
 import boto3
 import pytest
 
-from faceapp import stack as deployment
+from celery_sqs.flower.app import BODY_BYTES
 from faceapp.config import Settings
-from faceapp.flower.app import BODY_BYTES
+from faceapp.stack import data_tier as deployment
 from tests.support import echo
 from tests.support.aws import ACCESS, BEARER, KEY, WRONG_KEY
-from tests.support.services import PATIENCE_S, REPOSITORY, celery_worker, environ, wait_until
+from tests.support.services import PATIENCE_S, REPOSITORY, celery_worker, environ, free_port, wait_until
 
 WORKER = "celery@one"
 SECRET = "a-secret-of-the-test"
@@ -90,12 +90,6 @@ class Flower:
     def wait_for_state(self, id: str, state: str) -> dict[str, Any]:
         wait_until(lambda: self.task(id).get("state") == state, what=f"{state} of the task")
         return self.task(id)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def command(*options: str, app: str = "tests.support.echo") -> list[str]:

@@ -15,14 +15,14 @@ import urllib3
 from PIL import Image
 
 from faceapp import broker
-from faceapp import stack as deployment
 from faceapp.broker import GivenUp
 from faceapp.config import Settings
-from faceapp.dead_letters import DeadLetters
 from faceapp.errors import RecognitionExpired, StorageUnavailable
-from faceapp.given_up import CLOCKS_AGREE_S, Undertaker
+from faceapp.operations.dead_letters import DeadLetters
 from faceapp.schema import Enrolment, Failure, Recognition
+from faceapp.stack import data_tier as deployment
 from faceapp.storage import Storage
+from faceapp.work.given_up import CLOCKS_AGREE_S, Undertaker
 from tests.faults.faulty import HOLDS
 from tests.support.aws import BEARER, plain_client
 from tests.support.failing import HANGS, KILLS, LATE

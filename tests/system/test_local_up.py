@@ -8,7 +8,6 @@ import os
 import resource
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -20,29 +19,20 @@ from typing import Any
 
 import pytest
 
-from celery_sqs.scaler.lease import KEY
-from faceapp import credential
-from faceapp.client import Client
+from celery_sqs import ScalerOptions
 from faceapp.config import Settings
 from faceapp.errors import LocalError
 from faceapp.local import compute, up
 from faceapp.local.processes import Services
 from faceapp.local.progress import Progress
+from faceapp.operations.client import Client
 from faceapp.schema import REQUEST_ID
+from faceapp.security import credential
 from tests.integration.test_cli import faceapp
 from tests.support.aws import session
-from tests.support.services import PATIENCE_S, users_environ, wait_until
+from tests.support.services import PATIENCE_S, free_ports, users_environ, wait_until
 
 READY = "Ctrl-C stops everything."
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago."""
-    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [listener.getsockname()[1] for listener in listeners]
-    for listener in listeners:
-        listener.close()
-    return ports
 
 
 def command_of(pid: int) -> str:
@@ -259,7 +249,7 @@ def check_record(system: Running) -> None:
     assert uploads == results
     assert len(results) == 1
     assert REQUEST_ID.fullmatch(results[0])
-    assert KEY in others, "the scaler's lease"
+    assert ScalerOptions.lease_key in others, "the scaler's lease"
 
 
 def check_commands(system: Running, samples: dict[str, Path]) -> None:

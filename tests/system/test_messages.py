@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from faceapp import stack as deployment
 from faceapp.config import Settings
-from faceapp.dead_letters import DeadLetters
+from faceapp.operations.dead_letters import DeadLetters
+from faceapp.stack import data_tier as deployment
 from tests.support.aws import plain_client
 from tests.support.services import aws_environ, celery_worker, environ, wait_until
 from tests.unit.test_messages import message

@@ -25,9 +25,9 @@ from kombu.asynchronous.http.curl import CurlClient
 from vine import promise
 
 from celery_sqs.transport.http import HTTPConnection
-from faceapp import stack as deployment
 from faceapp.config import Settings
 from faceapp.local.processes import Services
+from faceapp.stack import data_tier as deployment
 from tests.support import echo
 from tests.support.services import REPOSITORY, aws_environ, celery_worker, environ, wait_until
 

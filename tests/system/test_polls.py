@@ -9,8 +9,8 @@ from pathlib import Path
 from celery_sqs.scaler.listener import Listener
 from celery_sqs.scaler.workers import Workers
 from celery_sqs.transport.polls import FAILING_S, Polls
-from faceapp import stack as deployment
 from faceapp.config import Settings
+from faceapp.stack import data_tier as deployment
 from tests.faults.proxy import Answer, Exchange, FaultProxy, refused
 from tests.support import echo as echo_app
 from tests.support.services import celery_worker, environ, wait_until

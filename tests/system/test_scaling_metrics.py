@@ -17,8 +17,8 @@ import pytest
 from celery_sqs.scaler.listener import Listener
 from celery_sqs.scaler.workers import Workers
 from faceapp import broker
-from faceapp import stack as deployment
 from faceapp.config import Settings
+from faceapp.stack import data_tier as deployment
 from tests.support import echo
 from tests.support.aws import COUNTER
 from tests.support.services import celery_worker, environ, wait_until

@@ -7,15 +7,17 @@ import os
 import subprocess
 import sys
 import uuid
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support.aws import plain_client
-from tests.support.services import PATIENCE_S, REPOSITORY, aws_environ, users_environ, wait_until
+from tests.support.services import PATIENCE_S, REPOSITORY, aws_environ, free_port, users_environ, wait_until
 
 SHOP = REPOSITORY / "examples" / "shop"
 VISIBILITY_S = 4
@@ -140,3 +142,56 @@ def test_a_second_queue_is_no_temporary_one(shop: Shop) -> None:
     kept = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["MessageRetentionPeriod"])["Attributes"]
     assert int(kept["MessageRetentionPeriod"]) >= 345_600
     assert not sqs.list_queue_tags(QueueUrl=url).get("Tags")
+
+
+def test_a_scaler_in_a_dry_run_says_how_many_instances_the_queues_need(shop: Shop, tmp_path: Path) -> None:
+    [command] = [each for each in (SHOP / "README.md").read_text().splitlines() if "celery_sqs scaler" in each]
+    _, *arguments = command.split()
+    log = tmp_path / "log"
+    # The emulator takes seconds for the first call of EC2, and a scaler does not wait for long.
+    plain_client("ec2", shop.endpoint).describe_launch_templates()
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, *arguments, "--port", "0"], cwd=SHOP, env=shop.env, stdout=output, stderr=subprocess.STDOUT
+        )
+    try:
+        wait_until(lambda: process.poll() is not None or b"nothing to do: wanted 0" in log.read_bytes(), what="a tick")
+        assert process.poll() is None, log.read_text()
+        ids = shop.python("print(json.dumps([pack.delay(4).id for _ in range(12)]))")
+        wait_until(lambda: b"would create worker-1" in log.read_bytes(), what="an instance that it would start")
+        shop.python(f"print(json.dumps([app.AsyncResult(each).get(timeout=200) for each in {ids!r}]))")
+    finally:
+        process.terminate()
+        assert process.wait(PATIENCE_S) == 0
+
+
+def test_flower_shows_the_shops_queues_to_who_has_the_password(shop: Shop, tmp_path: Path) -> None:
+    port, log = free_port(), tmp_path / "log"
+    env = {**shop.env, "FLOWER_BASIC_AUTH": "ada:secret"}
+    command = [sys.executable, "-m", "celery", "-A", "shop", "flower", f"--port={port}"]
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, cwd=SHOP, env=env, stdout=output, stderr=subprocess.STDOUT)
+
+    def page(path: str, **headers: str) -> tuple[int, str]:
+        connection = HTTPConnection("127.0.0.1", port, timeout=60)
+        try:
+            connection.request("GET", path, headers=headers)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        except ConnectionRefusedError:
+            return 0, ""
+        finally:
+            connection.close()
+
+    password = {"Authorization": f"Basic {b64encode(b'ada:secret').decode()}"}
+    try:
+        wait_until(lambda: process.poll() is not None or page("/healthcheck")[0] == 200, what="Flower")
+        assert process.poll() is None, log.read_text()
+        assert page("/broker")[0] == 401
+        status, text = page("/broker", **password)
+        assert status == 200
+        assert f"{shop.env['SHOP_PREFIX']}-orders" in text
+        wait_until(lambda: '"celery@' in page("/api/workers?refresh=1", **password)[1], what="the worker")
+    finally:
+        process.terminate()
+        process.wait(PATIENCE_S)

@@ -18,14 +18,16 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from celery_sqs.scaler.machine import DRAINING, READY, STACK
+from celery_sqs.scaler.machine import DRAINING, READY
 from celery_sqs.scaler.status import Status as ScalerStatus
 from celery_sqs.scaler.status_server import StatusServer
-from faceapp import broker, status, tasks
-from faceapp import stack as deployment
+from faceapp import broker, scaler, tasks
 from faceapp.config import Settings
-from faceapp.queues import Queue
-from faceapp.status import Instance, Part, Status, Worker, ask
+from faceapp.config.aws import of as aws_of
+from faceapp.operations import status
+from faceapp.operations.queues import Queue
+from faceapp.operations.status import Instance, Part, Status, Worker, ask
+from faceapp.stack import data_tier as deployment
 from tests.integration.test_cli import faceapp
 from tests.support.aws import KEY, plain_client
 from tests.support.services import PATIENCE_S, aws_environ, celery_worker, environ, wait_until
@@ -43,9 +45,14 @@ def deployed(aws_endpoint: str) -> Settings:
             patch.setenv(name, value)
         deployment.apply(settings)
         ec2 = plain_client("ec2", aws_endpoint)
+        naming = deployment.naming(settings.prefix)
         later_s = str(int(time.time()) + 3600)
         for name, mark in (("app-tier-instance-10", READY), ("app-tier-instance-9", DRAINING), ("web-instance", "")):
-            tags = {"Name": name, STACK: settings.prefix, **({mark: later_s} if mark else {})}
+            tags = {
+                "Name": name,
+                deployment.STACK_TAG: settings.prefix,
+                **({naming.tag(mark): later_s} if mark else {}),
+            }
             tags_given = [{"Key": key, "Value": value} for key, value in tags.items()]
             ec2.run_instances(
                 ImageId=IMAGE,
@@ -78,9 +85,14 @@ def glance(*options: str, **environ: str) -> subprocess.CompletedProcess[str]:
     return done[-1]
 
 
+def _status_server(settings: Settings) -> StatusServer:
+    on = scaler.options(replace(settings, scaler_port=0))
+    return StatusServer(on, ScalerStatus(on, aws_of(settings)))
+
+
 @pytest.mark.usefixtures("worker", "aws")
 def test_everything_is_seen_at_once(deployed: Settings, aws_endpoint: str) -> None:
-    server = StatusServer(replace(deployed, scaler_port=0), ScalerStatus(deployed))
+    server = _status_server(deployed)
     server.start()
     try:
         done = glance("--json", **environ(aws_endpoint, deployed, FACEAPP_SCALER_PORT=str(server.port)))

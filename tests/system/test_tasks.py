@@ -16,9 +16,9 @@ from faceapp import tasks
 from faceapp.broker.messages import ERASE, LONGEST_ERASE_S
 from faceapp.config import Settings
 from faceapp.errors import RecognitionNotFound, StorageUnavailable
-from faceapp.forgetting import Forgetting
-from faceapp.gallery import People
 from faceapp.http import dispatch
+from faceapp.people import People
+from faceapp.people.forgetting import Forgetting
 from faceapp.schema import Enrolment, Failure, Recognition
 from faceapp.storage import Storage
 from tests.support.services import PATIENCE_S, wait_until

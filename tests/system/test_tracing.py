@@ -163,7 +163,7 @@ def test_nobody_who_takes_the_spans_costs_one_line(
 def test_a_worker_that_was_forked_sends_spans_of_its_own(receiver: Receiver) -> None:
     code = """
 import os, threading
-from faceapp import tracing
+from faceapp.observability import tracing
 tracing.load("parent")
 assert threading.active_count() == 1 == len(os.listdir("/proc/self/task"))
 if os.fork() == 0:

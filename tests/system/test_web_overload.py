@@ -22,13 +22,13 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
-from faceapp import stack as deployment
 from faceapp.config import Settings
 from faceapp.errors import ConfigError, FaceappError, Overloaded, StorageUnavailable
 from faceapp.http import connections
 from faceapp.http.admission import Admission, Place
 from faceapp.http.dispatch import _Readiness
 from faceapp.http.metrics import Metrics
+from faceapp.stack import data_tier as deployment
 from tests.support.aws import BEARER, KEY
 from tests.support.services import PATIENCE_S, celery_worker, environ, wait_until
 from tests.support.web import BOUNDARY, File, form, plain, web_server

@@ -203,7 +203,7 @@ HANGING = """
 import os, sys
 from dataclasses import replace
 import flask
-from faceapp import logs
+from faceapp.observability import logs
 from faceapp.config import settings
 from faceapp.http import server
 

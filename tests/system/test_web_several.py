@@ -15,9 +15,9 @@ import urllib3
 from celery_sqs.queues.janitor import Suspects, sweep
 from celery_sqs.queues.temporary import ABANDONED_S
 from faceapp import broker
-from faceapp.aws import USED_TAG
 from faceapp.broker.clients import sqs_client
 from faceapp.config import Settings
+from faceapp.config.aws import USED_TAG
 from tests.support.services import aws_environ
 from tests.support.web import plain, web_server
 

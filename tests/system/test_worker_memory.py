@@ -12,7 +12,7 @@ LIMITED = """
 from faceapp.config import Settings
 from faceapp.errors import ImageTooLarge
 from faceapp.images import decode
-from faceapp.worker import Worker
+from faceapp.work.worker import Worker
 from PIL import Image
 from tests.support.web import encoded, plain
 

@@ -96,7 +96,10 @@ def test_a_command_says_what_it_passes_over() -> None:
 
 def test_a_service_logs_what_it_passes_over_once_and_in_its_format() -> None:
     """R14, C11"""
-    twice = "from faceapp import config, logs; [logs.configure(config.settings(), service='x') for _ in range(2)]"
+    twice = (
+        "from faceapp import config; from faceapp.observability import logs; "
+        "[logs.configure(config.settings(), service='x') for _ in range(2)]"
+    )
     done = faceapp("-c", twice)
     assert done.returncode == 0, done.stderr
     told = [json.loads(line) for line in done.stderr.splitlines()]

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from faceapp import credential
 from faceapp.config import Settings
 from faceapp.errors import ConfigError
-from faceapp.key_text import FORM, new_text
 from faceapp.local import up
+from faceapp.security import credential
+from faceapp.security.key_text import FORM, new_text
 from tests.integration.test_cli import faceapp
 
 
@@ -110,7 +110,7 @@ def test_the_settings_show_neither_it_nor_flowers_password() -> None:
 
 
 def test_a_new_one_is_printed_for_what_is_started_by_hand() -> None:
-    command = [sys.executable, "-m", "faceapp.credential"]
+    command = [sys.executable, "-m", "faceapp.security.credential"]
     printed = [subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() for _ in range(2)]
     assert all(FORM.fullmatch(each) for each in printed)
     assert printed[0] != printed[1]

@@ -15,9 +15,9 @@ from PIL import ExifTags, Image
 from faceapp import images
 from faceapp.config import Settings
 from faceapp.errors import FaceappError, ImageError, ImageTooLarge, ImageTruncated, ImageUnsupported
-from faceapp.gallery.media_types import media_type
 from faceapp.images import decoding, formats
 from faceapp.images.formats import scan
+from faceapp.people.media_types import media_type
 from faceapp.schema import Photo
 
 LIMITS = {"max_pixels": 1_000_000, "max_side_px": 2_000}

@@ -8,7 +8,7 @@ import unicodedata
 import pytest
 
 from faceapp.errors import InvalidName
-from faceapp.gallery import names
+from faceapp.people import names
 
 ZWNJ = "\u200c"
 

@@ -10,7 +10,7 @@ import pytest
 # In a process of its own: a lowered limit cannot always be raised again, and all later tests would have it.
 ALLOW = """
 import resource, sys
-from faceapp import open_files
+from faceapp.operations import open_files
 soft, hard, count = map(int, sys.argv[1:])
 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 print(open_files.allow(count), *resource.getrlimit(resource.RLIMIT_NOFILE))

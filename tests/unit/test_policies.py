@@ -9,19 +9,19 @@ from typing import Any
 
 import pytest
 
+from celery_sqs import ScalerOptions
+from celery_sqs.errors import ConfigurationError
 from celery_sqs.scaler.policies import Counts, Decision, Instance, Observation, Policy, create
 from celery_sqs.scaler.policies.depth import Depth, DepthTunables
 from celery_sqs.scaler.policies.work import MODES, Work, WorkTunables, ages_s, rate_per_s
 from celery_sqs.simulation.step import Step, StepTunables, Threshold
 from celery_sqs.simulation.target import Target, TargetTunables
-from faceapp.config import Settings
-from faceapp.errors import ConfigError
 
 TICK_S = 3.0
 
 
-def settings(**changes: Any) -> Settings:
-    return dataclasses.replace(Settings(), **changes)
+def policy_options(**changes: Any) -> ScalerOptions:
+    return ScalerOptions(**changes)
 
 
 def fleet(
@@ -76,31 +76,31 @@ def work(mode: str = "balanced", most: int = 20) -> Work:
 # --- create -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["work", "depth", "target", "step"])
+@pytest.mark.parametrize("name", ["work", "depth"])
 def test_create_makes_the_policy_that_the_settings_name(name: str) -> None:
-    policy = create(settings(scaler_policy=name, scaler_max_instances=7))
+    policy = create(policy_options(policy=name, max_instances=7))
     assert (policy.name, policy.max_instances) == (name, 7)
 
 
-@pytest.mark.parametrize("name", ["work", "depth", "target", "step"])
+@pytest.mark.parametrize("name", ["work", "depth"])
 def test_a_message_that_is_delayed_is_no_work_yet(name: str) -> None:
     """An erasure that waits for its hour started an instance, or kept one running for all of it."""
-    policy = create(settings(scaler_policy=name))
+    policy = create(policy_options(policy=name))
     waiting = watch(policy, 900, lambda now_s: see(delayed=20, now_s=now_s))
     assert {(each.wanted, each.start) for each in waiting} == {(0, 0)}
 
-    policy, here = create(settings(scaler_policy=name)), fleet(ready=1, idle_s=500.0)
+    policy, here = create(policy_options(policy=name)), fleet(ready=1, idle_s=500.0)
     went = watch(policy, 900, lambda now_s: see(delayed=20, instances=here, now_s=now_s))
     assert any(each.drain for each in went)
 
-    policy = create(settings(scaler_policy=name))
+    policy = create(policy_options(policy=name))
     due = watch(policy, 60, lambda now_s: see(visible=int(now_s > 30), delayed=int(now_s <= 30), now_s=now_s))
     assert [each.start for each in due][:11] == [0] * 11
     assert any(each.start for each in due)
 
 
 def test_modes_trade_time_for_money() -> None:
-    starts = [create(settings(scaler_mode=mode)).decide(see(visible=300)).start for mode in ("fast", "balanced", "eco")]
+    starts = [create(policy_options(mode=mode)).decide(see(visible=300)).start for mode in ("fast", "balanced", "eco")]
     assert starts == sorted(starts, reverse=True)
     assert len(set(starts)) > 1
 
@@ -108,13 +108,13 @@ def test_modes_trade_time_for_money() -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"scaler_policy": "wrok"}, "no policy 'wrok': policies are work, depth, target, step"),
-        ({"scaler_mode": "cheap"}, "no mode 'cheap'.*fast, balanced, eco"),
+        ({"policy": "wrok"}, "no policy 'wrok': policies are work, depth"),
+        ({"mode": "cheap"}, "no mode 'cheap'.*fast, balanced, eco"),
     ],
 )
 def test_create_refuses_a_name_with_a_typo(change: dict[str, str], sentence: str) -> None:
-    with pytest.raises(ConfigError, match=sentence):
-        create(settings(**change))
+    with pytest.raises(ConfigurationError, match=sentence):
+        create(policy_options(**change))
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_create_refuses_a_name_with_a_typo(change: dict[str, str], sentence: str
     ],
 )
 def test_tunables_refuse_what_cannot_work(make: Callable[[], object], sentence: str) -> None:
-    with pytest.raises(ConfigError, match=sentence):
+    with pytest.raises(ConfigurationError, match=sentence):
         make()
 
 

@@ -12,10 +12,10 @@ import torch
 from PIL import ExifTags, Image
 
 from faceapp.errors import ConfigError, ImageTooLarge, ImageTruncated, NoFace, SeveralFaces
+from faceapp.operations.samples import PEOPLE
 from faceapp.recognition import DescribedFace, Recogniser, runtime
 from faceapp.recognition.detector import Detection
 from faceapp.recognition.pipeline import LOW_RESOLUTION_PX, only_face
-from faceapp.samples import PEOPLE
 
 
 def jpeg(image: Image.Image, **options: object) -> bytes:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from faceapp import samples as module
 from faceapp.errors import LocalError
-from faceapp.samples import PEOPLE, SHA256, sample_photos
+from faceapp.operations import samples as module
+from faceapp.operations.samples import PEOPLE, SHA256, sample_photos
 from tests.support.services import PATIENCE_S
 
 
@@ -78,9 +78,11 @@ def test_two_processes_fetch_at_once_and_a_damaged_photo_is_fetched_again(
 ) -> None:
     folder = filled(tmp_path / "samples", samples)
     (folder / "astronaut.png").write_bytes(b"damaged")
-    script = (
-        f"from pathlib import Path; from faceapp.samples import sample_photos; sample_photos(Path({str(folder)!r}))"
-    )
+    script = f"""
+from pathlib import Path
+from faceapp.operations.samples import sample_photos
+sample_photos(Path({str(folder)!r}))
+"""
 
     both = [subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE) for _ in range(2)]
 

@@ -13,7 +13,7 @@ from celery_sqs.scaler.machine import READY, Machine
 from celery_sqs.scaler.observe import DESERTED_S, PATIENCE_S, ZERO_S, Phases
 from celery_sqs.scaler.policies.base import BIN_S, BINS, Counts
 from celery_sqs.scaler.workers import PATH_S, PING, SILENT_S, Workers
-from faceapp.pace import with_seconds
+from faceapp.work.pace import with_seconds, worked_s
 from tests.support import echo
 
 
@@ -173,7 +173,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def workers(clock: Clock) -> Workers:
-    return Workers(service_s=1.0, clock=clock)
+    return Workers(service_s=1.0, worked_s=worked_s, clock=clock)
 
 
 def say(workers: Workers, *kinds: str, pid: int = 1, host: str = HOST, **more: Any) -> None:
@@ -260,7 +260,7 @@ def test_a_worker_from_before_an_upgrade_is_measured_by_its_runtime(workers: Wor
 
 def test_a_worker_says_how_many_it_works_on_and_what_its_model_takes(workers: Workers) -> None:
     """E5: the seconds are those of the instance, which has two processes."""
-    say(workers, "worker-online", processes=2, photo_s=0.1)
+    say(workers, "worker-online", processes=2, trial_s=0.1)
     assert workers.service_s == 0.05
     say(workers, "task-succeeded", uuid="a", result=with_seconds("done: obama (1 face)", 0.06))
     assert workers.service_s == 0.03
@@ -349,7 +349,7 @@ def test_the_last_runs_worker_says_nothing_about_this_run(workers: Workers, cloc
 
 
 def machine(age_s: float, state: str = "running", **tags: str) -> Machine:
-    return Machine(id="i-1", name=HOST, state=state, run_s=5000, age_s=age_s, tags=tags)
+    return Machine(id="i-1", name=HOST, number=1, state=state, run_s=5000, age_s=age_s, tags=tags)
 
 
 def phase(phases: Phases, machine: Machine) -> str:

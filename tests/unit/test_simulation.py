@@ -12,8 +12,10 @@ import pytest
 
 from celery_sqs import events
 from celery_sqs import pace as sqs_pace
-from celery_sqs.scaler import core, estimates, fleet, workers
+from celery_sqs.errors import ConfigurationError
+from celery_sqs.scaler import core, estimates, loop, workers
 from celery_sqs.scaler.core import Orders
+from celery_sqs.scaler.fleet import ec2
 from celery_sqs.scaler.policies.base import Decision, Observation
 from celery_sqs.simulation import contest, engine, workloads
 from celery_sqs.simulation.bound import lower_bound
@@ -22,9 +24,9 @@ from celery_sqs.simulation.engine import Simulation
 from celery_sqs.simulation.gauges import EventPath
 from celery_sqs.simulation.workloads import Workload
 from celery_sqs.simulation.world import USUAL, Faults, Result, World
-from faceapp import broker, pace, scaler, stack
+from faceapp import broker
 from faceapp.config import Settings
-from faceapp.errors import ConfigError
+from faceapp.stack import data_tier as stack
 
 EXACT = World(exact_counts=True, boot_min_s=20, boot_max_s=20, service_spread=0, max_instances=4)
 SHORT = ("bursts-50", "trickle")
@@ -102,32 +104,32 @@ def test_other_processes_give_the_same_results() -> None:
 
 def test_three_messages_on_one_instance_come_out_as_on_paper() -> None:
     # Started at 0, ready at 20, three seconds of work, told to drain at 24: done at 21, 22, 23, billed for a minute.
-    result = run(Scripted((0, start(1)), (24, drain("app-1"))), day(5, 6, 7))
+    result = run(Scripted((0, start(1)), (24, drain("i-1"))), day(5, 6, 7))
     assert result.latencies_s == pytest.approx((16, 16, 16))
     assert result.billed_s == 60
     assert (result.launches, result.kills, result.misses) == (1, 0, 0)
 
 
 def test_seconds_beyond_the_first_minute_are_billed_one_by_one() -> None:
-    result = run(Scripted((0, start(2)), (90, drain("app-1")), (99, drain("app-2"))), day(1))
+    result = run(Scripted((0, start(2)), (90, drain("i-1")), (99, drain("i-2"))), day(1))
     assert result.billed_s == 90 + 99
 
 
 def test_a_drained_instance_finishes_what_it_works_on_and_gives_back_the_rest() -> None:
     # Ready at 20 with two of four messages of ten seconds each; the drain at 21 leaves it the first one. The other
     # instance, started at 21, is ready at 41 and does the rest.
-    policy = Scripted((0, start(1)), (21, Decision(wanted=1, start=1, drain=("app-1",))), (84, drain("app-2")))
+    policy = Scripted((0, start(1)), (21, Decision(wanted=1, start=1, drain=("i-1",))), (84, drain("i-2")))
     result = run(policy, day(0, 0, 0, 0, service_s=10))
     assert result.done_s == pytest.approx((30, 51, 61, 71))
     assert result.kills == 0
     phases = [{each.id: each.phase for each in seen.instances} for seen in policy.seen if 21 < seen.now_s < 30]
-    assert phases == [{"app-2": "booting"}] * len(phases), "EC2 lists it as stopping"
+    assert phases == [{"i-2": "booting"}] * len(phases), "EC2 lists it as stopping"
     assert phases
     assert result.billed_s == 60 + (84 - 21)
 
 
 def test_a_kill_in_mid_task_costs_the_visibility_timeout() -> None:
-    policy = Scripted((0, start(1)), (24, drain("app-1")), (60, start(1)), (129, drain("app-1")))
+    policy = Scripted((0, start(1)), (24, drain("i-1")), (60, start(1)), (129, drain("i-1")))
     result = run(policy, day(0, service_s=10), force=True)
     assert result.kills == 1
     assert result.done_s == pytest.approx((20 + 90 + 10,))
@@ -135,7 +137,7 @@ def test_a_kill_in_mid_task_costs_the_visibility_timeout() -> None:
 
 def test_a_message_that_came_back_three_times_is_a_dead_letter() -> None:
     script = [
-        (at_s, decision) for n in range(4) for at_s, decision in ((n * 150, start(1)), (n * 150 + 24, drain("app-1")))
+        (at_s, decision) for n in range(4) for at_s, decision in ((n * 150, start(1)), (n * 150 + 24, drain("i-1")))
     ]
     result = run(Scripted(*script), day(0, service_s=20), force=True)
     assert (result.dead_letters, result.kills, len(result.latencies_s)) == (1, 3, 0)
@@ -145,21 +147,21 @@ def test_a_message_that_came_back_three_times_is_a_dead_letter() -> None:
 def test_the_next_start_takes_the_next_of_the_boots_that_the_bound_knows() -> None:
     world, workload = replace(EXACT, boot_max_s=50), day(0, 201)
     first_s, second_s = islice(workloads.boots_s(workload.name, workload.seed, world), 2)
-    script = [(0, start(1)), (60, drain("app-1")), (201, start(1)), (270, drain("app-1"))]
+    script = [(0, start(1)), (60, drain("i-1")), (201, start(1)), (270, drain("i-1"))]
     assert first_s != second_s
     assert run(Scripted(*script), workload, world=world).done_s == pytest.approx((first_s + 1, 201 + second_s + 1))
 
 
 def test_an_instance_that_is_stopping_cannot_be_started() -> None:
     world = replace(EXACT, max_instances=1, stop_min_s=30, stop_max_s=30)
-    policy = Scripted((0, start(1)), (3, drain("app-1")), (6, start(1)), (36, start(1)), (90, drain("app-1")))
+    policy = Scripted((0, start(1)), (3, drain("i-1")), (6, start(1)), (36, start(1)), (90, drain("i-1")))
     result = run(policy, day(0), world=world)
     assert result.launches == 2
     assert result.done_s == pytest.approx((36 + 20 + 1,))
 
 
 def test_there_are_never_more_than_the_world_has() -> None:
-    policy = Scripted((0, start(100)), (60, drain("app-1", "app-2", "app-3", "app-4")))
+    policy = Scripted((0, start(100)), (60, drain("i-1", "i-2", "i-3", "i-4")))
     assert run(policy, day(0)).launches == 4
 
 
@@ -174,7 +176,7 @@ def test_an_instance_left_running_is_billed_to_the_end() -> None:
 
 
 def test_what_a_policy_sees() -> None:
-    policy = Scripted((0, start(1)), (60, drain("app-1")))
+    policy = Scripted((0, start(1)), (60, drain("i-1")))
     run(policy, day(1, 1, 1, 1, 1, 1))
     by_time = {round(seen.now_s): seen for seen in policy.seen}
     waiting, working, idle = by_time[3], by_time[24], by_time[45]
@@ -197,7 +199,7 @@ def under(
     faults: Faults, *, arrivals: int = 1, at_s: float = 0.0, exact: bool = True
 ) -> tuple[Result, list[Observation]]:
     """Two instances are started at once and told to stop after three minutes."""
-    policy = Scripted((0, start(2)), (180, drain("app-1", "app-2")))
+    policy = Scripted((0, start(2)), (180, drain("i-1", "i-2")))
     world = replace(EXACT, faults=faults, exact_counts=exact)
     return run(policy, day(*[at_s] * arrivals), world=world), policy.seen
 
@@ -283,7 +285,7 @@ def test_faults_have_names() -> None:
     assert Faults.named("none") == Faults.named("") == Faults()
     assert Faults.named("all") == Faults(**USUAL)
     assert Faults.named("dead-starts, spot-losses") == Faults(dead_starts=0.05, spot_losses=1.0)
-    with pytest.raises(ConfigError, match=r"no fault 'rain': faults are lying-counts, .* all and none"):
+    with pytest.raises(ConfigurationError, match=r"no fault 'rain': faults are lying-counts, .* all and none"):
         Faults.named("dead-starts,rain")
 
 
@@ -302,7 +304,7 @@ def test_workloads_are_made_from_their_seed(shape: str) -> None:
     [("kubernetes", "no policy 'kubernetes' to simulate"), ("work/quick", "there are work/fast")],
 )
 def test_a_policy_with_a_typo_is_refused(policy: str, sentence: str) -> None:
-    with pytest.raises(ConfigError, match=sentence):
+    with pytest.raises(ConfigurationError, match=sentence):
         contest.simulate(Task(policy=policy, workload="trickle", seed=1, world=World()))
 
 
@@ -311,20 +313,21 @@ def test_a_policy_with_a_typo_is_refused(policy: str, sentence: str) -> None:
 
 def test_the_simulator_runs_the_scalers_own_objects(monkeypatch: pytest.MonkeyPatch) -> None:
     """C10: no copied estimator, no second picture of the workers: the same classes, and the same numbers."""
-    simulated, live = vars(engine), vars(scaler)
+    simulated, live = vars(engine), vars(loop)
     assert simulated["Core"] is live["Core"] is core.Core
     assert simulated["Workers"] is live["Workers"] is workers.Workers
-    assert simulated["plan"] is vars(fleet)["plan"]
+    assert simulated["plan"] is vars(ec2)["plan"]
     for name in ("Believed", "Arrivals", "Boots", "Phases", "Spent", "turn_over"):
         assert vars(core)[name].__module__.startswith("celery_sqs.scaler."), name
     assert vars(workers)["ServiceTime"] is estimates.ServiceTime
     assert simulated["HEARTBEAT_S"] is vars(events)["HEARTBEAT_S"] is sqs_pace.HEARTBEAT_S
     assert simulated["EVENTS_WITHIN_S"] is vars(events)["EVENTS_WITHIN_S"] is sqs_pace.EVENTS_WITHIN_S
     conf = broker.create_app(Settings()).conf
-    assert World().prefetch == pace.PREFETCH == conf.worker_prefetch_multiplier
+    assert World().prefetch == sqs_pace.PREFETCH == conf.worker_prefetch_multiplier
     defaults = Settings()
     assert World().tick_s == defaults.scaler_tick_s
     assert World().slo_s == defaults.scaler_slo_s
+    assert World().assumed_service_s == defaults.scaler_service_s
     made: list[object] = []
     monkeypatch.setattr(core.Core, "decide", _counting(made, core.Core.decide))
     Simulation(EXACT, day(1), Scripted()).run()

@@ -9,13 +9,13 @@ from itertools import combinations, combinations_with_replacement, islice, permu
 
 import pytest
 
+from celery_sqs.errors import ConfigurationError
 from celery_sqs.simulation import workloads
 from celery_sqs.simulation.bound import lower_bound
 from celery_sqs.simulation.contest import CONTESTANTS
 from celery_sqs.simulation.engine import Simulation
 from celery_sqs.simulation.workloads import Workload, boots_s
 from celery_sqs.simulation.world import World
-from faceapp.errors import ConfigError
 
 WORLD = World()
 """Boots take at least 20 s, a start is billed for at least 60 s, and the SLO is 120 s."""
@@ -115,7 +115,7 @@ def test_the_bound_of_a_whole_workload_lies_between_its_work_and_the_best_policy
 
 
 def test_what_no_fleet_can_do_is_refused() -> None:
-    with pytest.raises(ConfigError, match="no 2 instances can answer small within 120 s"):
+    with pytest.raises(ConfigurationError, match="no 2 instances can answer small within 120 s"):
         lower_bound(of([10.0] * 1000), World(max_instances=2))
 
 

@@ -9,11 +9,11 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from celery_sqs.errors import ConfigurationError
 from celery_sqs.simulation import report, workloads
 from celery_sqs.simulation.world import Bound, World
 from celery_sqs.simulation.world import Result as Run
 from faceapp.cli import main
-from faceapp.errors import ConfigError
 
 
 def faceapp(*arguments: str) -> Result:
@@ -117,7 +117,7 @@ def test_arrivals_come_out_of_csv_files(tmp_path: Path, text: str) -> None:
 def test_a_csv_that_cannot_be_used_is_refused_with_its_line(tmp_path: Path, text: str, sentence: str) -> None:
     path = tmp_path / "a.csv"
     path.write_text(text, encoding="utf-8", errors="surrogateescape")
-    with pytest.raises(ConfigError, match=sentence):
+    with pytest.raises(ConfigurationError, match=sentence):
         workloads.make(str(path), 1, World())
 
 

@@ -9,15 +9,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from faceapp import tracing
 from faceapp.errors import ConfigError
+from faceapp.observability import tracing
 from tests.support.services import REPOSITORY
 
 
 def test_without_an_endpoint_nothing_of_opentelemetry_is_loaded() -> None:
     code = """
 import sys
-from faceapp import tasks, tracing, web
+from faceapp import tasks, web
+from faceapp.observability import tracing
 tracing.load("x")
 with tracing.span("a", kind="SERVER", parent=""):
     tracing.note({"a": 1})

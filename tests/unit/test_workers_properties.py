@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from celery_sqs.pace import HEARTBEAT_S
 from celery_sqs.scaler.workers import SILENT_S, Workers
-from faceapp.pace import with_seconds
+from faceapp.work.pace import with_seconds, worked_s
 
 HOSTS = [f"app-tier-instance-{n}" for n in (1, 2, 3)]
 WORKED_S = 0.5
@@ -66,7 +66,7 @@ def deliver(
 def play(arrivals: list[tuple[float, dict[str, Any]]]) -> tuple[Workers, Clock]:
     clock = Clock()
     began_s = clock.now_s
-    workers = Workers(service_s=1.0, clock=clock)
+    workers = Workers(service_s=1.0, worked_s=worked_s, clock=clock)
     for at_s, event in arrivals:
         clock.now_s = max(clock.now_s, began_s + at_s)
         workers.on_event(event)
@@ -119,7 +119,7 @@ def test_in_order_and_whole_a_worker_is_busy_while_it_works(seed: int) -> None:
     """E1: nothing of this makes the ordinary case less true."""
     busy: dict[str, str] = {}
     clock = Clock()
-    workers = Workers(service_s=1.0, clock=clock)
+    workers = Workers(service_s=1.0, worked_s=worked_s, clock=clock)
     for event in sorted(history(random.Random(seed), 60.0), key=lambda each: float(each["timestamp"])):
         clock.now_s = 1000.0 + event["timestamp"]
         workers.on_event(event)
@@ -145,7 +145,7 @@ odd_events = st.fixed_dictionaries(
     },
     optional={
         name: garbage
-        for name in ("pid", "timestamp", "uuid", "active", "runtime", "processes", "photo_s", "result", "clock")
+        for name in ("pid", "timestamp", "uuid", "active", "runtime", "processes", "trial_s", "result", "clock")
     },
 )
 
@@ -155,7 +155,7 @@ odd_events = st.fixed_dictionaries(
 def test_garbage_does_no_harm(events: list[dict[str, Any]]) -> None:
     """E1: whatever comes, there is a number for everything."""
     clock = Clock()
-    workers = Workers(service_s=1.0, clock=clock)
+    workers = Workers(service_s=1.0, worked_s=worked_s, clock=clock)
     for event in events:
         workers.on_event(event)
         clock.now_s += 0.5

@@ -58,16 +58,16 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.multiprocess import MultiProcessCollector
 from tornado.httputil import HTTPHeaders, HTTPServerRequest, RequestStartLine
 
-import faceapp.flower.app
+import celery_sqs.flower.app
 from celery_sqs import aws as sqs_aws
 from celery_sqs import events
 from celery_sqs.control import Replies
+from celery_sqs.flower import guard
+from celery_sqs.flower.pages import HANDLERS
 from celery_sqs.transport.http import AsyncConnection
 from celery_sqs.transport.messages import TASK_DEFAULTS
-from faceapp import aws, broker
-from faceapp.config import Settings
-from faceapp.flower import guard
-from faceapp.flower.pages import HANDLERS
+from faceapp import broker
+from faceapp.config import Settings, aws
 from faceapp.http.server import is_stopped
 from faceapp.recognition import files, vision
 from tests.support.services import PATIENCE_S, wait_until
@@ -589,7 +589,7 @@ def test_the_parser_of_times_stays_while_botocore_uses_dateutil(monkeypatch: pyt
     assert parsed == [moment]
 
 
-# faceapp.flower
+# celery_sqs.flower
 
 
 class Stop(BaseException):
@@ -599,7 +599,7 @@ class Stop(BaseException):
 def test_the_named_place_stays_while_flower_names_its_queue_anew_at_each_start(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """faceapp.flower.app.Events.run"""
+    """celery_sqs.flower.app.Events.run"""
     asked = list[dict[str, Any]]()
 
     def receiver(_: Any, **named: Any) -> None:
@@ -607,9 +607,9 @@ def test_the_named_place_stays_while_flower_names_its_queue_anew_at_each_start(
         raise Stop
 
     monkeypatch.setattr(flower.events, "EventReceiver", receiver)
-    monkeypatch.setattr(faceapp.flower.app, "EventReceiver", receiver)
+    monkeypatch.setattr(celery_sqs.flower.app, "EventReceiver", receiver)
     with Celery(broker="memory://", set_as_current=False) as app:
-        classes: list[Any] = [flower.events.Events, faceapp.flower.app.Events]
+        classes: list[Any] = [flower.events.Events, celery_sqs.flower.app.Events]
         for cls in classes:
             with pytest.raises(Stop):
                 cls.run(SimpleNamespace(capp=app, on_event=None, place="here"))
@@ -617,9 +617,9 @@ def test_the_named_place_stays_while_flower_names_its_queue_anew_at_each_start(
 
 
 def test_the_list_of_workers_stays_while_flower_knows_only_those_that_have_answered() -> None:
-    """faceapp.flower.app.Flower.workers"""
+    """celery_sqs.flower.app.Flower.workers"""
     state = SimpleNamespace(workers={"worker": SimpleNamespace(alive=True)})
-    cases: list[tuple[Any, list[str]]] = [(flower.app.Flower, []), (faceapp.flower.app.Flower, ["worker"])]
+    cases: list[tuple[Any, list[str]]] = [(flower.app.Flower, []), (celery_sqs.flower.app.Flower, ["worker"])]
     for cls, known in cases:
         application = SimpleNamespace(
             inspector=SimpleNamespace(workers=defaultdict(dict)), events=SimpleNamespace(state=state)
@@ -628,7 +628,7 @@ def test_the_list_of_workers_stays_while_flower_knows_only_those_that_have_answe
 
 
 def test_our_socket_file_stays_while_flower_opens_its_own_to_everybody(monkeypatch: pytest.MonkeyPatch) -> None:
-    """faceapp.flower.app.Flower._listen"""
+    """celery_sqs.flower.app.Flower._listen"""
     modes = list[int]()
 
     def bind(_: str, mode: int) -> None:
@@ -644,14 +644,14 @@ def test_our_socket_file_stays_while_flower_opens_its_own_to_everybody(monkeypat
 
 
 def test_our_broker_page_stays_while_flower_does_not_know_sqs() -> None:
-    """faceapp.flower.pages"""
+    """celery_sqs.flower.pages"""
     assert HANDLERS
     with pytest.raises(NotImplementedError):
         Broker("sqs://")
 
 
 def test_the_taken_out_headers_stay_while_flower_lets_every_page_read_its_api() -> None:
-    """faceapp.flower.guard.OwnPagesOnly"""
+    """celery_sqs.flower.guard.OwnPagesOnly"""
     headers = HTTPHeaders()
     handler = SimpleNamespace(
         application=SimpleNamespace(options=SimpleNamespace(basic_auth=None, auth=None)),
@@ -672,12 +672,12 @@ def test_the_taken_out_headers_stay_while_flower_lets_every_page_read_its_api() 
 
 
 def test_the_filter_stays_while_flower_warns_that_nobody_answers(caplog: pytest.LogCaptureFixture) -> None:
-    """faceapp.flower.app.make, UNANSWERED"""
+    """celery_sqs.flower.app.make, UNANSWERED"""
     nobody = SimpleNamespace(stats=lambda: None)
     capp = SimpleNamespace(control=SimpleNamespace(inspect=lambda **_: nobody))
     with caplog.at_level(logging.WARNING, "flower.inspector"):
         Inspector._inspect(SimpleNamespace(capp=capp, timeout=1), "stats", None)
-    assert [record.msg for record in caplog.records] == [faceapp.flower.app.UNANSWERED]
+    assert [record.msg for record in caplog.records] == [celery_sqs.flower.app.UNANSWERED]
 
 
 # faceapp.local.aws; what faceapp.local.fast_moto replaces is in tests/integration/test_local_aws.py

@@ -5,19 +5,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 
-from celery_sqs.scaler.fleet.ec2 import EC2Fleet
+from celery_sqs.errors import NoLaunchTemplate
+from celery_sqs.scaler.fleet.base import Fleet
 from celery_sqs.scaler.machine import Machine
+from celery_sqs.scaler.options import ScalerOptions
 from celery_sqs.scaler.plan import plan
-from faceapp.config import Settings
 
 logger = logging.getLogger(__name__)
 
 
 class DryRunFleet:
-    """Looks at EC2 and says what it would do there; changes nothing."""
+    """Looks at another fleet and says what it would do there; changes nothing."""
 
-    def __init__(self, settings: Settings, inner: EC2Fleet) -> None:
-        self._settings, self._inner = settings, inner
+    def __init__(self, options: ScalerOptions, inner: Fleet) -> None:
+        self._options, self._inner = options, inner
         self._machines: Sequence[Machine] = ()
 
     @property
@@ -32,6 +33,12 @@ class DryRunFleet:
     def latest(self) -> int:
         return self._inner.latest
 
+    def check(self) -> None:
+        try:
+            self._inner.check()
+        except NoLaunchTemplate as error:
+            logger.warning("%s Without a dry run the scaler would end here.", error)
+
     def instances(self) -> Sequence[Machine]:
         self._machines = self._inner.instances()
         return self._machines
@@ -40,11 +47,12 @@ class DryRunFleet:
         planned = plan(
             self._machines,
             count,
-            max_instances=self._settings.scaler_max_instances,
-            per_minute=self._settings.scaler_starts_per_minute,
+            max_instances=self._options.max_instances,
+            per_minute=self._options.starts_per_minute,
             latest=self.latest,
         )
-        for names, how in (([each.name for each in planned.stopped], "start"), (planned.names, "create")):
+        new = [self._options.naming.name_of(each) for each in planned.new]
+        for names, how in (([each.name for each in planned.stopped], "start"), (new, "create")):
             if names:
                 logger.info("dry run: would %s %s", how, ", ".join(names))
         return []

@@ -1,4 +1,4 @@
-"""The app tier's instances on EC2: which there are, starting them, stopping them.
+"""Workers' instances on EC2: which there are, starting them, stopping them.
 
 Nothing is remembered here that a restart would miss; see machine.py for the tags. EC2 shows a change late at times, so
 what was just asked for is believed for a few seconds.
@@ -13,16 +13,18 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from celery_sqs.aws import ONCE, Aws
 from celery_sqs.clocks import answered_s
+from celery_sqs.errors import ConfigurationError, FleetError, NoLaunchTemplate
 from celery_sqs.scaler.backoff import Backoff, Trouble, trouble
 from celery_sqs.scaler.machine import (
-    APP_TIER,
     DRAINING,
     FAILED,
+    NAME,
     READY,
     STACK,
     STARTED,
@@ -30,13 +32,9 @@ from celery_sqs.scaler.machine import (
     TIER,
     Machine,
     free_numbers,
-    from_description,
-    name_of,
 )
+from celery_sqs.scaler.options import ScalerOptions
 from celery_sqs.scaler.plan import plan
-from faceapp import aws
-from faceapp.config import Settings
-from faceapp.errors import ConfigError, FleetError
 
 logger = logging.getLogger(__name__)
 
@@ -50,47 +48,6 @@ TEMPLATE_EVERY_S = 30.0
 """How often the launch template's latest version is asked for."""
 
 
-class Fleet(Protocol):
-    """What the scaler needs of a fleet. Methods may raise FleetError, and LeaseLost; a later tick tries again."""
-
-    @property
-    def now_s(self) -> float:
-        """Unix time by the fleet's own clock."""
-        ...
-
-    @property
-    def trouble(self) -> str:
-        """Why nothing can be started just now; empty when it can."""
-        ...
-
-    @property
-    def latest(self) -> int:
-        """The launch template's latest version; 0 when it is not known."""
-        ...
-
-    def instances(self) -> Sequence[Machine]:
-        """All instances that carry the stack's tag, the web instance and unknown ones included."""
-        ...
-
-    def start(self, count: int) -> Sequence[str]:
-        """Start up to `count` instances, never beyond the limits; the ids of those that start."""
-        ...
-
-    def drain(self, ids: Iterable[str], *, dead_boots: int = 0) -> Sequence[str]:
-        """Let these finish what they hold and stop; the ids of those that do. With `dead_boots`, because they never
-        came up, as the so many in a row."""
-        ...
-
-    def mark_ready(self, ids: Iterable[str], *, measured: bool) -> None:
-        """Remember that these workers were heard from; `measured`: just now for the first time."""
-        ...
-
-    def tidy(self) -> None:
-        """Finish what a scaler that ended in the middle began: names, and stops that were announced. End the stopped
-        ones that an older version of the launch template made."""
-        ...
-
-
 class EC2Fleet:
     """EC2 through boto3. Not safe to share between threads.
 
@@ -100,7 +57,8 @@ class EC2Fleet:
 
     def __init__(
         self,
-        settings: Settings,
+        options: ScalerOptions,
+        aws: Aws,
         *,
         client: Any = None,
         fence: Callable[[], int] = lambda: 0,
@@ -108,14 +66,15 @@ class EC2Fleet:
         rng: random.Random | None = None,
         on_error: Callable[[str, str], None] = lambda operation, kind: None,
     ) -> None:
-        self._settings = settings
+        self._options, self._naming = options, options.naming
         self._on_error = on_error
-        self._template = f"{settings.prefix}-worker"
-        self._client = client or _new_client()
+        self._template = options.launch_template
+        # One attempt: the fence holds for no longer (see lease.ACT_S), and the scaler backs off by itself.
+        self._client = client or aws.client("ec2", connect_timeout=2, read_timeout=10, retries=ONCE)
         self._fence, self._clock = fence, clock
         self._backoffs: dict[str, Backoff] = defaultdict(lambda: Backoff(clock=clock, rng=rng))
         self._calls = itertools.count(1)
-        self._placements = _placements(settings)
+        self._placements = _placements(options)
         self._placement = 0
         self._machines: list[Machine] = []
         self._expected: dict[str, tuple[float, Machine]] = {}
@@ -124,19 +83,17 @@ class EC2Fleet:
         self._latest, self._template_seen_s = 0, float("-inf")
 
     def check(self) -> None:
-        """Ask for the launch template and the instances. Raises ConfigError when the scaler cannot work like this."""
+        """Ask for the launch template and the instances. Raises ConfigurationError when the scaler cannot work like
+        this, and FleetError when EC2 does not answer."""
         try:
             self._look_at_template()
             self._describe()
         except ClientError as error:
             code = error.response["Error"]["Code"]
             if code.startswith("InvalidLaunchTemplateName"):
-                raise ConfigError(
-                    f"There is no launch template {self._template}: deploy the stack with FACEAPP_WORKER_IMAGE set to "
-                    "the workers' image (AMI)."
-                ) from error
+                raise NoLaunchTemplate(f"There is no launch template {self._template}.") from error
             if trouble(error) is Trouble.REFUSED:
-                raise ConfigError(f"EC2 does not let the scaler in: {error}") from error
+                raise ConfigurationError(f"EC2 does not let the scaler in: {error}") from error
             raise FleetError(f"EC2 does not answer: {error}") from error
         except BotoCoreError as error:
             raise FleetError(f"EC2 does not answer: {error}") from error
@@ -169,8 +126,8 @@ class EC2Fleet:
         planned = plan(
             self._machines,
             count,
-            max_instances=self._settings.scaler_max_instances,
-            per_minute=self._settings.scaler_starts_per_minute,
+            max_instances=self._options.max_instances,
+            per_minute=self._options.starts_per_minute,
             # A stopped one has to be marked before it starts; a new one is born with its marks.
             pool_is_dry=any(self._backoffs[each].left_s for each in ("start_instances", "create_tags")),
             latest=self._latest,
@@ -178,8 +135,8 @@ class EC2Fleet:
         started: list[str] = []
         if planned.stopped:
             started += self._start_stopped(planned.stopped)
-        if planned.names and not self._backoffs["run_instances"].left_s:
-            started += self._run_new(planned.names)
+        if planned.new and not self._backoffs["run_instances"].left_s:
+            started += self._run_new([self._naming.name_of(each) for each in planned.new])
         return started
 
     def _start_stopped(self, machines: Sequence[Machine]) -> Sequence[str]:
@@ -190,7 +147,7 @@ class EC2Fleet:
             self._tag(ids, {STARTED: str(run_s)})
             self._act("start_instances", InstanceIds=ids)
         except FleetError as error:
-            self._reason = f"stopped instances do not start: {error.detail}"
+            self._reason = f"stopped instances do not start: {error}"
             logger.error(self._reason)
             return []
         for each in machines:
@@ -201,7 +158,7 @@ class EC2Fleet:
     def _run_new(self, names: Sequence[str]) -> Sequence[str]:
         # The version that was looked up, not whichever is the latest by then: the tag must be right.
         version = str(self._latest or "")
-        tags = {STACK: self._settings.prefix, TIER: APP_TIER, **({TEMPLATE: version} if version else {})}
+        tags = {STACK: self._options.stack, TIER: self._options.tier, **({TEMPLATE: version} if version else {})}
         all_or_none, place = self._placements[self._placement]
         try:
             answer = self._act(
@@ -209,27 +166,27 @@ class EC2Fleet:
                 LaunchTemplate={"LaunchTemplateName": self._template, "Version": version or "$Latest"},
                 MinCount=len(names) if all_or_none else 1,
                 MaxCount=len(names),
-                TagSpecifications=[{"ResourceType": "instance", "Tags": _pairs(tags)}],
+                TagSpecifications=[{"ResourceType": "instance", "Tags": self._pairs(tags)}],
                 **place,
                 token=True,
             )
         except FleetError as error:
-            self._reason = f"no new instances: {error.detail}"
+            self._reason = f"no new instances: {error}"
             logger.error(self._reason)
             return []
-        created = [from_description(each, now_s=self.now_s) for each in answer["Instances"]]
+        created = [self._naming.machine(each, now_s=self.now_s) for each in answer["Instances"]]
         for each, name in zip(created, names, strict=False):
             try:
                 self._name(each, name)
             except FleetError as error:
                 # They start all the same, and `tidy` names them.
-                logger.error("%s has no name yet: %s", each.id, error.detail)
+                logger.error("%s has no name yet: %s", each.id, error)
         return [each.id for each in created]
 
     def _name(self, machine: Machine, name: str) -> None:
         # Believed before it is done: nothing else may get this name in the meantime.
-        self._expect(dataclasses.replace(machine, name=name, tags={**machine.tags, "Name": name}))
-        self._tag([machine.id], {"Name": name})
+        self._expect(self._naming.named(machine, name))
+        self._tag([machine.id], {NAME: name})
 
     def drain(self, ids: Iterable[str], *, dead_boots: int = 0) -> Sequence[str]:
         wanted = list(ids)
@@ -281,7 +238,7 @@ class EC2Fleet:
             try:
                 ended += self._end(operation, [each])
             except FleetError as error:
-                errors.append(f"{each}: {error.detail}")
+                errors.append(f"{each}: {error}")
         if errors:
             logger.error("%s is refused for %s", operation, "; ".join(errors))
         return ended
@@ -302,8 +259,8 @@ class EC2Fleet:
     def _name_nameless(self) -> None:
         nameless = [each for each in self._machines if each.nameless]
         for each, number in zip(nameless, free_numbers(self._machines, len(nameless)), strict=True):
-            logger.warning("%s had no name yet: it becomes %s", each.id, name_of(number))
-            self._name(each, name_of(number))
+            logger.warning("%s had no name yet: it becomes %s", each.id, self._naming.name_of(number))
+            self._name(each, self._naming.name_of(number))
 
     def _stop_announced(self) -> None:
         late_s = int(self.now_s) - STOP_SHOWS_S
@@ -331,7 +288,7 @@ class EC2Fleet:
                 ended = self._end("terminate_instances", [each.id for each in old])
             except FleetError as error:
                 # They are not started either, so nothing else has to wait for it.
-                logger.error("they stay: %s", error.detail)
+                logger.error("they stay: %s", error)
                 return
             self._machines = [each for each in self._machines if each.id not in ended]
 
@@ -342,7 +299,10 @@ class EC2Fleet:
         self._latest = int(answer["LaunchTemplateVersions"][0]["VersionNumber"])
 
     def _tag(self, ids: Sequence[str], tags: dict[str, str]) -> None:
-        self._act("create_tags", Resources=ids, Tags=_pairs(tags))
+        self._act("create_tags", Resources=ids, Tags=self._pairs(tags))
+
+    def _pairs(self, tags: dict[str, str]) -> list[dict[str, str]]:
+        return [{"Key": self._naming.tag(key), "Value": value} for key, value in tags.items()]
 
     def _act(self, operation: str, *, token: bool = False, **arguments: Any) -> Any:
         """Change something: not while backing off, and only while the fence lets us. Raises FleetError."""
@@ -351,7 +311,7 @@ class EC2Fleet:
             raise FleetError(f"{operation} failed and is tried again in {backoff.left_s:.0f} s")
         fence = self._fence()
         if token:
-            arguments["ClientToken"] = f"{self._settings.prefix}-{fence}-{next(self._calls)}"
+            arguments["ClientToken"] = f"{self._options.stack}-{fence}-{next(self._calls)}"
         try:
             return self._guarded(operation, lambda: getattr(self._client, operation)(**arguments))
         except (ClientError, BotoCoreError) as error:
@@ -378,14 +338,14 @@ class EC2Fleet:
 
     def _describe(self) -> list[Machine]:
         filters = [
-            {"Name": f"tag:{STACK}", "Values": [self._settings.prefix]},
+            {"Name": f"tag:{self._naming.tag(STACK)}", "Values": [self._options.stack]},
             {"Name": "instance-state-name", "Values": STATES},
         ]
         found: list[Machine] = []
         for page in self._client.get_paginator("describe_instances").paginate(Filters=filters):
             self._see_clock(page)
             for reservation in page["Reservations"]:
-                found += [from_description(each, now_s=self.now_s) for each in reservation["Instances"]]
+                found += [self._naming.machine(each, now_s=self.now_s) for each in reservation["Instances"]]
         return found
 
     def _see_clock(self, answer: Any) -> None:
@@ -405,24 +365,15 @@ class EC2Fleet:
             if seen is None or seen.state == "stopped":
                 found[id] = dataclasses.replace(expected, age_s=max(0.0, self.now_s - expected.run_s))
             elif not seen.name:
-                found[id] = dataclasses.replace(seen, name=expected.name)
+                found[id] = self._naming.named(seen, expected.name)
         return sorted(found.values(), key=lambda each: (each.number or 0, each.id))
 
 
-def _new_client() -> Any:
-    # One attempt: the fence holds for no longer (see lease.ACT_S), and the scaler backs off by itself.
-    return aws.client("ec2", connect_timeout=2, read_timeout=10, retries=aws.ONCE)
-
-
-def _placements(settings: Settings) -> list[tuple[bool, dict[str, str]]]:
+def _placements(options: ScalerOptions) -> list[tuple[bool, dict[str, str]]]:
     """Where and as what new instances are tried, in turn: all that are wanted or none, then as many as there is
     capacity for."""
     # With subnets of another network than the account's default one, a start without any would be refused: the
     # template's security group is of that network.
-    subnets = [{"SubnetId": each} for each in settings.scaler_subnets.split(",") if each] or [{}]
-    types = [{}, *({"InstanceType": each} for each in settings.scaler_types.split(",") if each)]
+    subnets = [{"SubnetId": each} for each in options.subnets] or [{}]
+    types = [{}, *({"InstanceType": each} for each in options.instance_types)]
     return [(whole, {**subnet, **kind}) for whole in (True, False) for kind in types for subnet in subnets]
-
-
-def _pairs(tags: dict[str, str]) -> list[dict[str, str]]:
-    return [{"Key": key, "Value": value} for key, value in tags.items()]

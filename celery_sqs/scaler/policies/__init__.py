@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from celery_sqs.errors import ConfigurationError
 from celery_sqs.scaler.policies.base import BIN_S, BINS, Counts, Decision, Instance, Observation, Policy
 from celery_sqs.scaler.policies.depth import Depth, DepthTunables
 from celery_sqs.scaler.policies.work import MODES, Work, WorkTunables
-from celery_sqs.simulation.step import Step, StepTunables
-from celery_sqs.simulation.target import Target, TargetTunables
-from faceapp.errors import ConfigError
 
 __all__ = [
     "BINS",
@@ -20,45 +18,39 @@ __all__ = [
     "Instance",
     "Observation",
     "Policy",
-    "PolicySettings",
+    "PolicyOptions",
     "create",
 ]
 
-NAMES = ("work", "depth", "target", "step")
+NAMES = ("work", "depth")
 
 
-class PolicySettings(Protocol):
-    """What `create` reads of `faceapp.config.Settings`."""
+class PolicyOptions(Protocol):
+    """What `create` reads of `ScalerOptions`."""
 
     @property
-    def scaler_policy(self) -> str: ...
+    def policy(self) -> str: ...
     @property
-    def scaler_mode(self) -> str: ...
+    def mode(self) -> str: ...
     @property
-    def scaler_max_instances(self) -> int: ...
+    def max_instances(self) -> int: ...
     @property
-    def scaler_slo_s(self) -> float: ...
+    def slo_s(self) -> float: ...
     @property
-    def scaler_tick_s(self) -> float: ...
+    def tick_s(self) -> float: ...
 
 
-def create(settings: PolicySettings) -> Policy:
-    """The policy that the settings name, with an empty memory.
+def create(options: PolicyOptions) -> Policy:
+    """The policy that the options name, with an empty memory.
 
-    Raises ConfigError for a name or mode that does not exist.
+    Raises ConfigurationError for a name or mode that does not exist.
     """
-    name, mode, most = settings.scaler_policy, settings.scaler_mode, settings.scaler_max_instances
+    name, mode, most = options.policy, options.mode, options.max_instances
     if name == "work":
         if mode not in MODES:
-            raise ConfigError(f"there is no mode {mode!r} of the policy work: modes are {', '.join(MODES)}")
-        tunables = WorkTunables.of_mode(
-            mode, max_instances=most, slo_s=settings.scaler_slo_s, tick_s=settings.scaler_tick_s
-        )
+            raise ConfigurationError(f"there is no mode {mode!r} of the policy work: modes are {', '.join(MODES)}")
+        tunables = WorkTunables.of_mode(mode, max_instances=most, slo_s=options.slo_s, tick_s=options.tick_s)
         return Work(tunables)
     if name == "depth":
         return Depth(DepthTunables(max_instances=most))
-    if name == "target":
-        return Target(TargetTunables(max_instances=most))
-    if name == "step":
-        return Step(StepTunables(max_instances=most))
-    raise ConfigError(f"there is no policy {name!r}: policies are {', '.join(NAMES)}")
+    raise ConfigurationError(f"there is no policy {name!r}: policies are {', '.join(NAMES)}")

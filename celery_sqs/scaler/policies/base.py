@@ -17,7 +17,7 @@ BINS = 24
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """The request queue's messages, as SQS reports them: approximate, and at times a minute old."""
+    """The work queues' messages, as SQS reports them: approximate, and at times a minute old."""
 
     visible: int
     in_flight: int
@@ -34,7 +34,7 @@ class Counts:
 
 @dataclass(frozen=True, kw_only=True)
 class Instance:
-    """One app-tier instance that is billed."""
+    """One worker instance that is billed."""
 
     id: str
     phase: Literal["booting", "ready", "draining"]

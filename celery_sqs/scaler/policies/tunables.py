@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from faceapp.errors import ConfigError
+from celery_sqs.errors import ConfigurationError
 
 
 def number(default: float, low: float, high: float) -> Any:
@@ -24,7 +24,7 @@ def whole(default: int, low: int, high: int) -> Any:
 class Tunables:
     """Checks its fields at construction.
 
-    Raises ConfigError, naming the tunable and what it takes.
+    Raises ConfigurationError, naming the tunable and what it takes.
     """
 
     def __post_init__(self) -> None:
@@ -39,4 +39,4 @@ def _check(name: str, value: object, rule: Mapping[str, Any]) -> None:
     fits = isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value) and low <= value <= high
     if not fits:
         kind = "whole number" if rule["whole"] else "number"
-        raise ConfigError(f"{name}={value!r} cannot be used: it takes a {kind} from {low:g} to {high:g}")
+        raise ConfigurationError(f"{name}={value!r} cannot be used: it takes a {kind} from {low:g} to {high:g}")

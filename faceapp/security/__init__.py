@@ -1,0 +1,1 @@
+"""API keys, and the credential of one start."""

@@ -1,0 +1,1 @@
+"""The CloudFormation stack, and what an instance of it finds out about itself."""
