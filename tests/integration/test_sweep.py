@@ -71,7 +71,7 @@ def test_the_command_says_what_it_lacks(left: Left) -> None:
         [sys.executable, "-m", "celery_sqs", "sweep", "-A", "no.such.module"], capture_output=True, text=True
     )
     assert unknown.returncode == 2
-    assert "'no.such.module' has no Celery application" in unknown.stderr
+    assert "there is no module 'no.such.module' here" in unknown.stderr
 
 
 def options(left: Left, aws: str) -> celery_sqs.Options:
