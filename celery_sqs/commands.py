@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -23,11 +23,8 @@ class Commands(click.Group):
             return super().invoke(context)
         except ConfigurationError as error:
             raise Misuse(str(error)) from error
-        except Exception as error:
-            # botocore, which the command has imported by then, says what AWS refuses.
-            if isinstance(error, Error) or type(error).__module__.startswith("botocore."):
-                raise click.ClickException(str(error)) from error
-            raise
+        except Error as error:
+            raise click.ClickException(str(error)) from error
 
 
 class Misuse(click.ClickException):
@@ -77,14 +74,16 @@ def scaler(app: Any, dry_run: bool, port: int | None, loglevel: str) -> None:
     from celery_sqs import options
     from celery_sqs.scaler import loop
 
-    _log(loglevel)
+    logging.basicConfig(level=loglevel, format=FORMAT)
+    # Which credentials it found, for each client.
+    logging.getLogger("botocore").setLevel(max(logging.WARNING, logging.getLogger().level))
     given = options.of(app).scaler
     loop.run(app, options=given if port is None else replace(given, status_port=port), dry_run=dry_run)
 
 
 @main.command()
 @with_app
-@click.option("--watch", is_flag=True, help="Go on for ever, with a look every ten minutes.")
+@click.option("--watch", is_flag=True, help="Go on until Ctrl-C, with a look every ten minutes.")
 @click.option("--at-once", is_flag=True, help="Look once, and believe what is seen: not after the machine was asleep.")
 @click.option("--dry-run", is_flag=True, help="Look once, delete nothing, and say what looks abandoned.")
 def sweep(app: Any, watch: bool, at_once: bool, dry_run: bool) -> None:
@@ -93,31 +92,28 @@ def sweep(app: Any, watch: bool, at_once: bool, dry_run: bool) -> None:
     Processes note every ten minutes that their queues are in use. What has been unused for half an hour is deleted if
     it still is a quarter of an hour later: without an option this takes that long, and ends.
     """
-    from celery_sqs import options as application
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        for sign, name in _swept(app, watch=watch, at_once=at_once, dry_run=dry_run):
+            click.echo(f"{sign}: {name}")
+    except (BotoCoreError, ClientError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _swept(app: Any, *, watch: bool, at_once: bool, dry_run: bool) -> Iterator[tuple[str, str]]:
+    """What looks abandoned or was deleted, and which of the two."""
+    from celery_sqs import options
     from celery_sqs.queues import janitor
 
-    _log("INFO")
-    options = application.of(app)
+    given = options.of(app)
+    suspects = janitor.Suspects(apart_s=0.0 if at_once else float("inf") if dry_run else janitor.LOOKS_APART_S)
+    yield from (("deleted", name) for name in janitor.sweep(given, suspects))
     if dry_run:
-        suspects = janitor.Suspects(apart_s=float("inf"))
-        janitor.sweep(options, suspects)
-        _say(suspects.names, "looks abandoned")
+        yield from (("looks abandoned", name) for name in suspects.names)
         return
-    suspects = janitor.Suspects(apart_s=0.0 if at_once else janitor.LOOKS_APART_S)
-    _say(janitor.sweep(options, suspects), "deleted")
     while watch or (suspects.names and not at_once):
         time.sleep(janitor.EVERY_S if watch else janitor.LOOKS_APART_S)
-        _say(janitor.sweep(options, suspects), "deleted")
+        yield from (("deleted", name) for name in janitor.sweep(given, suspects))
         if not watch:
             return
-
-
-def _say(names: list[str], what: str) -> None:
-    for name in names:
-        click.echo(f"{what}: {name}")
-
-
-def _log(level: str) -> None:
-    logging.basicConfig(level=level, format=FORMAT)
-    # It tells which credentials it found, for each client.
-    logging.getLogger("botocore").setLevel(max(logging.WARNING, logging.getLogger().level))

@@ -100,6 +100,31 @@ class _Reading:
     collector: Collector | None = None
 
 
+class _Parents:
+    """Lets Celery look at the states of what a result waits for, whose failure it raises: a chord has as many as parts.
+
+    Most of the time that is done by the replies that are here, without asking the bucket for each (`replies_only`).
+    """
+
+    def __init__(self, on_interval: Any, thread: Any) -> None:
+        self._on_interval, self._thread = on_interval, thread
+        # Celery has just looked.
+        self._all_from_s = time.monotonic() + LOOK_AT_MOST_EVERY_S
+
+    def look(self) -> None:
+        if not self._on_interval:
+            return
+        began_s = time.monotonic()
+        self._thread.replies_only = began_s < self._all_from_s
+        try:
+            self._on_interval()
+        finally:
+            if not self._thread.replies_only:
+                took_s = time.monotonic() - began_s
+                self._all_from_s = time.monotonic() + max(LOOK_AT_MOST_EVERY_S, 10 * took_s)
+            self._thread.replies_only = False
+
+
 class Backend(SyncBackendMixin, CeleryBackend):
     """Publishes and stores in the worker, collects in the caller's process."""
 
@@ -222,7 +247,7 @@ class Backend(SyncBackendMixin, CeleryBackend):
         on_message: Any = None,
     ) -> dict[str, Any]:
         deadline_s = None if timeout is None else time.monotonic() + timeout
-        pause_s = LOOK_AFTER_S
+        pause_s, parents = LOOK_AFTER_S, _Parents(on_interval, self._thread)
         asked = self._is_asked(task_id)
         # The answer to what another process sent goes there: it is looked up here.
         wait = self.collector.wait if asked or not self.store else self._only_pause
@@ -240,7 +265,7 @@ class Backend(SyncBackendMixin, CeleryBackend):
                 return self._checked(self._whole(task_id, meta), on_interval)
             if found := self._look(task_id, on_message, only_way=not asked):
                 return self._checked(found, on_interval)
-            self._at_interval(on_interval)
+            parents.look()
             if deadline_s is not None and time.monotonic() >= deadline_s:
                 raise self._no_answer(task_id, timeout)
             if not on_message:
@@ -250,20 +275,10 @@ class Backend(SyncBackendMixin, CeleryBackend):
         trouble = self.collector.trouble
         return CeleryTimeoutError(f"no answer to {to} within {timeout_s} s" + (f"; {trouble}" if trouble else ""))
 
-    def _at_interval(self, on_interval: Any) -> None:
-        """Let Celery look at the parents' states. Those whose replies come here are not looked up in the bucket each
-        time: a chord has as many as parts."""
-        if on_interval:
-            self._thread.replies_only = True
-            try:
-                on_interval()
-            finally:
-                self._thread.replies_only = False
-
     def _checked(self, meta: dict[str, Any], on_interval: Any) -> dict[str, Any]:
         """The meta. Of one that failed Celery looks at its parents first, and raises what they raised."""
-        if meta["status"] in states.PROPAGATE_STATES:
-            self._at_interval(on_interval)
+        if on_interval and meta["status"] in states.PROPAGATE_STATES:
+            on_interval()
         return meta
 
     def _only_pause(self, task_id: str, seconds: float | None) -> None:
@@ -320,7 +335,7 @@ class Backend(SyncBackendMixin, CeleryBackend):
         Raises Celery's TimeoutError, and ResultsUnavailable where only the bucket knows, and refuses.
         """
         deadline_s = None if timeout is None else time.monotonic() + timeout
-        left = dict.fromkeys(task_ids)
+        left, parents = dict.fromkeys(task_ids), _Parents(on_interval, self._thread)
         interval = interval or LOOK_FOR_OTHERS_EVERY_S
         first_s, pause_s = 0.0, min(interval, LOOK_FOR_OTHERS_EVERY_S)
         if all(map(self._is_asked, left)):
@@ -339,7 +354,7 @@ class Backend(SyncBackendMixin, CeleryBackend):
             now_s = time.monotonic()
             if looks:
                 look_s, pause_s = now_s + pause_s, min(2 * pause_s, LOOK_AT_MOST_EVERY_S)
-            self._at_interval(on_interval)
+            parents.look()
             if deadline_s is not None and now_s >= deadline_s:
                 raise self._no_answer(f"{len(left)} tasks", timeout)
             until_s = min(look_s if self.store else now_s + interval, deadline_s or look_s, now_s + interval)
@@ -373,7 +388,7 @@ class Backend(SyncBackendMixin, CeleryBackend):
         meta = self.collector.peek(task_id)
         if meta:
             meta = self._whole(task_id, meta)
-        elif not (getattr(self._thread, "replies_only", False) and self.collector.expects(task_id)):
+        elif not getattr(self._thread, "replies_only", False):
             meta = self._read(task_id)
         return dict(self.meta_from_decoded(meta)) if meta else {"status": states.PENDING, "result": None}
 
