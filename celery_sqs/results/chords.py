@@ -13,8 +13,8 @@ holds where the parts have the indexes 0 to n-1, once each; the message says n t
 
 Killed before its object is written, after that, or with the claim, a part that is delivered again does all of it
 again: what is written stays, and the claim is its own. Killed after the callback was sent and before `done` it sends
-it once more, unless the bucket has a state of the callback by then. Clocks play no part. The objects are those of the versions before,
-which look at all parts each time: workers of both may share a chord, begun by either.
+it once more, unless the bucket has a state of the callback by then. Clocks play no part. The objects are those of the
+versions before, which look at all parts each time: workers of both may share a chord, begun by either.
 """
 
 from __future__ import annotations
