@@ -72,7 +72,13 @@ def scaler(app: Any, dry_run: bool, port: int | None, loglevel: str) -> None:
     What is scaled is in the application's options (celery_sqs.Options(scaler=celery_sqs.ScalerOptions(...))).
     """
     from celery_sqs import options
-    from celery_sqs.scaler import loop
+
+    try:
+        from celery_sqs.scaler import loop
+    except ModuleNotFoundError as error:
+        if error.name != "prometheus_client":
+            raise
+        raise click.ClickException("The scaler needs prometheus_client: pip install '.[scaler]'.") from error
 
     logging.basicConfig(level=loglevel, format=FORMAT)
     # Which credentials it found, for each client.
@@ -103,6 +109,8 @@ def sweep(app: Any, watch: bool, at_once: bool, dry_run: bool) -> None:
 
 def _swept(app: Any, *, watch: bool, at_once: bool, dry_run: bool) -> Iterator[tuple[str, str]]:
     """What looks abandoned or was deleted, and which of the two."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
     from celery_sqs import options
     from celery_sqs.queues import janitor
 
@@ -114,6 +122,11 @@ def _swept(app: Any, *, watch: bool, at_once: bool, dry_run: bool) -> Iterator[t
         return
     while watch or (suspects.names and not at_once):
         time.sleep(janitor.EVERY_S if watch else janitor.LOOKS_APART_S)
-        yield from (("deleted", name) for name in janitor.sweep(given, suspects))
+        try:
+            yield from (("deleted", name) for name in janitor.sweep(given, suspects))
+        except (BotoCoreError, ClientError) as error:
+            if not watch:
+                raise
+            yield "not this time", str(error)
         if not watch:
             return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 from urllib.parse import quote
@@ -118,7 +118,11 @@ class Options:
     @property
     def queue_names(self) -> tuple[str, ...]:
         """The work queues' whole names, with one for each priority step."""
-        steps = [each for name in self.queues for each in priorities.queues_of(name, self.priority_steps)]
+        return self.names_of(self.queues)
+
+    def names_of(self, queues: Sequence[str]) -> tuple[str, ...]:
+        """The same for some of the work queues."""
+        steps = [each for name in queues for each in priorities.queues_of(name, self.priority_steps)]
         return tuple(self.queue_name_prefix + each for each in steps)
 
     @property

@@ -315,13 +315,6 @@ class FleetError(FaceappError):
     status = 503
 
 
-class LeaseLost(FaceappError):
-    """Another scaler may be acting: this one must not."""
-
-    code = "lease_lost"
-    status = 503
-
-
 class LocalError(FaceappError):
     """The local system could not start."""
 

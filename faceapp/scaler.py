@@ -14,6 +14,8 @@ from faceapp.people.forgetting import LostOrders
 from faceapp.stack.data_tier import APP_TIER, TAGS, WEB_INSTANCE, WORKER_NAME
 from faceapp.work import pace
 
+LEASE_KEY = "scaler/lease.json"
+
 ADVICE = {
     errors.NoLaunchTemplate: "Deploy the stack with FACEAPP_WORKER_IMAGE set to the workers' image (AMI).",
     errors.PortTaken: "Choose another port with FACEAPP_SCALER_PORT.",
@@ -24,7 +26,6 @@ def options(settings: Settings) -> ScalerOptions:
     """What `celery_sqs.scaler` is to do on a stack."""
     return ScalerOptions(
         stack=settings.prefix,
-        queues=(settings.request_queue,),
         max_instances=settings.scaler_max_instances,
         policy=settings.scaler_policy,
         mode=settings.scaler_mode,
@@ -42,6 +43,7 @@ def options(settings: Settings) -> ScalerOptions:
         subnets=_list(settings.scaler_subnets),
         instance_types=_list(settings.scaler_types),
         lease_bucket=settings.gallery_bucket,
+        lease_key=LEASE_KEY,
         # Where versions before 0.2 kept it, and where only results may be.
         former_lease_bucket=settings.out_bucket,
         dead_letter_queue=settings.dead_letter_queue,

@@ -21,7 +21,7 @@ from celery.exceptions import Reject
 from kombu.exceptions import OperationalError
 
 from celery_sqs.events import tell_of_worker
-from celery_sqs.flower import take_over
+from celery_sqs.flower import use
 from celery_sqs.transport.http import CLOCK
 from faceapp import broker
 from faceapp.broker import GivenUp
@@ -51,7 +51,7 @@ LONGEST_DELAY_S = 900
 app = broker.create_app(settings())
 undertaker = Undertaker(settings())
 tracing.enabled()
-take_over(flower.options(settings()))
+use(app, flower.options(settings()))
 
 
 class Answer(UserDict[str, Any]):

@@ -8,7 +8,7 @@ by this.
 from __future__ import annotations
 
 import sys
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
 from celery_sqs.flower.options import FlowerOptions
@@ -19,6 +19,12 @@ PURGE_OFFLINE_S = 60
 """A worker that left stays in the list for this long."""
 
 
+def use(app: Any, own: FlowerOptions) -> None:
+    """Give an app that was configured already other options."""
+    app.sqs_options = replace(app.sqs_options, flower=own)
+    take_over(own)
+
+
 def take_over(own: FlowerOptions) -> None:
     """Make Flower's command ours in a process that has loaded it; Flower's options and variables still rule."""
     command: Any = sys.modules.get("flower.command")
@@ -26,18 +32,17 @@ def take_over(own: FlowerOptions) -> None:
         return
     options = command.options
     options.address, options.port = own.address, own.port
-    if own.basic_auth:
-        options.basic_auth = [own.basic_auth]
+    options.basic_auth = [own.basic_auth] if own.basic_auth else []
     options.inspect_timeout = INSPECT_TIMEOUT_MS
     options.purge_offline_workers = PURGE_OFFLINE_S
     # Flower would tell every worker, every five seconds, to send events. Ours do anyway, and telling is billed.
     options.enable_events = False
     # Tornado would set up a second handler for every line.
     options.logging = "none"
-    command.Flower = partial(_make, own)
+    command.Flower = _make
 
 
-def _make(own: FlowerOptions, **arguments: Any) -> Any:
+def _make(**arguments: Any) -> Any:
     from celery_sqs.flower.app import make
 
-    return make(own, **arguments)
+    return make(**arguments)

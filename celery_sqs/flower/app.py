@@ -199,7 +199,7 @@ class Flower(flower.app.Flower):
 
     def log_request(self, handler: RequestHandler) -> None:
         """As ever, but for an address with the key in it."""
-        if not isinstance(handler, guard.Enter):
+        if "key" not in handler.request.query_arguments:
             super().log_request(handler)
 
     @property
@@ -216,8 +216,9 @@ class Flower(flower.app.Flower):
         return known
 
 
-def make(own: FlowerOptions, *, options: Any, capp: Any, **settings: Any) -> Flower:
+def make(*, options: Any, capp: Any, **settings: Any) -> Flower:
     """What Flower's command makes instead of its own; ends the process with a sentence when it may not."""
+    own = application.of(capp).flower
     if own.set_up_logging:
         own.set_up_logging(options.debug)
     else:
@@ -225,16 +226,11 @@ def make(own: FlowerOptions, *, options: Any, capp: Any, **settings: Any) -> Flo
     # With no worker there is nobody to answer, which is no trouble here.
     logging.getLogger("flower.inspector").addFilter(lambda record: record.msg != UNANSWERED)
     if any(each.startswith(("--basic-auth", "--basic_auth")) for each in sys.argv):
-        logger.warning("every user of this machine can read a password in 'ps': %s", _elsewhere(own))
+        logger.warning("every user of this machine can read a password in 'ps': set %s instead", own.password_setting)
     try:
         return Flower(own, options=options, capp=capp, **settings)
     except ConfigurationError as error:
         leave(str(error), status=2)
-
-
-def _elsewhere(own: FlowerOptions) -> str:
-    setting = "FLOWER_BASIC_AUTH" if own.password_setting.startswith("-") else own.password_setting.partition("=")[0]
-    return f"set {setting} instead"
 
 
 def leave(sentence: str, *, status: int) -> NoReturn:

@@ -47,7 +47,7 @@ class FlowerOptions:
     """Lists the broker page's queues, with an SQS client; may raise BrokerUnavailable. Default: the work queues."""
     note: str = ""
     """A sentence below them."""
-    password_setting: str = "--basic-auth"
+    password_setting: str = "FLOWER_BASIC_AUTH"
     key_setting: str = "the option key of celery_sqs.FlowerOptions"
     """How error messages call the two."""
     set_up_logging: Callable[[bool], object] | None = None

@@ -9,12 +9,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from celery_sqs.errors import BrokerUnavailable
 from celery_sqs.options import Options
-
-ATTRIBUTES = {
-    "visible": "ApproximateNumberOfMessages",
-    "in_flight": "ApproximateNumberOfMessagesNotVisible",
-    "delayed": "ApproximateNumberOfMessagesDelayed",
-}
+from celery_sqs.queues.counts import counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +39,7 @@ def work_queues(options: Options, sqs: Any) -> list[Row]:
 def _row(sqs: Any, name: str) -> Row | None:
     try:
         url = sqs.get_queue_url(QueueName=name)["QueueUrl"]
-        counts = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=list(ATTRIBUTES.values()))["Attributes"]
+        found = counts(sqs, url)
     except sqs.exceptions.QueueDoesNotExist:  # nothing was sent yet
         return None
-    return Row(name=name, kind="tasks", **{field: int(counts[each]) for field, each in ATTRIBUTES.items()})
+    return Row(name=name, kind="tasks", **found)

@@ -9,14 +9,9 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from celery_sqs.aws import ONCE, Aws
 from celery_sqs.errors import BrokerUnavailable
+from celery_sqs.queues.counts import ATTRIBUTES, counts
 from celery_sqs.queues.temporary import GONE, code_of
 from celery_sqs.scaler.policies.base import Counts
-
-ATTRIBUTES = {
-    "visible": "ApproximateNumberOfMessages",
-    "in_flight": "ApproximateNumberOfMessagesNotVisible",
-    "delayed": "ApproximateNumberOfMessagesDelayed",
-}
 
 
 class Depths:
@@ -40,12 +35,9 @@ class Depths:
         try:
             if not self._urls[name]:
                 self._urls[name] = self._client.get_queue_url(QueueName=name)["QueueUrl"]
-            answer = self._client.get_queue_attributes(
-                QueueUrl=self._urls[name], AttributeNames=list(ATTRIBUTES.values())
-            )
+            return counts(self._client, self._urls[name])
         except (BotoCoreError, ClientError) as error:
             self._urls[name] = ""
             if self._absent_are_empty and isinstance(error, ClientError) and code_of(error) in GONE:
                 return dict.fromkeys(ATTRIBUTES, 0)
             raise BrokerUnavailable(f"The queue {name} cannot be asked: {error}") from error
-        return {field: int(answer["Attributes"][each]) for field, each in ATTRIBUTES.items()}

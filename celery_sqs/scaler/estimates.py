@@ -20,11 +20,11 @@ GAIN = 0.3
 `benchmarks.scaler` are 3 % dearer, and with the highest of the last three answers, as it once was, as dear as that."""
 BOOTS = 40
 SMOOTHING = 0.03
-"""The weight of one photo in the average of service times: about the last sixty count."""
+"""The weight of one task in the average of service times: about the last sixty count."""
 FIRST = 5
-"""So many photos replace what was assumed before them; their median, since the first one may find everything cold."""
+"""So many tasks replace what was assumed before them; their median, since the first one may find everything cold."""
 OUTLIER = 10.0
-"""A photo counts as at most so many times the average: one that ran into its time limit starts no fleet."""
+"""A task counts as at most so many times the average: one that ran into its time limit starts no fleet."""
 
 
 class Believed:
@@ -87,7 +87,7 @@ class Arrivals:
 
 
 SEEN = 2000
-"""Boots that are known to be counted: more than there can be instances (FACEAPP_SCALER_MAX_INSTANCES)."""
+"""Boots that are known to be counted: more than there can be instances (`max_instances`)."""
 
 
 class Boots:
@@ -115,7 +115,7 @@ class Boots:
 
 
 class ServiceTime:
-    """Seconds of one instance that a photo takes, averaged over the last ones."""
+    """Seconds of one instance that a task takes, averaged over the last ones."""
 
     def __init__(self, assumed_s: float) -> None:
         """`assumed_s` counts until something was measured."""
@@ -126,7 +126,7 @@ class ServiceTime:
 
     @property
     def measured(self) -> bool:
-        """Whether `seconds` were measured on photos, now or in the past."""
+        """Whether `seconds` were measured on tasks, now or in the past."""
         return self._known or bool(self._first)
 
     def recall(self, seconds: float) -> None:
@@ -134,12 +134,12 @@ class ServiceTime:
         self.seconds, self._known, self._count = seconds, True, 1 / SMOOTHING
 
     def hint(self, seconds: float) -> None:
-        """Assume what a worker's model took for a photo of its own, until a real one was measured."""
+        """Assume what a worker took for a task on trial, until a real one was measured."""
         if not self.measured:
             self.seconds = seconds
 
     def add(self, seconds: float) -> None:
-        """Count one photo."""
+        """Count one task."""
         if self._known:
             self._count += 1
             weight = max(SMOOTHING, 1 / self._count)

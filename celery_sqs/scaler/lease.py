@@ -27,15 +27,17 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from celery_sqs.aws import Aws
 from celery_sqs.errors import LeaseLost, StorageUnavailable
-from celery_sqs.results.store import ABSENT, TAKEN
+from celery_sqs.results.store import ABSENT, BUSY, TAKEN
 from celery_sqs.scaler.options import ScalerOptions
 
 logger = logging.getLogger(__name__)
 
 LEASE_S = 20.0
+TRIES = {"mode": "standard", "total_max_attempts": 3}
+"""botocore's `retries`, for a call that a tick waits for."""
 RENEW_S = 6.0
 ACT_S = 13.0
-"""The longest that one call takes that acts (see the time limits in fleet.py)."""
+"""The longest that one call takes that acts (see the time limits in fleet/ec2.py)."""
 
 
 class Lease:
@@ -60,7 +62,7 @@ class Lease:
         """The fencing token: one more with each holder."""
         self.holder = ""
         self._bucket, self._key = options.lease_bucket, options.lease_key
-        self._client = client or aws.client("s3")
+        self._client = client or aws.client("s3", connect_timeout=2, read_timeout=20, retries=TRIES)
         self._length_s, self._clock = length_s, clock
         self._former: _Former | None = None
         if options.former_lease_bucket:
@@ -147,7 +149,7 @@ class Lease:
                 **condition,
             )
         except ClientError as error:
-            if (code := error.response["Error"]["Code"]) in (*TAKEN, *ABSENT):
+            if (code := error.response["Error"]["Code"]) in (*TAKEN, *BUSY, *ABSENT):
                 self.holder, self._etag, self._was_deleted = "", None, code in ABSENT
                 return False
             raise StorageUnavailable(f"The scaler's lease cannot be written: {error}") from error

@@ -298,16 +298,18 @@ def run(
         # A dry run has the port of no scaler that acts, which may run on this machine, too.
         options = replace(options, status_port=0)
     policy = create(options)
-    depths = Depths(aws, options.queues, absent_are_empty=framework.create_queues)
+    depths = Depths(aws, framework.names_of(options.queues), absent_are_empty=framework.create_queues)
     depths.ask()
     lease = None if dry_run else Lease(options, aws)
     status = Status(options, aws)
-    workers = Workers(service_s=options.service_s, prefetch=options.prefetch, worked_s=options.worked_s)
+    prefetch = options.prefetch or app.conf.worker_prefetch_multiplier
+    workers = Workers(service_s=options.service_s, prefetch=prefetch, worked_s=options.worked_s)
     make: FleetMaker = options.fleet or partial(EC2Fleet, aws=aws)
     fleet = make(options, fence=lease.fence if lease else _never, on_error=status.error)
     if dry_run:
         fleet = DryRunFleet(options, fleet)
     fleet.check()
+    server = StatusServer(options, status)
     scaler = Scaler(
         options,
         policy=policy,
@@ -316,11 +318,10 @@ def run(
         workers=workers,
         lease=lease,
         # A dry run would take the events from the scaler that acts.
-        listen=None if dry_run else lambda: Listener(app, workers, place=str(options.status_port)),
+        listen=None if dry_run else lambda: Listener(app, workers, place=str(server.port)),
         alarms=None if dry_run else Alarms(options, aws),
         status=status,
     )
-    server = StatusServer(options, status)
     janitor = Janitor(
         framework,
         leads=lambda: lease is not None and lease.held,

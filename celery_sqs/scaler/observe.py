@@ -33,7 +33,7 @@ class Phases:
         self._zero_from_s: float | None = None
 
     def instances(self, machines: Sequence[Machine], counts: Counts | None, *, boot_s: float) -> tuple[Instance, ...]:
-        """What a policy sees: the app tier's instances that are billed."""
+        """What a policy sees: the workers' instances that are billed."""
         self._note_zero(counts)
         billed = [each for each in machines if each.ours and each.billed]
         for each in billed:

@@ -8,6 +8,7 @@ keeps the scaler's memory or threads.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import socket
@@ -19,7 +20,7 @@ from typing import Any
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from celery_sqs.door import hides_headers, is_loopback_address, reason_against
-from celery_sqs.errors import PortTaken
+from celery_sqs.errors import ConfigurationError, PortTaken
 from celery_sqs.scaler.options import ScalerOptions
 from celery_sqs.scaler.status import Status
 
@@ -143,7 +144,7 @@ class StatusServer:
     """Serves a `Status` over HTTP in a thread, from `start` until `stop`."""
 
     def __init__(self, options: ScalerOptions, status: Status) -> None:
-        """Raises PortTaken."""
+        """Raises PortTaken, or ConfigurationError for a host that is not this machine's."""
         host, port = options.status_host, options.status_port
         handler = type("Handler", (_Handler,), {"status": status, "network": not is_loopback_address(host)})
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -151,9 +152,8 @@ class StatusServer:
         try:
             self._server: HTTPServer = server((host, port), handler)
         except OSError as error:
-            raise PortTaken(
-                f"The scaler's status cannot be served on {host}:{port} ({error.strerror or error})."
-            ) from error
+            kind = PortTaken if error.errno == errno.EADDRINUSE else ConfigurationError
+            raise kind(f"The scaler's status cannot be served on {host}:{port} ({error.strerror or error}).") from error
         self._thread = threading.Thread(target=self._server.serve_forever, name="status", daemon=True)
 
     @property

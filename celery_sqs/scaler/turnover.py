@@ -1,7 +1,7 @@
-"""After an upgrade: running instances of an older launch template give way to new ones, with no photo lost.
+"""After an upgrade: running instances of an older launch template give way to new ones, with no task lost.
 
 A pure function on top of the policy's decision. Every instance leaves by draining, so it finishes what it holds; what
-is decided here is only when, so that there is always somebody to take the next photo.
+is decided here is only when, so that there is always somebody to take the next task.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ AT_ONCE = 4
 def turn_over(decision: Decision, seen: Observation, *, old: Collection[str], max_instances: int) -> Decision:
     """The decision, with the instances whose ids are `old` replaced step by step.
 
-    Whatever the policy drains is an old one, as far as there are some. While photos wait, old ones are drained once new
-    ones are ready and there are more than are wanted: one more is started for that, or, where `max_instances` run
+    Whatever the policy drains is an old one, as far as there are some. While messages wait, old ones are drained once
+    new ones are ready and there are more than are wanted: one more is started for that, or, where `max_instances` run
     already, one old one makes room. While nothing waits, all of them are drained.
     """
     staying = [each for each in seen.instances if each.phase != "draining" and each.id not in decision.replace]

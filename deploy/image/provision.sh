@@ -147,7 +147,10 @@ END
     # Both would only show at run time.
     "$venv/bin/python" -m pip check
     # Services could not: their file system is read-only. pip does so itself, unless one of its settings forbids it.
-    "$venv/bin/python" -m compileall -q "$("$venv/bin/python" -c 'import faceapp; print(faceapp.__path__[0])')"
+    local package
+    for package in celery_sqs faceapp; do
+        "$venv/bin/python" -m compileall -q "$("$venv/bin/python" -c "import $package; print($package.__path__[0])")"
+    done
 }
 
 # torch and torchvision, with the hashes of the files that are meant.

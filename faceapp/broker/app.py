@@ -86,6 +86,7 @@ def options(settings: Settings, app: FaceappCelery | None = None) -> Options:
         results_elsewhere=True,
         connections=place.connections,
         used_tag=place.used_tag,
+        bucket_owner=place.bucket_owner,
         hooks=_hooks(settings, app) if app else Hooks(),
     )
 

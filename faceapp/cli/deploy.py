@@ -63,7 +63,7 @@ def parameters(command: Callable[..., None]) -> Callable[..., None]:
     @click.option("--worker-image", metavar="AMI", help="What workers boot, where it is another.")
     @click.option("--web-image", metavar="AMI", help="What the web-instance boots, where it is another.")
     @click.option("--max-instances", metavar="N", type=click.IntRange(0, 1000), help="Never more workers than this.")
-    @click.option("--policy", type=click.Choice(["work", "depth", "target", "step"]), help="The scaler's policy.")
+    @click.option("--policy", type=click.Choice(["work", "depth"]), help="The scaler's policy.")
     @click.option("--mode", type=click.Choice(["fast", "balanced", "eco"]), help="The policy work's mode.")
     @click.option("--cidr", metavar="CIDR", help="Who may reach the web tier, as an IPv4 range.")
     @click.option("--port", type=click.Choice(["443", "8000"]), help="443 is TLS, 8000 plain HTTP.")

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from celery_sqs.queues.counts import counts
 from celery_sqs.queues.urls import queue_urls
 from faceapp.broker import sqs_client
 from faceapp.config import Settings, aws
@@ -63,17 +64,11 @@ def _response_queues(sqs: Any, settings: Settings) -> list[str]:
 def _count(sqs: Any, name: str, kind: Kind) -> Queue | None:
     try:
         url = sqs.get_queue_url(QueueName=name)["QueueUrl"]
-        counts = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["All"])["Attributes"]
+        found = counts(sqs, url)
     except sqs.exceptions.QueueDoesNotExist:
         if kind == "responses":  # it goes with its process
             return None
         raise BrokerUnavailable(
             f"The queue {name} does not exist: deploy the stack first, or set FACEAPP_PREFIX to the stack's name."
         ) from None
-    return Queue(
-        name=name,
-        kind=kind,
-        visible=int(counts["ApproximateNumberOfMessages"]),
-        in_flight=int(counts["ApproximateNumberOfMessagesNotVisible"]),
-        delayed=int(counts["ApproximateNumberOfMessagesDelayed"]),
-    )
+    return Queue(name=name, kind=kind, **found)

@@ -22,8 +22,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from celery_sqs.scaler.options import ScalerOptions
 from faceapp.local import up
+from faceapp.scaler import LEASE_KEY
 from faceapp.security import credential
 from tests.support.aws import session
 from tests.support.programs import TIMEOUT_MS, chromium, needs
@@ -182,7 +182,7 @@ def everything(system: Running) -> dict[str, Any]:
             bucket: [
                 (each["Key"], each["ETag"])
                 for each in s3.list_objects_v2(Bucket=bucket).get("Contents", ())
-                if each["Key"] != ScalerOptions.lease_key  # the scaler renews it
+                if each["Key"] != LEASE_KEY  # the scaler renews it
             ]
             for bucket in buckets
         },

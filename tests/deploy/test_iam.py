@@ -26,7 +26,6 @@ import pytest
 import urllib3
 import yaml
 
-from celery_sqs.scaler.options import ScalerOptions
 from celery_sqs.transport.fanout import topic_name
 from faceapp.config import Settings
 from faceapp.config.aws import USED_TAG
@@ -37,6 +36,7 @@ from faceapp.operations.client import Client
 from faceapp.people.forgetting import ORDERS
 from faceapp.people.formats import Snapshot, Vector, pack_snapshot, pack_vector
 from faceapp.recognition import Recogniser
+from faceapp.scaler import LEASE_KEY
 from faceapp.security.keys import OBJECT, Keys
 from faceapp.stack import data_tier as deployment
 from faceapp.storage import Storage
@@ -184,7 +184,7 @@ class Run:
         stale = Snapshot(model=recogniser.model, keys=["vectors/gone/0"], etags=["x"], rows=rows[:, None, :])
         s3.put_object(Bucket=self.settings.gallery_bucket, Key="snapshot", Body=pack_snapshot(stale))
         former = json.dumps({"holder": "", "token": 7, "memory": {}})
-        s3.put_object(Bucket=self.settings.out_bucket, Key=ScalerOptions.lease_key, Body=former.encode())
+        s3.put_object(Bucket=self.settings.out_bucket, Key=LEASE_KEY, Body=former.encode())
         for name in (
             "celery_app-tier-instance-9-celery-pidbox",
             "reply_0123-reply-celery-pidbox",

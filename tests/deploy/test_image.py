@@ -89,7 +89,8 @@ def test_the_image_has_what_its_units_run_and_can_be_made_twice(wheel: Path, tmp
     # The file system is read-only for the services: what pip did not compile is compiled at each start.
     [package] = root.glob("opt/faceapp/venv/lib/*/site-packages/faceapp")
     assert (package / "__pycache__").is_dir()
-    assert (package / "stack.yaml").read_text() == (DEPLOY / "stack.yaml").read_text()
+    assert (package.with_name("celery_sqs") / "scaler" / "__pycache__").is_dir()
+    assert (package / "stack" / "stack.yaml").read_text() == (DEPLOY / "stack.yaml").read_text()
 
     before = tree(root)
     second = provision(root, python, "--wheel", str(wheel), **build)

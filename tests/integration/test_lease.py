@@ -9,10 +9,9 @@ import pytest
 
 from celery_sqs.errors import LeaseLost, StorageUnavailable
 from celery_sqs.scaler.lease import ACT_S, LEASE_S, RENEW_S, Lease
-from celery_sqs.scaler.options import ScalerOptions
 from faceapp.config import Settings
 from faceapp.config.aws import of as aws_of
-from faceapp.scaler import options
+from faceapp.scaler import LEASE_KEY, options
 from tests.support.aws import plain_client
 
 
@@ -159,7 +158,7 @@ def test_a_deleted_lease_is_made_anew_and_its_token_does_not_fall_back(
     first, second, clock = pair
     first.hold()
     second.hold()
-    s3.delete_object(Bucket=stack.gallery_bucket, Key=ScalerOptions.lease_key)
+    s3.delete_object(Bucket=stack.gallery_bucket, Key=LEASE_KEY)
     clock.now_s += RENEW_S
     assert second.hold()
     assert not first.hold()
@@ -172,14 +171,11 @@ def test_a_lease_deleted_from_outside_is_taken_again_and_said_to_have_been_delet
     """G3: it was logged as another scaler's."""
     first, second, clock = pair
     first.hold()
-    s3.delete_object(Bucket=stack.gallery_bucket, Key=ScalerOptions.lease_key)
+    s3.delete_object(Bucket=stack.gallery_bucket, Key=LEASE_KEY)
     clock.now_s += RENEW_S
     assert first.hold()
     assert first.fence() == 2
-    assert (
-        f"the lease object {stack.gallery_bucket}/{ScalerOptions.lease_key} was deleted: it is taken again"
-        in caplog.messages
-    )
+    assert f"the lease object {stack.gallery_bucket}/{LEASE_KEY} was deleted: it is taken again" in caplog.messages
     assert "another scaler" not in caplog.text
     clock.now_s += LEASE_S
     assert not second.hold()
@@ -192,7 +188,7 @@ def test_a_lease_deleted_from_outside_is_taken_again_and_said_to_have_been_delet
 def former(stack: Settings, s3: Any, **document: Any) -> None:
     """Write the lease as an earlier version did."""
     body = json.dumps({"holder": "old", "token": 41, "nonce": "", "memory": {"spent_s": 12.5}} | document)
-    s3.put_object(Bucket=stack.out_bucket, Key=ScalerOptions.lease_key, Body=body.encode())
+    s3.put_object(Bucket=stack.out_bucket, Key=LEASE_KEY, Body=body.encode())
 
 
 def keys(s3: Any, bucket: str) -> list[str]:
@@ -205,7 +201,7 @@ def test_the_lease_is_in_the_gallery_bucket_and_the_out_bucket_stays_empty(
     """G1: in the out-bucket only results may be."""
     for lease in pair[:2]:
         lease.hold()
-    assert keys(s3, stack.gallery_bucket) == [ScalerOptions.lease_key]
+    assert keys(s3, stack.gallery_bucket) == [LEASE_KEY]
     assert not keys(s3, stack.out_bucket) + keys(s3, stack.in_bucket)
 
 
@@ -248,11 +244,11 @@ def test_an_object_that_is_no_lease_is_somebodys_until_it_has_run_out(
     pair: tuple[Lease, Lease, Clock], stack: Settings, s3: Any, content: bytes
 ) -> None:
     lease, _, clock = pair
-    s3.put_object(Bucket=stack.gallery_bucket, Key=ScalerOptions.lease_key, Body=content)
+    s3.put_object(Bucket=stack.gallery_bucket, Key=LEASE_KEY, Body=content)
     assert not lease.hold()
     clock.now_s += LEASE_S
     assert lease.hold()
-    document = json.loads(s3.get_object(Bucket=stack.gallery_bucket, Key=ScalerOptions.lease_key)["Body"].read())
+    document = json.loads(s3.get_object(Bucket=stack.gallery_bucket, Key=LEASE_KEY)["Body"].read())
     assert document["holder"] == "first"
 
 

@@ -175,7 +175,7 @@ def rig(settings: Settings, ec2: Any, aws: str, clock: Clock, monkeypatch: pytes
             options(settings),
             policy=policy,
             fleet=fleet,
-            depths=depths or Depths(aws_of(settings), options(settings).queues),
+            depths=depths or Depths(aws_of(settings), [settings.request_queue]),
             workers=workers,
             lease=lease,
             status=status,

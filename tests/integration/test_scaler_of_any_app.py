@@ -109,7 +109,7 @@ def test_several_queues_feed_one_fleet_of_its_own_names(bakery: Bakery, tmp_path
     assert len(tags) == 3
     assert tags["oven-1.bakery"].keys() >= {"bakery:stack", "bakery:tier", "bakery:template"}
     [lease] = bakery.client("s3").list_objects_v2(Bucket=bakery.name)["Contents"]
-    assert lease["Key"] == ScalerOptions.lease_key
+    assert lease["Key"] == f"scaler/{bakery.name}/lease.json"
 
 
 def test_a_dry_run_needs_no_launch_template_and_changes_nothing(bakery: Bakery, tmp_path: Path) -> None:
@@ -220,6 +220,12 @@ def test_an_application_may_have_a_fleet_of_its_own(bakery: Bakery, monkeypatch:
         ({"max_instances": -1}, "max_instances is -1, and 0 is the least"),
         ({"tick_s": 0}, "tick_s is 0, and has to be more than 0"),
         ({"service_s": float("nan")}, "service_s is nan"),
+        ({"slo_s": float("inf")}, "slo_s is inf"),
+        ({"policy": "target"}, "no policy 'target'"),
+        ({"mode": "quick"}, "no mode 'quick'"),
+        ({"status_port": 99_999}, "status_port is 99999"),
+        ({"metrics_prefix": "a-b"}, "it takes letters, digits and _"),
+        ({"queues": "orders"}, "write ('orders',)"),
         ({"instance_name": "worker"}, "has no {n} in it, or several"),
         ({"instance_name": "{n}-{n}"}, "has no {n} in it, or several"),
     ],
@@ -228,6 +234,20 @@ def test_an_option_that_cannot_be_used_is_a_sentence(options: dict[str, Any], se
     with pytest.raises(ConfigurationError) as raised:
         ScalerOptions(**options)
     assert sentence in str(raised.value)
+
+
+def test_a_fleet_may_work_on_some_of_the_queues_with_all_their_steps() -> None:
+    application = Options(prefix="bakery", queues=("bread", "cake"), priority_steps=(0, 5), results_bucket="any")
+    found = ScalerOptions(queues=("cake",)).of(application)
+    assert application.names_of(found.queues) == ("bakery-cake", "bakery-cake-5")
+    with pytest.raises(ConfigurationError, match="'bakery-cake' is none of the application's: bread, cake"):
+        ScalerOptions(queues=("bakery-cake",)).of(application)
+
+
+def test_fleets_that_share_a_bucket_have_a_lease_each() -> None:
+    application = Options(prefix="bakery", results_bucket="any")
+    keys = {ScalerOptions(stack=stack).of(application).lease_key for stack in ("", "ovens", "vans")}
+    assert keys == {f"scaler/{name}/lease.json" for name in ("bakery", "ovens", "vans")}
 
 
 def test_without_a_bucket_or_a_name_the_scaler_says_so() -> None:

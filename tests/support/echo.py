@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from celery_sqs.flower import take_over
+from celery_sqs.flower import use
 from faceapp import broker
 from faceapp.config import Settings, settings
 from faceapp.operations import flower
@@ -23,7 +23,7 @@ def prefix(settings: Settings) -> str:
 
 SETTINGS = dataclasses.replace(settings(), prefix=prefix(settings()))
 app = broker.create_app(SETTINGS)
-take_over(flower.options(SETTINGS))
+use(app, flower.options(SETTINGS))
 
 
 @app.task(name="tests.echo")

@@ -19,13 +19,13 @@ from typing import Any
 
 import pytest
 
-from celery_sqs import ScalerOptions
 from faceapp.config import Settings
 from faceapp.errors import LocalError
 from faceapp.local import compute, up
 from faceapp.local.processes import Services
 from faceapp.local.progress import Progress
 from faceapp.operations.client import Client
+from faceapp.scaler import LEASE_KEY
 from faceapp.schema import REQUEST_ID
 from faceapp.security import credential
 from tests.integration.test_cli import faceapp
@@ -249,7 +249,7 @@ def check_record(system: Running) -> None:
     assert uploads == results
     assert len(results) == 1
     assert REQUEST_ID.fullmatch(results[0])
-    assert ScalerOptions.lease_key in others, "the scaler's lease"
+    assert LEASE_KEY in others, "the scaler's lease"
 
 
 def check_commands(system: Running, samples: dict[str, Path]) -> None:
