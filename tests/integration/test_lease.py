@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from botocore.stub import Stubber
 
 from celery_sqs.errors import LeaseLost, StorageUnavailable
 from celery_sqs.scaler.lease import ACT_S, LEASE_S, RENEW_S, Lease
+from faceapp import broker
 from faceapp.config import Settings
 from faceapp.config.aws import of as aws_of
 from faceapp.scaler import LEASE_KEY, options
-from tests.support.aws import plain_client
+from tests.support.aws import plain_client, session
 
 
 class Clock:
@@ -255,3 +258,19 @@ def test_an_object_that_is_no_lease_is_somebodys_until_it_has_run_out(
 def test_a_bucket_that_does_not_exist_is_said(aws: str, s3: Any) -> None:
     with pytest.raises(StorageUnavailable, match="lease cannot be read"):
         Lease(options(Settings(prefix="nobody")), aws_of(Settings()), client=s3).hold()
+
+
+@pytest.mark.parametrize("code", ["PreconditionFailed", "ConditionalRequestConflict"])
+def test_a_write_that_meets_anothers_is_a_lost_race_and_no_trouble(stack: Settings, code: str) -> None:
+    client = session().client("s3")
+    with Stubber(client) as stub:
+        stub.add_client_error("get_object", "NoSuchKey")
+        stub.add_client_error("put_object", code)
+        lease = Lease(replace(options(stack), former_lease_bucket=""), aws_of(stack), client=client)
+        assert not lease.hold()
+
+
+def test_the_lease_is_asked_for_in_our_own_accounts_bucket_only(stack: Settings) -> None:
+    """A bucket's name that was free for a moment may be anybody's."""
+    ours = broker.options(replace(stack, account="123456789012"))
+    assert ours.aws.bucket_owner == "123456789012"
