@@ -103,7 +103,8 @@ class _Reading:
 class _Parents:
     """Lets Celery look at the states of what a result waits for, whose failure it raises: a chord has as many as parts.
 
-    Most of the time that is done by the replies that are here, without asking the bucket for each (`replies_only`).
+    Most of the time that is done by the replies that are here, without asking the bucket for each, and never for those
+    whose replies come here.
     """
 
     def __init__(self, on_interval: Any, thread: Any) -> None:
@@ -115,14 +116,15 @@ class _Parents:
         if not self._on_interval:
             return
         began_s = time.monotonic()
-        self._thread.replies_only = began_s < self._all_from_s
+        replies_only = began_s < self._all_from_s
+        self._thread.looking_at = "replies" if replies_only else "what others sent"
         try:
             self._on_interval()
         finally:
-            if not self._thread.replies_only:
+            self._thread.looking_at = "all"
+            if not replies_only:
                 took_s = time.monotonic() - began_s
                 self._all_from_s = time.monotonic() + max(LOOK_AT_MOST_EVERY_S, 10 * took_s)
-            self._thread.replies_only = False
 
 
 class Backend(SyncBackendMixin, CeleryBackend):
@@ -388,9 +390,13 @@ class Backend(SyncBackendMixin, CeleryBackend):
         meta = self.collector.peek(task_id)
         if meta:
             meta = self._whole(task_id, meta)
-        elif not getattr(self._thread, "replies_only", False):
+        elif self._asks_bucket(task_id):
             meta = self._read(task_id)
         return dict(self.meta_from_decoded(meta)) if meta else {"status": states.PENDING, "result": None}
+
+    def _asks_bucket(self, task_id: str) -> bool:
+        looking_at = getattr(self._thread, "looking_at", "all")
+        return looking_at == "all" or (looking_at != "replies" and not self.collector.expects(task_id))
 
     def _whole(self, task_id: str, meta: dict[str, Any]) -> dict[str, Any]:
         """A reply's meta as it is encoded, with its result, which may be in the bucket."""

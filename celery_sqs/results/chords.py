@@ -7,14 +7,15 @@ chords/<group>/claim                 the part that sends the callback: of two th
 chords/<group>/done                  the callback has been sent
 
 Each part lists all parts after it has written its own, so the one whose object is written last sees the others: no
-callback is lost. It needs not do so while an index of its own block (`BLOCK`) lacks: that one's part will look. This
-holds where the parts have the indexes 0 to n-1, once each; the message says n then (`INDEXED`), and every other part
-(of nested groups, added ones, without an index) looks at all. No callback is doubled: the claim is a conditional write.
+callback is lost. It does not while an index of its own block (`BLOCK`) lacks: the part with that index will look. This
+holds where the parts have the indexes 0 to n-1, once each; the message says n then (`INDEXED`), and any other part (of
+nested groups, added, without an index) looks at all. No callback is doubled: the claim is a conditional write.
 
-Killed before its object is written, after that, or with the claim, a part that is delivered again does all of it
-again: what is written stays, and the claim is its own. Killed after the callback was sent and before `done` it sends
-it once more, unless the bucket has a state of the callback by then. Clocks play no part. The objects are those of the
-versions before, which look at all parts each time: workers of both may share a chord, begun by either.
+A part that was killed and is delivered again does all of it again: what is written stays, and the claim is its own.
+Killed after the callback was sent and before `done` it sends it once more, unless the callback has a state by then. A
+killed part that is not delivered again leaves its chord waiting. Clocks play no part.
+
+Versions before have the same objects, and look at all parts each time: workers of both may share a chord of either.
 """
 
 from __future__ import annotations
