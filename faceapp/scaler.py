@@ -10,9 +10,9 @@ from faceapp import __version__, broker
 from faceapp.config import Settings
 from faceapp.errors import BrokerUnavailable, ConfigError, FaceappError, FleetError
 from faceapp.observability import tracing
-from faceapp.people.forgetting import LostOrders
 from faceapp.stack.data_tier import APP_TIER, TAGS, WEB_INSTANCE, WORKER_NAME
 from faceapp.work import pace
+from faceapp.work.forgetting import LostOrders
 
 LEASE_KEY = "scaler/lease.json"
 

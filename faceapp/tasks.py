@@ -30,8 +30,8 @@ from faceapp.config import settings
 from faceapp.errors import FaceappError, NotFound, RecognitionNotFound, StorageUnavailable
 from faceapp.observability import logs, tracing
 from faceapp.operations import flower
-from faceapp.people.forgetting import Place
 from faceapp.schema import Enrolment, Recognition
+from faceapp.work.forgetting import Place
 from faceapp.work.given_up import Undertaker
 from faceapp.work.pace import with_seconds
 

@@ -40,10 +40,10 @@ from faceapp.http.metrics import Metrics
 from faceapp.http.uploads import Upload
 from faceapp.observability import logs, tracing
 from faceapp.people import People
-from faceapp.people.forgetting import Forgetting
 from faceapp.people.people import photo_id_from
 from faceapp.schema import Enrolment, Failure, PhotoFailure, Recognition
 from faceapp.storage import Storage, StoredPhotoHead
+from faceapp.work.forgetting import Forgetting
 
 CLIENT_S = 3.0
 """How often a wait looks whether the client is still there."""

@@ -1,1 +1,1 @@
-"""What a worker does for a task, and what becomes of one that is given up."""
+"""What a worker does for a task, what becomes of one that is given up, and forgetting somebody in the results."""

@@ -31,10 +31,10 @@ from faceapp.errors import (
 )
 from faceapp.observability import tracing
 from faceapp.people import Gallery, NewPhoto
-from faceapp.people.forgetting import Forgetting
 from faceapp.recognition import Description, Recogniser
 from faceapp.schema import Enrolment, Face, Failure, PhotoFailure, Recognition, Timings
 from faceapp.storage import Storage
+from faceapp.work.forgetting import Forgetting
 
 logger = logging.getLogger(__name__)
 

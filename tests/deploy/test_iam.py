@@ -33,13 +33,13 @@ from faceapp.local import compute
 from faceapp.local.aws import LISTENING
 from faceapp.local.up import IMAGE
 from faceapp.operations.client import Client
-from faceapp.people.forgetting import ORDERS
 from faceapp.people.formats import Snapshot, Vector, pack_snapshot, pack_vector
 from faceapp.recognition import Recogniser
 from faceapp.scaler import LEASE_KEY
 from faceapp.security.keys import OBJECT, Keys
 from faceapp.stack import data_tier as deployment
 from faceapp.storage import Storage
+from faceapp.work.forgetting import ORDERS
 from tests.support.aws import BEARER
 from tests.support.iam import ACCOUNT, Account, Need, Statement, allows, arn, like, needs
 from tests.support.services import PATIENCE_S, REPOSITORY, environ, free_port, users_environ, wait_until
@@ -66,7 +66,7 @@ SELDOM = """
 from faceapp import broker
 from celery_sqs.queues.janitor import Suspects, sweep
 from faceapp.config import settings
-from faceapp.people.forgetting import LostOrders
+from faceapp.work.forgetting import LostOrders
 from celery_sqs.scaler.alarms import Alarms
 
 # What the scaler does every ten minutes, and when something is wrong.

@@ -482,7 +482,7 @@ def test_the_scaler_listens_at_a_place_of_its_own(base: Settings) -> None:
 
     settings = echo_settings(base)
     workers = Workers(service_s=1.0)
-    listeners = [Listener(dataclasses.replace(settings, scaler_port=port), workers) for port in (8001, 8002)]
+    listeners = [Listener(broker.create_app(settings), workers, place=str(port)) for port in (8001, 8002)]
     for each in listeners:
         each.start()
     names = {f"celeryev-scaler-{socket.gethostname().replace('.', '-')}-{port}" for port in (8001, 8002)}

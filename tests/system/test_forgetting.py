@@ -24,12 +24,12 @@ from faceapp.broker.messages import FORGET, refusal
 from faceapp.config import Settings
 from faceapp.errors import NotFound, PersonNotFound
 from faceapp.operations.client import Client
-from faceapp.people import forgetting as forgetting_module
-from faceapp.people.forgetting import MARGIN_S, ORDERS, PAGE, Forgetting, LostOrders, Place
 from faceapp.schema import Box, Candidate, Face, Recognition
 from faceapp.stack import data_tier as deployment
 from faceapp.storage import Storage
 from faceapp.storage import s3 as storage_module
+from faceapp.work import forgetting as forgetting_module
+from faceapp.work.forgetting import MARGIN_S, ORDERS, PAGE, Forgetting, LostOrders, Place
 from tests.support.aws import BEARER
 from tests.support.services import aws_environ, celery_worker, environ, wait_until
 from tests.support.web import encoded, messages, side_by_side, web_server

@@ -12,15 +12,16 @@ import pytest
 
 from celery_sqs.scaler.listener import Listener
 from celery_sqs.scaler.workers import Workers
-from faceapp import tasks
+from faceapp import broker, tasks
 from faceapp.broker.messages import ERASE, LONGEST_ERASE_S
 from faceapp.config import Settings
 from faceapp.errors import RecognitionNotFound, StorageUnavailable
 from faceapp.http import dispatch
 from faceapp.people import People
-from faceapp.people.forgetting import Forgetting
 from faceapp.schema import Enrolment, Failure, Recognition
 from faceapp.storage import Storage
+from faceapp.work.forgetting import Forgetting
+from faceapp.work.pace import worked_s
 from tests.support.services import PATIENCE_S, wait_until
 
 pytestmark = pytest.mark.usefixtures("worker", "aws")
@@ -177,8 +178,8 @@ def test_the_web_tier_says_how_long_an_erasure_is_to_go_on() -> None:
 
 def test_the_scaler_hears_what_a_photo_takes(storage: Storage, system: Settings, samples: dict[str, Path]) -> None:
     """E5 and C3: from the model's own timing before there was a photo, and from each recognition after that."""
-    workers = Workers(service_s=9000.0)
-    listener = Listener(system, workers)
+    workers = Workers(service_s=9000.0, worked_s=worked_s)
+    listener = Listener(broker.create_app(system), workers)
     listener.start()
     wait_until(lambda: workers.service_s < 9000, what="a heartbeat with the model's timing")
     assert not workers.service.measured
