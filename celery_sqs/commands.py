@@ -46,13 +46,17 @@ def _load(context: click.Context, _: click.Parameter, name: str) -> Any:
     try:
         found = find_app(name)
     except ModuleNotFoundError as error:
-        if error.name != name.partition(":")[0].partition(".")[0]:
+        module, colon, _ = name.partition(":")
+        if error.name not in (name, module.partition(".")[0]):
             raise
-        raise click.BadParameter(f"there is no module {name!r} here", context) from error
+        what = f"no {name!r}" if colon else f"no module {name!r}"
+        raise click.BadParameter(f"there is {what} here", context) from error
     except AttributeError as error:
         raise click.BadParameter(f"{name!r} has no Celery application in it", context) from error
     if not isinstance(found, Celery):
         raise click.BadParameter(f"{name!r} is no Celery application", context)
+    if not str(found.conf.broker_transport or "").startswith("celery_sqs."):
+        raise click.BadParameter(f"{name!r} has another transport than celery_sqs", context)
     return found
 
 
@@ -100,9 +104,13 @@ def sweep(app: Any, watch: bool, at_once: bool, dry_run: bool) -> None:
     """
     from botocore.exceptions import BotoCoreError, ClientError
 
+    found = False
     try:
         for sign, name in _swept(app, watch=watch, at_once=at_once, dry_run=dry_run):
+            found = True
             click.echo(f"{sign}: {name}")
+        if not found:
+            click.echo("Nothing that has been unused for half an hour.", err=True)
     except (BotoCoreError, ClientError) as error:
         raise click.ClickException(str(error)) from error
 

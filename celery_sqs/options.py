@@ -81,6 +81,14 @@ class Options:
     flower: FlowerOptions = field(default_factory=FlowerOptions)
 
     def __post_init__(self) -> None:
+        given: object = self.queues
+        if isinstance(given, str):
+            raise ConfigurationError(f"queues is a text: write ({given!r},)")
+        if self.endpoint_url and not re.match("https?://", self.endpoint_url):
+            raise ConfigurationError(f"endpoint_url is {self.endpoint_url!r}: it begins with http:// or https://")
+        for bucket in (self.results_bucket, self.messages_bucket):
+            if not re.fullmatch("[A-Za-z0-9._-]*", bucket):
+                raise ConfigurationError(f"{bucket!r} is no bucket's name: it takes letters, digits, dots and hyphens")
         if not self.queues:
             raise ConfigurationError("An application has at least one work queue: queues=('orders',)")
         if not 0 <= self.wait_s <= 20:

@@ -40,8 +40,8 @@ class FlowerOptions:
     the `key`."""
     key: str = ""
     """Told to whoever may use it. Default: a new one at each start, shown on the terminal."""
-    printer: str = "it"
-    """Who prints the address with the key, for a sentence: 'open the address with ?key=... that it printed'."""
+    printer: str = "Flower on a terminal"
+    """Who prints the address with the key, for a sentence: 'open the address with ?key=... that NAME printed'."""
     cookie: str = "celery-sqs-flower"
     queues: Callable[[Any], Sequence[QueueRow]] | None = None
     """Lists the broker page's queues, with an SQS client; may raise BrokerUnavailable. Default: the work queues."""

@@ -68,11 +68,12 @@ from celery_sqs.queues.janitor import Suspects, sweep
 from faceapp.config import settings
 from faceapp.work.forgetting import LostOrders
 from celery_sqs.scaler.alarms import Alarms
+from faceapp import scaler
 
 # What the scaler does every ten minutes, and when something is wrong.
 print(sweep(broker.options(settings()), Suspects(apart_s=0)))
 print(LostOrders(settings(), after_s=0).send_again())
-Alarms(settings()).tell(dead_boots=1, spent_s=0)
+Alarms(scaler.options(settings()), broker.options(settings()).aws).tell(dead_boots=1, spent_s=0)
 """
 LOST = """
 from faceapp import tasks

@@ -86,6 +86,7 @@ def bakery(aws: str, tmp_path: Path) -> Bakery:
     (tmp_path / "bakery.py").write_text(APP)
     closed = APP.replace("wait_s=1", "create_queues=False") + "bread = 1\n"
     (tmp_path / "closed.py").write_text(closed)
+    (tmp_path / "elsewhere.py").write_text("import celery\napp = celery.Celery(broker='redis://127.0.0.1:1/0')\n")
     env = {**users_environ(), **aws_environ(aws), "BAKERY": name, "PYTHONPATH": str(REPOSITORY)}
     found = Bakery(name=name, folder=tmp_path, env=env, aws=aws)
     found.client("s3").create_bucket(Bucket=name)
@@ -131,6 +132,8 @@ def test_a_dry_run_needs_no_launch_template_and_changes_nothing(bakery: Bakery, 
     ("arguments", "code", "sentence"),
     [
         (["-A", "butcher"], 2, "there is no module 'butcher' here"),
+        (["-A", "bakery:ap"], 2, "there is no 'bakery:ap' here"),
+        (["-A", "elsewhere"], 2, "'elsewhere' has another transport than celery_sqs"),
         (["-A", "os"], 2, "'os' has no Celery application in it"),
         ([], 2, "Missing option '-A'"),
         (["-A", "closed"], 1, "-bread cannot be asked"),

@@ -9,6 +9,7 @@ from pathlib import Path
 from celery_sqs.scaler.listener import Listener
 from celery_sqs.scaler.workers import Workers
 from celery_sqs.transport.polls import FAILING_S, Polls
+from faceapp import broker
 from faceapp.config import Settings
 from faceapp.stack import data_tier as deployment
 from tests.faults.proxy import Answer, Exchange, FaultProxy, refused
@@ -31,7 +32,7 @@ def test_a_worker_is_heard_once_its_polls_are_answered(aws: str, tmp_path: Path)
     settings = Settings(prefix=echo_app.prefix(base), queue_wait_s=2)
     deployment.apply(settings)
     log, workers = tmp_path / "log", Workers(service_s=1)
-    listener = Listener(settings, workers)
+    listener = Listener(broker.create_app(settings), workers)
     listener.start()
     try:
         wait_until(lambda: workers.path_alive, what="events")

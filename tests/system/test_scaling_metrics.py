@@ -38,7 +38,7 @@ def echo_settings(aws: str) -> Settings:
 def listening(echo_settings: Settings) -> Iterator[Workers]:
     settings = dataclasses.replace(echo_settings, prefix=echo.prefix(echo_settings))
     workers = Workers(service_s=9.0)
-    listener = Listener(settings, workers)
+    listener = Listener(broker.create_app(settings), workers)
     listener.start()
     wait_until(lambda: workers.path_alive, what="the listener's own event")
     yield workers
@@ -90,7 +90,7 @@ def test_a_heartbeat_says_how_many_processes_there_are_now(aws: str, echo_settin
                 told.append(event.get("processes"))
             super().on_event(event)
 
-    Listener(settings, Told(service_s=1.0)).start()
+    Listener(broker.create_app(settings), Told(service_s=1.0)).start()
     options = ("--concurrency", "1", "--hostname", f"celery@{HOST}", "--heartbeat-interval", "1")
     with celery_worker("tests.support.echo", tmp_path / "log", environ(aws, echo_settings), *options):
         wait_until(lambda: 1 in told, what="a heartbeat")
@@ -104,7 +104,7 @@ def test_a_scaler_that_begins_is_told_of_workers_that_are_there(
     settings = dataclasses.replace(echo_settings, prefix=echo.prefix(echo_settings))
     heard = [Workers(service_s=1.0), Workers(service_s=1.0)]
     first, second = (
-        Listener(dataclasses.replace(settings, scaler_port=port), workers)
+        Listener(broker.create_app(settings), workers, place=str(port))
         for port, workers in zip((1, 2), heard, strict=True)
     )
     first.start()
