@@ -46,10 +46,9 @@ def _load(context: click.Context, _: click.Parameter, name: str) -> Any:
     try:
         found = find_app(name)
     except ModuleNotFoundError as error:
-        module, colon, _ = name.partition(":")
-        if error.name not in (name, module.partition(".")[0]):
+        if error.name not in (name, name.partition(":")[0].partition(".")[0]):
             raise
-        what = f"no {name!r}" if colon else f"no module {name!r}"
+        what = f"no {name!r}" if ":" in name else f"no module {name!r}"
         raise click.BadParameter(f"there is {what} here", context) from error
     except AttributeError as error:
         raise click.BadParameter(f"{name!r} has no Celery application in it", context) from error

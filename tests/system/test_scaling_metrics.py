@@ -19,6 +19,7 @@ from celery_sqs.scaler.workers import Workers
 from faceapp import broker
 from faceapp.config import Settings
 from faceapp.stack import data_tier as deployment
+from faceapp.work.pace import worked_s
 from tests.support import echo
 from tests.support.aws import COUNTER
 from tests.support.services import celery_worker, environ, wait_until
@@ -37,7 +38,7 @@ def echo_settings(aws: str) -> Settings:
 @pytest.fixture
 def listening(echo_settings: Settings) -> Iterator[Workers]:
     settings = dataclasses.replace(echo_settings, prefix=echo.prefix(echo_settings))
-    workers = Workers(service_s=9.0)
+    workers = Workers(service_s=9.0, worked_s=worked_s)
     listener = Listener(broker.create_app(settings), workers)
     listener.start()
     wait_until(lambda: workers.path_alive, what="the listener's own event")
