@@ -21,7 +21,7 @@ def options(settings: Settings) -> FlowerOptions:
         cookie="faceapp-flower",
         queues=lambda sqs: queues.queues(sqs, settings),
         note="'faceapp dead-letters list' shows why a message became a dead letter.",
-        password_setting="FACEAPP_FLOWER_BASIC_AUTH",
+        password_setting="FACEAPP_FLOWER_BASIC_AUTH",  # nosec B106 # its name
         key_setting="FACEAPP_LOCAL_KEY",
         set_up_logging=lambda debug: logs.configure(
             replace(settings, log_level="DEBUG") if debug else settings, service="faceapp-flower"
