@@ -106,7 +106,7 @@ class System:
 
     def done_by(self) -> dict[str, int]:
         """How many photos each instance has answered."""
-        line = re.compile(r"faceapp\.worker: \w+: \d+ faces")
+        line = re.compile(r"faceapp\.work\.worker: \w+: \d+ faces")
         return {log.stem: len(line.findall(log.read_text())) for log in self.logs.glob("app-tier-instance-*.log")}
 
     def memory_bytes(self) -> int:

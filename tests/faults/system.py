@@ -231,7 +231,7 @@ class System:
     def executions(self) -> Counter[str]:
         """How often each photo was recognised to the end, as the workers' logs say."""
         logs = [*self.services.log_folder.glob("worker-*.log"), *self.services.log_folder.glob("app-tier-*.log")]
-        line = re.compile(r"faceapp\.worker: ([0-9a-f]{32}): ")
+        line = re.compile(r"faceapp\.work\.worker: ([0-9a-f]{32}): ")
         return Counter(found for log in logs for found in line.findall(log.read_text()))
 
     def instances(self) -> dict[str, str]:
