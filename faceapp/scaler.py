@@ -10,7 +10,7 @@ from faceapp import __version__, broker
 from faceapp.config import Settings
 from faceapp.errors import BrokerUnavailable, ConfigError, FaceappError, FleetError
 from faceapp.observability import tracing
-from faceapp.stack.data_tier import APP_TIER, TAGS, WEB_INSTANCE, WORKER_NAME
+from faceapp.stack.data_tier import naming
 from faceapp.work import pace
 from faceapp.work.forgetting import LostOrders
 
@@ -24,8 +24,9 @@ ADVICE = {
 
 def options(settings: Settings) -> ScalerOptions:
     """What `celery_sqs.scaler` is to do on a stack."""
+    names = naming(settings.prefix)
     return ScalerOptions(
-        stack=settings.prefix,
+        stack=names.stack,
         max_instances=settings.scaler_max_instances,
         policy=settings.scaler_policy,
         mode=settings.scaler_mode,
@@ -36,10 +37,10 @@ def options(settings: Settings) -> ScalerOptions:
         starts_per_minute=settings.scaler_starts_per_minute,
         daily_instance_s=settings.scaler_daily_instance_s,
         launch_template=f"{settings.prefix}-worker",
-        instance_name=WORKER_NAME,
-        tag_namespace=TAGS,
-        tier=APP_TIER,
-        other_instances=(WEB_INSTANCE,),
+        instance_name=names.name,
+        tag_namespace=names.namespace,
+        tier=names.tier,
+        other_instances=names.others,
         subnets=_list(settings.scaler_subnets),
         instance_types=_list(settings.scaler_types),
         lease_bucket=settings.gallery_bucket,

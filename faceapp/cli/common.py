@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from celery_sqs.commands import Misuse
 from celery_sqs.errors import ConfigurationError
 from faceapp.config import settings
 from faceapp.errors import ConfigError, FaceappError
@@ -38,13 +39,9 @@ class Commands(click.Group):
         try:
             return super().invoke(context)
         except (ConfigError, ConfigurationError) as error:
-            raise _Misuse(str(error)) from error
+            raise Misuse(str(error)) from error
         except FaceappError as error:
             raise click.ClickException(error.detail) from error
-
-
-class _Misuse(click.ClickException):
-    exit_code = 2
 
 
 def which_aws(command: Callable[..., None]) -> Callable[..., None]:
