@@ -65,6 +65,7 @@ def serve(*, port: int, key_ids: Collection[str], told: str = "") -> None:
     from faceapp.local.aws_guard import Guard, issued_by_sts
     from faceapp.local.calls import CountCalls
     from faceapp.local.hangups import CONNECTION, NoticeHangups
+    from faceapp.local.large_bodies import TakeLargeBodies
 
     class Handler(WSGIHandler):  # type: ignore[misc] # gevent has no type hints
         def log_error(self, msg: str, *args: Any) -> None:
@@ -97,9 +98,10 @@ def serve(*, port: int, key_ids: Collection[str], told: str = "") -> None:
     # Connections inherit it. pywsgi sends an answer in two pieces, and the second would wait 40 ms for the client to
     # acknowledge the first.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    moto = TakeLargeBodies(CountCalls(fast_moto.make_app()))
     server = WSGIServer(
         listener,
-        NoticeHangups(Guard(CountCalls(fast_moto.make_app()), key_ids, is_issued=issued_by_sts)),
+        NoticeHangups(Guard(moto, key_ids, is_issued=issued_by_sts)),
         handler_class=Handler,
         log=None,
         error_log=logging.getLogger("faceapp.local.aws"),

@@ -23,7 +23,7 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_ba
 from moto.sqs import models
 from moto.sqs.exceptions import ReceiptHandleIsInvalid
 
-from faceapp.local import change_sets, cloudformation
+from faceapp.local import change_sets, cloudformation, large_bodies
 from faceapp.local.aws_guard import Services
 from faceapp.local.hangups import has_hung_up
 
@@ -36,6 +36,7 @@ def make_app() -> DomainDispatcherApplication:
     _replace_slow_sqs()
     cloudformation.mend()
     change_sets.mend()
+    large_bodies.mend()
     setattr(werkzeug_app, "DISABLE_GLOBAL_CORS", True)  # noqa: B010 - mypy forbids =
     app = DomainDispatcherApplication(Services(create_backend_app))
     setattr(app, "get_backend_for_host", lru_cache(maxsize=256)(app.get_backend_for_host))  # noqa: B010

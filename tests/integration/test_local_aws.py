@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import http.client
 import io
 import json
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -17,14 +21,18 @@ from urllib.parse import urlsplit
 
 import moto.backends
 import pytest
+from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
-from botocore.exceptions import ReadTimeoutError
+from botocore.exceptions import ClientError, ReadTimeoutError
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from moto.s3 import models as models_of_s3
+from moto.s3.models import FakeKey
 from moto.sqs import models
 from moto.sqs.exceptions import ReceiptHandleIsInvalid
 
-from faceapp.local import calls, fast_moto
+from faceapp.local import calls, fast_moto, large_bodies
 from faceapp.local.aws import LISTENING
+from faceapp.local.large_bodies import TakeLargeBodies
 from tests.support.aws import COUNTER, session
 from tests.support.services import part_environ
 
@@ -116,6 +124,102 @@ def test_an_objects_key_is_kept_as_it_is(served: str, key: str) -> None:
     s3.put_object(Bucket="keys", Key=key, Body=key.encode())
     assert s3.get_object(Bucket="keys", Key=key)["Body"].read() == key.encode()
     assert key in [each["Key"] for each in s3.list_objects_v2(Bucket="keys")["Contents"]]
+
+
+LARGE = bytes(range(256)) * 8 * 1024
+
+
+def test_a_large_object_is_kept_as_it_came(served: str) -> None:
+    s3 = client(served, "s3")
+    s3.create_bucket(Bucket="large")
+    for data in (LARGE, LARGE[::-1]):
+        etag = f'"{hashlib.md5(data, usedforsecurity=False).hexdigest()}"'
+        assert s3.put_object(Bucket="large", Key="a", Body=data)["ETag"] == etag
+        answer = s3.get_object(Bucket="large", Key="a")
+        assert (answer["Body"].read(), answer["ETag"], answer["ContentLength"]) == (data, etag, len(data))
+    s3.copy_object(Bucket="large", Key="b", CopySource="large/a")
+    s3.delete_object(Bucket="large", Key="a")
+    ranged = s3.get_object(Bucket="large", Key="b", Range="bytes=-300")
+    assert ranged["Body"].read() == LARGE[::-1][-300:]
+
+
+def test_a_condition_holds_for_a_large_object(served: str) -> None:
+    s3 = client(served, "s3")
+    s3.create_bucket(Bucket="conditions")
+
+    def put(n: int) -> int:
+        try:
+            answer = s3.put_object(Bucket="conditions", Key="a", Body=LARGE + bytes([n]), IfNoneMatch="*")
+        except ClientError as error:
+            answer = error.response
+        return int(answer["ResponseMetadata"]["HTTPStatusCode"])
+
+    with ThreadPoolExecutor(8) as pool:
+        statuses = list(pool.map(put, range(8)))
+    assert sorted(statuses) == [200] + [412] * 7
+    first = statuses.index(200)
+    assert s3.get_object(Bucket="conditions", Key="a")["Body"].read() == LARGE + bytes([first])
+
+
+def test_large_parts_make_one_object(served: str) -> None:
+    s3 = client(served, "s3")
+    s3.create_bucket(Bucket="parts")
+    s3.upload_fileobj(io.BytesIO(LARGE * 6), "parts", "a", Config=TransferConfig(multipart_chunksize=5 * 2**20))
+    answer = s3.get_object(Bucket="parts", Key="a")
+    assert answer["Body"].read() == LARGE * 6
+    assert answer["ETag"].endswith('-3"')
+
+
+def test_a_large_object_in_chunks_is_kept_without_their_heads(served: str) -> None:
+    """As boto3 sends it to an address with TLS: with its checksum after it."""
+    s3 = client(served, "s3")
+    s3.create_bucket(Bucket="chunks")
+    url = urlsplit(s3.generate_presigned_url("put_object", {"Bucket": "chunks", "Key": "a"}))
+    body = b"%x\r\n%b\r\n0\r\nx-amz-checksum-crc32:%b\r\n\r\n"
+    checksum = base64.b64encode(zlib.crc32(LARGE).to_bytes(4, "big"))
+    connection = http.client.HTTPConnection(url.netloc, timeout=240)
+    fields = {
+        "Content-Encoding": "aws-chunked",
+        "X-Amz-Content-SHA256": "STREAMING-UNSIGNED-PAYLOAD-TRAILER",
+        "X-Amz-Decoded-Content-Length": str(len(LARGE)),
+        "X-Amz-Trailer": "x-amz-checksum-crc32",
+    }
+    connection.request("PUT", f"{url.path}?{url.query}", body % (len(LARGE), LARGE, checksum), fields)
+    assert connection.getresponse().status == 200
+    connection.close()
+    assert s3.get_object(Bucket="chunks", Key="a")["Body"].read() == LARGE
+
+
+def test_a_large_object_that_is_cut_off_is_not_kept(served: str) -> None:
+    s3 = client(served, "s3")
+    s3.create_bucket(Bucket="cut")
+    url = urlsplit(s3.generate_presigned_url("put_object", {"Bucket": "cut", "Key": "a"}))
+    with socket.create_connection((url.hostname, url.port), timeout=240) as connection:
+        head = f"PUT {url.path}?{url.query} HTTP/1.1\r\nHost: {url.netloc}\r\nContent-Length: {len(LARGE)}\r\n\r\n"
+        connection.sendall(head.encode() + LARGE[:-1])
+        connection.shutdown(socket.SHUT_WR)
+        while connection.recv(65536):
+            pass
+    assert "Contents" not in s3.list_objects_v2(Bucket="cut")
+
+
+def test_moto_writes_and_hashes_no_large_object_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody else would get an answer meanwhile."""
+    monkeypatch.setattr(FakeKey, "value", vars(FakeKey)["value"])  # what mend() sets ends with the test
+    large_bodies.mend()
+    kept: list[FakeKey] = []
+
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        monkeypatch.setattr(models_of_s3, "md5_hash", None)
+        kept.append(FakeKey("a", environ["wsgi.input"].read(), "123456789012", "us-east-1"))
+        return [kept[0].etag.encode()]
+
+    environ = {"REQUEST_METHOD": "PUT", "CONTENT_LENGTH": str(len(LARGE)), "wsgi.input": io.BytesIO(LARGE)}
+    body = environ["wsgi.input"]
+    [etag] = TakeLargeBodies(app)(environ, lambda *_: None)  # type: ignore[arg-type] # start_response
+    assert etag.decode() == f'"{hashlib.md5(LARGE, usedforsecurity=False).hexdigest()}"'
+    assert kept[0]._value_buffer is environ["wsgi.input"] is not body
+    assert kept[0].value == LARGE
 
 
 def test_connections_are_kept_alive(served: str) -> None:
