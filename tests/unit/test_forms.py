@@ -120,6 +120,18 @@ def test_a_form_that_would_cost_more_than_its_bytes_is_refused_early(data: bytes
     assert stream.tell() <= 600_000
 
 
+@pytest.mark.parametrize("more", [False, True])
+def test_a_folded_line_is_a_line_of_the_head(more: bool) -> None:
+    """S2: the package reads a field anew for each of its folds, and does not count them."""
+    head = OPTIONS + b"\r\nX-A: x" + b"\r\n folded" * (forms.HEAD_LINES - 2 + more)
+    if more:
+        with pytest.raises(BadRequest, match="8 lines"):
+            read(part(head))
+    else:
+        [found] = read(part(head), part(head)).files[:1]
+        assert found.file_name == "a.jpg"
+
+
 @pytest.mark.parametrize("preamble", [b"\r\n", b"\n", b"\r\n--", b"\r\n--c\r\n", b"\r"])
 def test_a_form_that_never_begins_is_no_form(preamble: bytes) -> None:
     """S2: a preamble without end is passed over in time linear in its length."""
