@@ -33,7 +33,9 @@ def is_protected(options: Any) -> bool:
 
 
 def check_address(options: Any, own: FlowerOptions) -> None:
-    """Raises ConfigurationError when others could reach a Flower that asks nobody for a password."""
+    """Raises ConfigurationError when others could reach a Flower that asks nobody for a password, or nobody could."""
+    if any(not all(each.partition(":")) for each in options.basic_auth or []):
+        raise ConfigurationError(f"{own.password_setting} is no USER:PASSWORD: nobody could log in.")
     if is_protected(options) or options.unix_socket or is_loopback_address(options.address):
         return
     where = options.address or "every address of this machine"

@@ -169,6 +169,15 @@ def test_it_does_not_start_open_to_others(env: dict[str, str], options: list[str
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("password", ["secret", ":secret", "me:"])
+def test_it_does_not_start_with_a_password_that_nobody_could_give(env: dict[str, str], password: str) -> None:
+    done = run(env, "--port=0", FLOWER_BASIC_AUTH=password)
+    assert (done.returncode, done.stderr.splitlines()) == (
+        2,
+        ["Error: FACEAPP_FLOWER_BASIC_AUTH is no USER:PASSWORD: nobody could log in."],
+    )
+
+
 def test_a_port_that_is_taken_is_said_in_a_sentence(env: dict[str, str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
