@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from botocore.exceptions import BotoCoreError, ClientError
-from celery import states
+from celery import signals, states
 from celery.backends.base import Backend as CeleryBackend
 from celery.backends.base import SyncBackendMixin
 from celery.canvas import maybe_signature
@@ -33,7 +33,7 @@ from celery_sqs.hooks import GivenUp, Life
 from celery_sqs.queues import sweeper
 from celery_sqs.results.chords import INDEXED, Chord, indexed_size
 from celery_sqs.results.collector import ENCODED, Collector
-from celery_sqs.results.store import AT_ONCE, Store
+from celery_sqs.results.store import AT_ONCE, Store, is_missing
 from celery_sqs.transport.messages import TRIES
 
 logger = logging.getLogger(__name__)
@@ -148,8 +148,17 @@ class Backend(SyncBackendMixin, CeleryBackend):
         self.thread_safe = True
         if not isinstance(self.app._local, ProcessAddress):
             self._readdress()
+        signals.worker_ready.connect(self._look_for_buckets)
         if self._options.sweep:
             sweeper.install()
+
+    def _look_for_buckets(self, sender: Any, **_: Any) -> None:
+        """Say it at a worker's start when a bucket is not there; its tasks would say it one by one."""
+        if sender.app is not self.app:
+            return
+        for bucket in sorted({self._options.results_bucket, self._options.messages_bucket} - {""}):
+            if is_missing(self._options.aws, bucket):
+                logger.error("There is no bucket %s: make it, or what is kept there is lost", bucket)
 
     def _readdress(self) -> None:
         """Put this backend's address into messages, those included that Celery has composed and not sent yet.

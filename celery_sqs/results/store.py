@@ -107,6 +107,17 @@ class Store:
             raise ResultsUnavailable(message, passing=_passes(error)) from error
 
 
+def is_missing(aws: Aws, bucket: str) -> bool:
+    """Whether S3 says that there is no such bucket; False where it does not say."""
+    try:
+        aws.quick("s3").head_bucket(Bucket=bucket)
+    except ClientError as error:
+        return code_of(error) in (*ABSENT, "NoSuchBucket")
+    except BotoCoreError:
+        pass
+    return False
+
+
 def _passes(error: BotoCoreError | ClientError) -> bool:
     """Whether the same call may succeed in a while."""
     if isinstance(error, ClientError):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from celery import Celery, states
+from celery import Celery, signals, states
 from celery.app.task import Context
 from celery.app.trace import trace_task
 from celery.exceptions import ChordError, Reject
@@ -174,6 +174,22 @@ def test_a_bucket_that_is_not_there_is_named(make: Make, aws: str) -> None:
     ):
         with pytest.raises(ResultsUnavailable, match=f"s3://{world.bucket}/.*NoSuchBucket"):
             ask()
+
+
+def test_a_worker_says_at_its_start_that_a_bucket_is_not_there(
+    make: Make, aws: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    world, other = make(), make()
+    assert world.backend is not other.backend
+    consumer = type("Consumer", (), {"app": world.app})()
+    signals.worker_ready.send(sender=consumer)
+    assert caplog.text == ""
+    plain_client("s3", aws).delete_bucket(Bucket=world.bucket)
+    with world.proxy.fault(denied, service="s3"):
+        signals.worker_ready.send(sender=consumer)
+    assert caplog.text == ""  # it does not know
+    signals.worker_ready.send(sender=consumer)
+    assert f"There is no bucket {world.bucket}: make it" in caplog.text
 
 
 def test_a_chord_whose_parts_may_not_be_listed_fails_once(world: World) -> None:
