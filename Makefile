@@ -13,6 +13,8 @@ INSTALL := -m pip install --quiet --disable-pip-version-check --no-deps --no-bui
 
 # Fixtures of a module are made once, so its tests stay together.
 IN_PARALLEL = -n $(or $(JOBS),2) --dist loadfile
+# Two cores are busy with four: half of the time a test waits for SQS, or for a process to start.
+FOUR_IN_PARALLEL = -n $(or $(JOBS),4) --dist loadfile
 WHOLE_SYSTEM := tests/system/test_local_up.py::test_from_a_folder_of_photos_to_names_and_back_after_a_restart
 
 .DEFAULT_GOAL := help
@@ -22,7 +24,7 @@ WHOLE_SYSTEM := tests/system/test_local_up.py::test_from_a_folder_of_photos_to_n
 help: ## print this
 	@echo "make up         run everything on this machine (PEOPLE=DIR enrols DIR/<name>/<photo>.jpg; COURSE=ID: docs/course.md)"
 	@echo "make check      format, lint, types, import directions, security, templates"
-	@echo "make test       whether it works here, in a few minutes (ARGS='-k name' for some, JOBS=4 at a time)"
+	@echo "make test       whether it works here, in a few minutes (ARGS='-k name' for some, JOBS=2 at a time)"
 	@echo "make test-all   all tests but the slow ones of faults"
 	@echo "make test-faults  every fault: parts killed, hung, cut off, under load (FAULT_TABLE=FILE writes the table)"
 	@echo "make fuzz       broken photos, files, messages and requests, EXAMPLES=20000 of each kind"
@@ -45,7 +47,7 @@ check: $(DEVELOPS) $(CHECKS)
 	$(CHECKOV)/bin/python -m checkov.main --framework cloudformation --directory deploy --compact --quiet --skip-download
 
 test: $(DEVELOPS)
-	$(BIN)/pytest tests/unit tests/integration $(WHOLE_SYSTEM) -m 'not slow' $(IN_PARALLEL) $(ARGS)
+	$(BIN)/pytest tests/unit tests/integration $(WHOLE_SYSTEM) -m 'not slow' $(FOUR_IN_PARALLEL) $(ARGS)
 
 test-all: $(DEVELOPS)
 	$(BIN)/pytest -m 'not slow_fault' $(IN_PARALLEL) $(ARGS)

@@ -119,6 +119,7 @@ def test_a_refused_photo_comes_again_when_asked_to() -> None:
     assert sum(each.refusals for each in books.outcomes) == 2
 
 
+@pytest.mark.slow
 def test_no_answer_in_time_is_lost() -> None:
     released = threading.Event()
 

@@ -73,6 +73,7 @@ def fresh(store: Store) -> Chord:
 
 
 @pytest.mark.parametrize("order", ["given", "turned round", "shuffled"])
+@pytest.mark.slow
 def test_a_large_chord_lists_each_name_a_few_times(store: Counted, order: str) -> None:
     """Each part listed all: 1,000 parts read half a million names."""
     size, counted = 300, fresh(store)
@@ -91,6 +92,7 @@ def test_a_large_chord_lists_each_name_a_few_times(store: Counted, order: str) -
     assert store.lists <= size + size // chords.BLOCK + 1
 
 
+@pytest.mark.slow
 def test_parts_that_end_at_once_send_one_callback(store: Store) -> None:
     for _ in range(50):
         counted = fresh(store)
@@ -227,6 +229,7 @@ def collecting(aws: str) -> Iterator[list[Celery]]:
         app.backend.collector.close(delete_queue=True)
 
 
+@pytest.mark.slow
 def test_a_process_lost_at_any_step_of_a_chord_loses_no_callback(
     aws: str, tmp_path: Path, collecting: list[Celery]
 ) -> None:
@@ -239,6 +242,7 @@ def test_a_process_lost_at_any_step_of_a_chord_loses_no_callback(
     assert {step: dying.ran(f"p{n}") for n, step in enumerate(STEPS)} == {step: ["[0, 1]"] for step in STEPS}
 
 
+@pytest.mark.slow
 def test_a_process_lost_after_its_message_was_acknowledged_loses_no_callback(
     aws: str, tmp_path: Path, collecting: list[Celery]
 ) -> None:
@@ -254,6 +258,7 @@ def test_a_process_lost_after_its_message_was_acknowledged_loses_no_callback(
     assert [len(dying.ran(f"p{n}")) for n in range(len(STEPS))] == [0, 1, 1, 1]
 
 
+@pytest.mark.slow
 def test_a_worker_killed_at_any_step_of_a_chord_loses_no_callback(
     aws: str, tmp_path: Path, collecting: list[Celery]
 ) -> None:
@@ -273,6 +278,7 @@ def test_a_worker_killed_at_any_step_of_a_chord_loses_no_callback(
     assert ran[3] in (1, 2)
 
 
+@pytest.mark.slow
 def test_parts_of_every_kind_are_counted(aws: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """More of them than are listed together: an index that is missing or doubled would leave the chord waiting."""
     prefix = f"p{uuid.uuid4().hex[:8]}"

@@ -34,7 +34,7 @@ def in_turn(group: str, count: int) -> list[str]:
     return [f"{group}{n} {what}" for n in range(count) for what in ("begins", "ends")]
 
 
-@pytest.mark.parametrize("pool", ["prefork", "gevent"])
+@pytest.mark.parametrize("pool", ["prefork", pytest.param("gevent", marks=pytest.mark.slow)])
 def test_a_group_is_done_in_order_and_two_at_the_same_time(fifo: Place, tmp_path: Path, pool: str) -> None:
     """One receive hands out several messages of a group: four processes would do them all at once."""
     app, seconds = fifo.app, 0.3
@@ -49,6 +49,7 @@ def test_a_group_is_done_in_order_and_two_at_the_same_time(fifo: Place, tmp_path
     assert notes(tmp_path).index("b0 begins") < notes(tmp_path).index("a4 ends")
 
 
+@pytest.mark.slow
 def test_a_group_waits_for_a_countdown(fifo: Place, tmp_path: Path) -> None:
     app = fifo.app
     with fifo.worker(tmp_path, "--concurrency", "4"):

@@ -50,6 +50,7 @@ def test_a_large_message_is_done_and_leaves_nothing_behind(worked: Place, aws: s
     wait_until(lambda: is_clean(worked), what="the end of the objects and messages")
 
 
+@pytest.mark.slow
 def test_a_worker_killed_with_a_large_message_loses_none(aws: str, tmp_path: Path) -> None:
     mine = place(aws, largest_message_bytes=LIMIT_BYTES, visibility_s=3)
     word = "w" * LIMIT_BYTES
@@ -68,6 +69,7 @@ def test_a_small_message_touches_no_bucket(mine: Place) -> None:
     assert mine.objects() == []
 
 
+@pytest.mark.slow
 def test_a_large_message_with_a_countdown_comes_once(worked: Place, aws: str) -> None:
     result = worked.app.send_task("orders.length", args=[LARGE], countdown=13)
     assert result.get(timeout=240) == LIMIT_BYTES

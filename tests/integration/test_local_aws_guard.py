@@ -125,6 +125,7 @@ def test_a_presigned_address_opens_its_object(aws_endpoint: str, version: str | 
     assert ask(aws_endpoint, path=url.partition(aws_endpoint)[2].replace(ACCESS["AWS_ACCESS_KEY_ID"], "A"))[0] == 403
 
 
+@pytest.mark.slow
 def test_a_head_that_does_not_end_is_cut(aws_endpoint: str) -> None:
     """It stayed open for ever. A connection that had its answer may be idle for longer.
 

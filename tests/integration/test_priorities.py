@@ -33,7 +33,7 @@ def begun(folder: Path) -> list[str]:
     return [each.removesuffix(" begins") for each in notes(folder) if each.endswith(" begins")]
 
 
-@pytest.mark.parametrize("pool", ["prefork", "gevent"])
+@pytest.mark.parametrize("pool", ["prefork", pytest.param("gevent", marks=pytest.mark.slow)])
 def test_the_highest_are_done_first_and_all_of_them(mine: Place, tmp_path: Path, pool: str) -> None:
     words = {f"{priority}-{n}": priority for priority in reversed(range(10)) for n in range(4)}
     send(mine, words)
@@ -49,6 +49,7 @@ def test_the_highest_are_done_first_and_all_of_them(mine: Place, tmp_path: Path,
     assert places == sorted(places)
 
 
+@pytest.mark.slow
 def test_low_ones_that_wait_let_a_high_one_pass(mine: Place, tmp_path: Path) -> None:
     """A worker took four of them with Celery's prefetch, and did them all before it."""
     app = mine.app

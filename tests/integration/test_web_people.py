@@ -147,6 +147,7 @@ def test_an_enrolment_says_what_is_like_it(client: FlaskClient, samples: dict[st
 
 
 @pytest.mark.usefixtures("worker")
+@pytest.mark.slow
 def test_the_command_prints_what_is_like_it(
     system: Settings, aws_endpoint: str, samples: dict[str, Path], tmp_path: Path
 ) -> None:

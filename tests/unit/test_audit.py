@@ -12,6 +12,8 @@ import pytest
 
 from tests.support.services import REPOSITORY
 
+pytestmark = pytest.mark.slow  # each starts pip-audit
+
 FILES = ("requirements.in", "requirements-dev.in")
 
 # The index, for pip-audit as it is: only what the network would have answered is made up.
