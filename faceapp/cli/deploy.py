@@ -164,7 +164,7 @@ def apply(target: Any, wanted: dict[str, str], yes: bool) -> None:
 @yes
 @click.option("--var", "variables", metavar="NAME=VALUE", multiple=True, help="A variable of deploy/image's template.")
 @click.option("--keep", type=click.IntRange(1), default=3, show_default=True, help="So many images stay afterwards.")
-@click.option("--only-check", is_flag=True, help="Build the wheel and check the template; make no image.")
+@click.option("--only-check", is_flag=True, help="Pack the sources and check the template; make no image.")
 def image(target: Any, yes: bool, variables: tuple[str, ...], keep: int, only_check: bool) -> None:
     """Make an image (AMI) of this checkout with Packer, and delete old ones.
 
@@ -183,7 +183,7 @@ def image(target: Any, yes: bool, variables: tuple[str, ...], keep: int, only_ch
         click.confirm("Start an instance there and make an image of it?", abort=True)
     made = image.make(target, variables, only_check=only_check, say=click.echo)
     if only_check:
-        click.echo("The wheel and the template are good.")
+        click.echo("The template is good, and the sources are packed.")
         return
     for each in images.prune(target, keep=keep):
         click.echo(f"deleted the old image {each.id} ({each.name})")
