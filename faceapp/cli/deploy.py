@@ -114,12 +114,12 @@ def deploy() -> None:
 @parameters
 def plan(target: Any, wanted: dict[str, str]) -> None:
     """Show what 'apply' with the same options would change, and what it would cost. Changes nothing."""
-    from faceapp.deploy import changes, show
+    from faceapp.deploy import changes, cost, prices, show
     from faceapp.operations import tables
 
     found = changes.make(target, wanted)
     try:
-        tables.console().print(show.plan(found, target))
+        tables.console().print(show.plan(found, target, cost.estimate(found.after, prices.ask(target, found.after))))
     finally:
         changes.discard(target, found)
 
@@ -133,7 +133,7 @@ def apply(target: Any, wanted: dict[str, str], yes: bool) -> None:
 
     What is not named stays as the stack has it. When it fails, everything is as it was before.
     """
-    from faceapp.deploy import changes, show
+    from faceapp.deploy import changes, cost, prices, show
     from faceapp.deploy.apply import execute, outputs
     from faceapp.operations import tables
 
@@ -141,7 +141,7 @@ def apply(target: Any, wanted: dict[str, str], yes: bool) -> None:
     console = tables.console()
     found = changes.make(target, wanted)
     try:
-        console.print(show.plan(found, target))
+        console.print(show.plan(found, target, cost.estimate(found.after, prices.ask(target, found.after))))
         if found.nothing:
             return
         if not yes:
