@@ -18,11 +18,12 @@ FOUR_IN_PARALLEL = -n $(or $(JOBS),4) --dist loadfile
 WHOLE_SYSTEM := tests/system/test_local_up.py::test_from_a_folder_of_photos_to_names_and_back_after_a_restart
 
 .DEFAULT_GOAL := help
-.PHONY: help up check test test-all test-faults fuzz bench bench-scaler accuracy clean
+.PHONY: help up samples check test test-all test-faults fuzz bench bench-scaler accuracy clean
 .DELETE_ON_ERROR:
 
 help: ## print this
 	@echo "make up         run everything on this machine (PEOPLE=DIR enrols DIR/<name>/<photo>.jpg; COURSE=ID: docs/course.md)"
+	@echo "make samples    fetch the sample photos again, where they went missing"
 	@echo "make check      format, lint, types, import directions, security, templates"
 	@echo "make test       whether it works here, in a few minutes (ARGS='-k name' for some, JOBS=2 at a time)"
 	@echo "make test-all   all tests but the slow ones of faults"
@@ -35,6 +36,9 @@ help: ## print this
 
 up: $(RUNS)
 	@$(BIN)/faceapp up $(if $(PEOPLE),--people '$(PEOPLE)') $(if $(COURSE),--course '$(COURSE)')
+
+samples: $(RUNS)
+	@$(BIN)/python tools/samples.py
 
 check: $(DEVELOPS) $(CHECKS)
 	$(BIN)/ruff format --check
@@ -79,6 +83,7 @@ $(RUNS): requirements-build.txt requirements.txt requirements-cuda.txt pyproject
 	$(BIN)/python tools/install_torch.py
 	$(BIN)/python $(INSTALL) -r requirements.txt
 	$(BIN)/python $(INSTALL) --editable .
+	@$(BIN)/python tools/samples.py || echo "Everything else is installed: 'make samples' tries this again."
 	@touch $@
 
 $(DEVELOPS): requirements-dev.txt $(RUNS)

@@ -249,7 +249,7 @@ class Burst:
 
 
 def photos_in_turn() -> list[Path]:
-    """The photos that are posted. Raises LocalError when they cannot be fetched."""
+    """The photos that are posted. Raises LocalError when one is missing."""
     samples = sample_photos()
     return [samples[name] for name in PHOTOS_IN_TURN]
 

@@ -11,9 +11,9 @@ variable "version" {
   description = "faceapp's version, for the image's name and tags."
 }
 
-variable "wheel" {
+variable "sources" {
   type        = string
-  description = "The wheel to install, built from this checkout."
+  description = "The archive of this checkout's sources, which the image builds and installs."
 }
 
 variable "stack" {
@@ -176,7 +176,7 @@ build {
       "${path.root}/../../requirements.txt",
       "${path.root}/../../requirements-build.txt",
       "${path.root}/../../requirements-cuda.txt",
-      var.wheel,
+      var.sources,
     ]
     destination = "/tmp/faceapp/"
   }
@@ -191,7 +191,7 @@ build {
     # Debian's images still start when Packer logs in: apt's lists and cloud-init's own work come first.
     inline = [
       "cloud-init status --wait >/dev/null",
-      "sudo --preserve-env=TORCH_INDEX,TORCH_SHA256,FLUENT_BIT_DEB,FLUENT_BIT_SHA256 bash /tmp/faceapp/deploy/image/provision.sh --wheel /tmp/faceapp/${basename(var.wheel)}",
+      "sudo --preserve-env=TORCH_INDEX,TORCH_SHA256,FLUENT_BIT_DEB,FLUENT_BIT_SHA256 bash /tmp/faceapp/deploy/image/provision.sh --sources /tmp/faceapp/${basename(var.sources)}",
     ]
   }
 }

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Makes an instance's image out of Debian: `provision.sh --wheel faceapp-<version>-py3-none-any.whl`, as root. Packer runs
-# it (faceapp.pkr.hcl). It can be run again: each step leaves what it finds done.
+# Makes an instance's image out of Debian: `provision.sh --sources faceapp-<version>.tar.gz`, as root. Packer runs it
+# (faceapp.pkr.hcl). It can be run again: each step leaves what it finds done.
 #
-#   --wheel FILE        what to install (`faceapp deploy image` builds it)
+#   --sources FILE      the checkout's sources, which are built and installed (`faceapp deploy image` packs them)
 #   --root DIR          install into DIR and change nothing else: no packages of Debian's, no users, no services
 #   --keep              do not clean up (Packer's own key, logs, the machine's id): for a machine that is used as it is
 #
@@ -32,19 +32,19 @@ deploy=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 requirements=$(dirname "$deploy")/requirements.txt
 build=${requirements%.txt}-build.txt
 cuda_libraries=${requirements%.txt}-cuda.txt
-wheel='' root='' clean=yes
+sources='' root='' clean=yes
 
 main() {
     while (($#)); do
         case $1 in
-            --wheel) wheel=${2:?--wheel takes a file} && shift ;;
+            --sources) sources=${2:?--sources takes a file} && shift ;;
             --root) root=${2:?--root takes a folder} && shift ;;
             --keep) clean=no ;;
             *) die "$1 is no option of $0" ;;
         esac
         shift
     done
-    [[ -f $wheel ]] || die "--wheel names what to install, and there is no file '$wheel'"
+    [[ -f $sources ]] || die "--sources names what to install, and there is no file '$sources'"
     local file
     for file in "$requirements" "$build" "$cuda_libraries"; do
         [[ -f $file ]] || die "there is no $file beside $deploy"
@@ -143,7 +143,8 @@ END
     # It names every package with the hashes of its files: nothing is resolved.
     pip install --no-deps --no-build-isolation --use-pep517 --requirement "$requirements"
     [[ -z $cuda ]] || pip install --no-deps --requirement "$cuda_libraries"
-    pip install --no-deps --force-reinstall "$wheel"
+    # Without isolation, in which pip would fetch a build backend without looking at its hash.
+    pip install --no-deps --no-build-isolation --use-pep517 --force-reinstall "$sources"
     # Both would only show at run time.
     "$venv/bin/python" -m pip check
     # Services could not: their file system is read-only. pip does so itself, unless one of its settings forbids it.

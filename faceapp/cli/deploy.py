@@ -114,12 +114,12 @@ def deploy() -> None:
 @parameters
 def plan(target: Any, wanted: dict[str, str]) -> None:
     """Show what 'apply' with the same options would change, and what it would cost. Changes nothing."""
-    from faceapp.deploy import changes, show
+    from faceapp.deploy import changes, cost, prices, show
     from faceapp.operations import tables
 
     found = changes.make(target, wanted)
     try:
-        tables.console().print(show.plan(found, target))
+        tables.console().print(show.plan(found, target, cost.estimate(found.after, prices.ask(target, found.after))))
     finally:
         changes.discard(target, found)
 
@@ -133,7 +133,7 @@ def apply(target: Any, wanted: dict[str, str], yes: bool) -> None:
 
     What is not named stays as the stack has it. When it fails, everything is as it was before.
     """
-    from faceapp.deploy import changes, show
+    from faceapp.deploy import changes, cost, prices, show
     from faceapp.deploy.apply import execute, outputs
     from faceapp.operations import tables
 
@@ -141,7 +141,7 @@ def apply(target: Any, wanted: dict[str, str], yes: bool) -> None:
     console = tables.console()
     found = changes.make(target, wanted)
     try:
-        console.print(show.plan(found, target))
+        console.print(show.plan(found, target, cost.estimate(found.after, prices.ask(target, found.after))))
         if found.nothing:
             return
         if not yes:
@@ -164,7 +164,7 @@ def apply(target: Any, wanted: dict[str, str], yes: bool) -> None:
 @yes
 @click.option("--var", "variables", metavar="NAME=VALUE", multiple=True, help="A variable of deploy/image's template.")
 @click.option("--keep", type=click.IntRange(1), default=3, show_default=True, help="So many images stay afterwards.")
-@click.option("--only-check", is_flag=True, help="Build the wheel and check the template; make no image.")
+@click.option("--only-check", is_flag=True, help="Pack the sources and check the template; make no image.")
 def image(target: Any, yes: bool, variables: tuple[str, ...], keep: int, only_check: bool) -> None:
     """Make an image (AMI) of this checkout with Packer, and delete old ones.
 
@@ -183,7 +183,7 @@ def image(target: Any, yes: bool, variables: tuple[str, ...], keep: int, only_ch
         click.confirm("Start an instance there and make an image of it?", abort=True)
     made = image.make(target, variables, only_check=only_check, say=click.echo)
     if only_check:
-        click.echo("The wheel and the template are good.")
+        click.echo("The template is good, and the sources are packed.")
         return
     for each in images.prune(target, keep=keep):
         click.echo(f"deleted the old image {each.id} ({each.name})")

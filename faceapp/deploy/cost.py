@@ -1,46 +1,20 @@
 """What a stack costs, estimated: idle for a month, a thousand photos more, an hour with all workers.
 
-List prices in US dollars of us-east-1 (N. Virginia), Linux, on demand, as they were known in January 2025: AWS changes
-them, and its price pages are the truth. Spot prices change by the hour; a third of the on-demand price is what they
-were near. Other regions cost up to half as much again. Requests a photo are measured (`python -m benchmarks.path`), and
-so are requests of an idle stack. Free tiers are not counted, so small stacks cost less.
+In US dollars, by the prices of `prices`. Requests a photo are measured (`python -m benchmarks.path`), and so are
+requests of an idle stack. Free tiers are not counted, so small stacks cost less.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-PRICES_OF = "us-east-1, January 2025"
+from faceapp.deploy.prices import Prices
+
 HOURS = 730
 """Of a month."""
-
-INSTANCE_HOUR = {
-    "t3.micro": 0.0104,
-    "t3.small": 0.0208,
-    "t3.medium": 0.0416,
-    "t3a.micro": 0.0094,
-    "t3a.small": 0.0188,
-    "t3a.medium": 0.0376,
-    "t4g.small": 0.0168,
-    "t4g.medium": 0.0336,
-    "c6a.large": 0.0765,
-    "c6i.large": 0.085,
-    "c7i.large": 0.08925,
-    "c7a.medium": 0.05132,
-    "c7a.large": 0.10264,
-    "c7a.xlarge": 0.20528,
-    "c7g.medium": 0.0363,
-    "m7a.medium": 0.05796,
-}
 SPOT_SHARE = 0.35
-PUBLIC_ADDRESS_HOUR = 0.005
-VOLUME_GB_MONTH = 0.08
-S3_GB_MONTH = 0.023
-S3_PUT, S3_GET = 0.005 / 1000, 0.0004 / 1000
-SQS_REQUEST = 0.40 / 1e6
-SNS_PUBLISH = 0.50 / 1e6
-ALARM_MONTH, METRIC_MONTH = 0.10, 0.30
+"""Of the on-demand price: what spot was near, for when EC2 does not say what it is."""
 
 PHOTO_MB = 0.5
 S3_PUTS_A_PHOTO, S3_GETS_A_PHOTO = 2.0, 1.0
@@ -72,34 +46,37 @@ class Estimate:
     busy_hour: Mapping[str, float]
     """With all workers at work, in addition."""
     workers: int
+    source: str
+    """Of the prices."""
     notes: tuple[str, ...] = ()
 
 
-def estimate(parameters: Mapping[str, str]) -> Estimate:
-    """For a stack with these parameters (those of the template, all of them)."""
+def estimate(parameters: Mapping[str, str], prices: Prices) -> Estimate:
+    """For a stack with these parameters (those of the template, all of them), at these prices."""
     web_type, worker_type = parameters["WebType"], parameters["WorkerType"]
     has_web, has_workers = bool(parameters["WebImage"]), bool(parameters["WorkerImage"])
     spot = parameters["WorkerMarket"] == "spot"
     workers = int(parameters["MaxInstances"]) if has_workers else 0
-    volume_month = int(parameters["VolumeGiB"]) * VOLUME_GB_MONTH
-    unknown = [each for each in (web_type, worker_type) if each not in INSTANCE_HOUR]
-    worker_hour = INSTANCE_HOUR.get(worker_type, 0.0) * (SPOT_SHARE if spot else 1) + PUBLIC_ADDRESS_HOUR
-    idle = {"S3": 0.0, "SQS": 0.0, "CloudWatch": _alarms(parameters)}
+    volume_month = int(parameters["VolumeGiB"]) * prices.volume_gb_month
+    worker_hour = _worker_hour(worker_type, prices, spot=spot) + prices.address_hour
+    idle = {"S3": 0.0, "SQS": 0.0, "CloudWatch": _alarms(parameters, prices)}
     if has_web:
-        idle["EC2 web-instance"] = (INSTANCE_HOUR.get(web_type, 0.0) + PUBLIC_ADDRESS_HOUR) * HOURS
+        idle["EC2 web-instance"] = (prices.instance_hour.get(web_type, 0.0) + prices.address_hour) * HOURS
         idle["EBS"] = volume_month
-        idle["S3"] = HOURS * IDLE_PUTS_HOUR * S3_PUT
-        idle["SQS"] = HOURS * IDLE_SQS_HOUR * SQS_REQUEST
-        idle["SNS"] = HOURS * IDLE_PUBLISHES_HOUR * SNS_PUBLISH
+        idle["S3"] = HOURS * IDLE_PUTS_HOUR * prices.s3_put
+        idle["SQS"] = HOURS * IDLE_SQS_HOUR * prices.sqs_request
+        idle["SNS"] = HOURS * IDLE_PUBLISHES_HOUR * prices.sns_publish
     if workers and not spot:
         # What was once started is stopped, and keeps its volume.
         idle["EBS"] = idle.get("EBS", 0.0) + workers * volume_month
+    keep_days = int(parameters["KeepDays"])
     return Estimate(
         idle_month=idle,
-        thousand_photos=_photos(1000, worker_hour if workers else 0.0, keep_days=int(parameters["KeepDays"])),
+        thousand_photos=_photos(1000, prices, worker_hour if workers else 0.0, keep_days=keep_days),
         busy_hour={"EC2 workers": workers * worker_hour, **({"EBS": workers * volume_month / HOURS} if spot else {})},
         workers=workers,
-        notes=tuple(_notes(unknown, volumes=0 if spot else workers)),
+        source=prices.source,
+        notes=(*prices.notes, *_notes(parameters, prices, workers=workers)),
     )
 
 
@@ -108,24 +85,34 @@ def total(costs: Mapping[str, float]) -> float:
     return sum(costs.values())
 
 
-def _notes(unknown: Sequence[str], *, volumes: int) -> Iterator[str]:
-    if unknown:
+def _worker_hour(kind: str, prices: Prices, *, spot: bool) -> float:
+    on_demand = prices.instance_hour.get(kind, 0.0)
+    return prices.spot_hour.get(kind, SPOT_SHARE * on_demand) if spot else on_demand
+
+
+def _notes(parameters: Mapping[str, str], prices: Prices, *, workers: int) -> Iterator[str]:
+    web_type, worker_type = parameters["WebType"], parameters["WorkerType"]
+    spot = parameters["WorkerMarket"] == "spot"
+    known = {*prices.instance_hour, *(prices.spot_hour if spot else ())}
+    if unknown := [each for each in dict.fromkeys((web_type, worker_type)) if each not in known]:
         yield f"No price is known here for {', '.join(unknown)}: not counted."
-    if volumes:
-        yield f"EBS, idle: with volumes of {volumes} workers that were started once and are stopped; spot leaves none."
+    if spot and worker_type in known and worker_type not in prices.spot_hour:
+        yield f"The spot price, which changes by the hour, is taken as {SPOT_SHARE * 100:.0f} % of the on-demand price."
+    if workers and not spot:
+        yield f"EBS, idle: with volumes of {workers} workers that were started once and are stopped; spot leaves none."
 
 
-def _alarms(parameters: Mapping[str, str]) -> float:
+def _alarms(parameters: Mapping[str, str], prices: Prices) -> float:
     alarms = 3 + (int(parameters["DailyInstanceSeconds"]) > 0)
-    return alarms * ALARM_MONTH + (METRIC_MONTH if parameters["WebImage"] else 0.0)
+    return alarms * prices.alarm_month + (prices.metric_month if parameters["WebImage"] else 0.0)
 
 
-def _photos(count: int, worker_hour: float, *, keep_days: int) -> dict[str, float]:
+def _photos(count: int, prices: Prices, worker_hour: float, *, keep_days: int) -> dict[str, float]:
     instance_s = START_S + max(LEAST_S, count * WORKER_S_A_PHOTO)
-    stored_gb = count * PHOTO_MB / 1000
+    stored = count * PHOTO_MB / 1000 * prices.s3_gb_month * keep_days / 30
     return {
         "EC2 workers": worker_hour * instance_s / 3600,
-        "S3": count * (S3_PUTS_A_PHOTO * S3_PUT + S3_GETS_A_PHOTO * S3_GET) + stored_gb * S3_GB_MONTH * keep_days / 30,
-        "SQS": count * SQS_REQUESTS_A_PHOTO * SQS_REQUEST,
-        "SNS": count * EVENTS_A_PHOTO * SNS_PUBLISH,
+        "S3": count * (S3_PUTS_A_PHOTO * prices.s3_put + S3_GETS_A_PHOTO * prices.s3_get) + stored,
+        "SQS": count * SQS_REQUESTS_A_PHOTO * prices.sqs_request,
+        "SNS": count * EVENTS_A_PHOTO * prices.sns_publish,
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import sys
+import tarfile
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ from faceapp.deploy.target import Target
 from faceapp.errors import ConfigError, DeployError
 
 CHECKOUT = Path(__file__).parents[2]
-SOURCES = ("celery_sqs", "faceapp", "deploy", "pyproject.toml", "README.md", "LICENSE")
+SOURCES = ("celery_sqs", "faceapp", "pyproject.toml", "README.md", "LICENSE")
 OLDEST = (1, 7, 0)
 """Older versions have no `packer init`, and the Amazon plugin that is built into them does not know the template."""
 HOW = "Packer's own page, developer.hashicorp.com/packer, says how to get it."
@@ -43,29 +43,30 @@ def check_checkout(root: Path = CHECKOUT) -> Path:
     return root
 
 
-def make_wheel(folder: Path, *, root: Path = CHECKOUT) -> Path:
-    """The checkout as a wheel in `folder`, with nothing in it that an older build has left. Raises DeployError."""
-    sources = folder / "sources"
-    for each in SOURCES:
-        source = root / each
-        if source.is_dir():
-            shutil.copytree(source, sources / each, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            sources.mkdir(exist_ok=True)
-            shutil.copy(source, sources)
-    # Without isolation, in which pip would fetch a build backend without looking at its hash.
-    options = ["--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder)]
-    command = [sys.executable, "-m", "pip", "wheel", *options, str(sources)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    wheels = list(folder.glob("faceapp-*.whl"))
-    if done.returncode or not wheels:
-        raise DeployError(f"The wheel cannot be built: {done.stderr.strip() or done.stdout.strip()}")
-    return wheels[0]
+def pack(folder: Path, *, root: Path = CHECKOUT) -> Path:
+    """The checkout's sources as an archive in `folder`, which the image's own pip builds and installs.
+
+    Nothing is in it that an older build has left. Raises DeployError when a file cannot be read.
+    """
+    name = f"faceapp-{__version__}"
+    archive = folder / f"{name}.tar.gz"
+    try:
+        # The stack's template is a link in the checkout, and a file in the package.
+        with tarfile.open(archive, "w:gz", dereference=True) as opened:
+            for each in SOURCES:
+                opened.add(root / each, f"{name}/{each}", filter=_without_caches)
+    except OSError as error:
+        raise DeployError(f"The sources cannot be packed: {error}") from error
+    return archive
 
 
-def variables(target: Target, wheel: Path, given: Sequence[str]) -> list[str]:
+def _without_caches(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    return None if Path(member.name).name == "__pycache__" else member
+
+
+def variables(target: Target, sources: Path, given: Sequence[str]) -> list[str]:
     """Packer's options. `given` are NAME=VALUE. Raises ConfigError."""
-    found = {"region": target.region, "version": __version__, "wheel": str(wheel), "stack": target.prefix}
+    found = {"region": target.region, "version": __version__, "sources": str(sources), "stack": target.prefix}
     for each in given:
         name, equals, value = each.partition("=")
         if not equals:
@@ -83,8 +84,8 @@ def make(target: Target, given: Sequence[str], *, only_check: bool, say: Callabl
     template = str(root / "deploy" / "image")
     before = {each.id for each in images.own(target)}
     with tempfile.TemporaryDirectory(prefix="faceapp-image-") as folder:
-        say("building the wheel")
-        options = variables(target, make_wheel(Path(folder), root=root), given)
+        say("packing the sources")
+        options = variables(target, pack(Path(folder), root=root), given)
         say("checking the template")
         _run(packer, "init", template)
         _run(packer, "validate", *options, template)

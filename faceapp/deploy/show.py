@@ -23,11 +23,11 @@ ORDER = ("remove", "replace", "may replace", "change", "add")
 WEB = ("WebInstance",)
 
 
-def plan(found: Plan, target: Target) -> RenderableType:
+def plan(found: Plan, target: Target, costs: cost.Estimate) -> RenderableType:
     """What would happen, what it means, and what it costs."""
     parts: list[RenderableType] = [Text(f"{target.prefix} on {target}")]
     if found.nothing:
-        return Group(*parts, Text("Nothing to change.", style="green"), Text(), estimate(cost.estimate(found.after)))
+        return Group(*parts, Text("Nothing to change.", style="green"), Text(), estimate(costs))
     new = "A new stack" if found.kind == "CREATE" else "The stack is there already"
     counts: Counter[str] = Counter(each.action for each in found.changes)
     verbs = {"replace": "to replace", "may replace": "that may be replaced"}
@@ -37,7 +37,7 @@ def plan(found: Plan, target: Target) -> RenderableType:
         parts += [Text(), Text("Parameters", style="bold"), _parameters(found)]
     parts += [Text(f"! {each}", style="bold red") for each in warnings(found.changes)]
     parts += [Text(each, style="yellow") for each in _notes(found)]
-    return Group(*parts, Text(), estimate(cost.estimate(found.after)))
+    return Group(*parts, Text(), estimate(costs))
 
 
 def warnings(changes: Iterable[Change]) -> list[str]:
@@ -66,7 +66,7 @@ def estimate(found: cost.Estimate) -> RenderableType:
         (f"an hour with {counted(found.workers, 'worker')}", found.busy_hour),
     ):
         table.add_row(what, f"{_dollars(cost.total(costs))} USD", ", ".join(_services(costs)))
-    title = Text(f"Estimated cost (list prices, {cost.PRICES_OF})", style="bold")
+    title = Text(f"Estimated cost ({found.source})", style="bold")
     notes = [*found.notes, f"Not counted: {cost.NOT_COUNTED}."]
     return Group(title, table, *(Text(each, style="dim") for each in notes))
 

@@ -42,7 +42,7 @@ def _photos(folder: Path) -> list[Path]:
 
 
 def sample_people() -> dict[str, list[Path]]:
-    """The first gallery's people and their photos. Raises LocalError when the photos cannot be fetched."""
+    """The first gallery's people and their photos. Raises LocalError when a photo is missing."""
     photos = samples.sample_photos()
     return {name: [photos[file] for file in files] for name, files in samples.PEOPLE.items()}
 

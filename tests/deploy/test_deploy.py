@@ -82,6 +82,7 @@ def test_a_plan_changes_nothing(deploy: Deploy, clients: Callable[[str], Any], p
     assert re.search(r"A new stack: \d+ to add\.", done.stdout)
     assert re.search(r"add +WebInstance +EC2::Instance", done.stdout)
     assert re.search(r"idle, a month +\d+\.\d\d USD", done.stdout)
+    assert said(done).count("AWS's Price List is not asked for an AWS on this machine") == 1
     assert "AccessCidr lets nobody in" in said(done)
     assert stacks(clients, prefix) == []
     assert clients("cloudformation").list_change_sets(StackName=prefix)["Summaries"] == []

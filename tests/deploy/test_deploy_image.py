@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
+import tarfile
 import uuid
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ with open(os.environ["PACKER_SAID"], "a") as said:
     print(command, *options, file=said)
 given = dict(each.split("=", 1) for each in options if "=" in each)
 if command == "validate":
-    sys.exit(not os.path.isfile(given["wheel"]))
+    sys.exit(not os.path.isfile(given["sources"]))
 if command == "build":
     import boto3
     ec2 = boto3.client("ec2")
@@ -75,7 +76,7 @@ def snapshots(ec2: Any, image_id: str) -> list[str]:
     return [each["Ebs"]["SnapshotId"] for each in found["BlockDeviceMappings"]]
 
 
-def test_an_image_is_made_of_a_wheel_of_this_checkout(
+def test_an_image_is_made_of_the_sources_of_this_checkout(
     target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said = a_packer(tmp_path, monkeypatch)
@@ -100,12 +101,22 @@ def test_a_packer_that_fails_is_a_failure(target: Target, tmp_path: Path, monkey
         image.make(target, [], only_check=False, say=lambda _: None)
 
 
-def test_the_wheel_has_what_an_instance_needs(tmp_path: Path) -> None:
-    wheel = image.make_wheel(tmp_path)
-    names = set(zipfile.ZipFile(wheel).namelist())
-    assert {"faceapp/cli/__init__.py", "faceapp/stack/stack.yaml", "faceapp/http/templates/docs.html"} <= names
-    # What an earlier build has left in build/ is no part of it.
-    assert not [each for each in names if each.startswith(("faceapp/scaling/", "faceapp/flower/", "faceapp/gallery/"))]
+def test_the_archive_has_the_checkouts_sources_and_nothing_that_was_made_of_them(tmp_path: Path) -> None:
+    with tarfile.open(image.pack(tmp_path)) as archive:
+        files = {each.name.partition("/")[2] for each in archive if each.isfile()}
+        [template] = [each for each in archive if each.name.endswith("faceapp/stack/stack.yaml")]
+        # A link in the checkout, whose target would not be there.
+        assert template.isreg()
+    tracked = subprocess.run(
+        ["git", "ls-files", *image.SOURCES], cwd=image.CHECKOUT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert files >= set(tracked)
+    assert not [each for each in files if "__pycache__" in each or each.startswith(("build/", "faceapp.egg-info/"))]
+
+
+def test_sources_that_cannot_be_read_are_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(DeployError, match=r"The sources cannot be packed: .*celery_sqs"):
+        image.pack(tmp_path, root=tmp_path)
 
 
 def test_without_packer_or_a_checkout_it_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from faceapp.cli.deploy import deploy as commands
 from faceapp.deploy import apply, cost, logs, status, template
 from faceapp.deploy.changes import discard, make
+from faceapp.deploy.prices import Prices
 from faceapp.deploy.target import Target, connect
 from faceapp.errors import ConfigError, DeployError
 from faceapp.stack import data_tier as deployment
@@ -40,40 +41,40 @@ def deployed(target: Target) -> Target:
 
 
 def test_an_idle_stack_costs_its_web_instance_and_little_more() -> None:
-    found = cost.estimate(WITH_IMAGE)
+    found = cost.estimate(WITH_IMAGE, Prices())
     assert cost.total(found.idle_month) == pytest.approx(36, abs=1)
-    small = cost.estimate({**WITH_IMAGE, "WorkerMarket": "spot"}).idle_month
+    small = cost.estimate({**WITH_IMAGE, "WorkerMarket": "spot"}, Prices()).idle_month
     assert small["EC2 web-instance"] > cost.total(small) * 0.7
     assert cost.total(found.busy_hour) == pytest.approx(15 * (0.05132 + 0.005))
     assert 0.01 < cost.total(found.thousand_photos) < 0.05
 
 
 def test_what_is_chosen_shows_in_the_estimate() -> None:
-    usual = cost.estimate(WITH_IMAGE)
-    spot = cost.estimate({**WITH_IMAGE, "WorkerMarket": "spot"})
+    usual = cost.estimate(WITH_IMAGE, Prices())
+    spot = cost.estimate({**WITH_IMAGE, "WorkerMarket": "spot"}, Prices())
     assert cost.total(spot.busy_hour) < cost.total(usual.busy_hour) / 2
     assert spot.idle_month["EBS"] < usual.idle_month["EBS"]
-    few = cost.estimate({**WITH_IMAGE, "MaxInstances": "3"})
+    few = cost.estimate({**WITH_IMAGE, "MaxInstances": "3"}, Prices())
     assert cost.total(few.busy_hour) == pytest.approx(cost.total(usual.busy_hour) / 5)
-    kept = cost.estimate({**WITH_IMAGE, "KeepDays": "140"})
+    kept = cost.estimate({**WITH_IMAGE, "KeepDays": "140"}, Prices())
     assert kept.thousand_photos["S3"] > usual.thousand_photos["S3"]
 
 
 def test_no_image_costs_next_to_nothing() -> None:
-    found = cost.estimate(template.parameters())
+    found = cost.estimate(template.parameters(), Prices())
     assert cost.total(found.idle_month) < 1
     assert found.workers == 0
 
 
 def test_a_type_without_a_price_is_said() -> None:
     sentence = "No price is known here for x9.huge: not counted."
-    assert sentence in cost.estimate({**WITH_IMAGE, "WorkerType": "x9.huge"}).notes
-    assert sentence not in cost.estimate(WITH_IMAGE).notes
+    assert sentence in cost.estimate({**WITH_IMAGE, "WorkerType": "x9.huge"}, Prices()).notes
+    assert sentence not in cost.estimate(WITH_IMAGE, Prices()).notes
 
 
 def test_the_templates_own_types_have_prices() -> None:
     defaults = template.parameters()
-    assert {defaults["WebType"], defaults["WorkerType"]} <= cost.INSTANCE_HOUR.keys()
+    assert {defaults["WebType"], defaults["WorkerType"]} <= Prices().instance_hour.keys()
 
 
 def test_status_tells_what_is_chosen_and_which_alarms_ring(deployed: Target) -> None:

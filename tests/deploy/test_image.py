@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import textwrap
 import uuid
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch
 
 from faceapp import __version__
 from faceapp.config import Settings
-from faceapp.deploy.image import make_wheel
+from faceapp.deploy.image import pack
 from faceapp.stack import data_tier as deployment
 from tests.deploy.test_units import IMAGE
 from tests.support.aws import plain_client
@@ -60,8 +61,15 @@ def provision(root: Path, python: Path, *options: str, **named: str) -> subproce
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_wheel(tmp_path_factory.mktemp("wheel"))
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pack(tmp_path_factory.mktemp("sources"))
+
+
+def packed(archive: Path) -> set[str]:
+    """The packages' files."""
+    with tarfile.open(archive) as opened:
+        names = {each.name.partition("/")[2] for each in opened if each.isfile()}
+    return {each for each in names if each.startswith(("faceapp/", "celery_sqs/"))}
 
 
 def tree(folder: Path) -> set[str]:
@@ -69,11 +77,11 @@ def tree(folder: Path) -> set[str]:
 
 
 @pytest.mark.system
-def test_the_image_has_what_its_units_run_and_can_be_made_twice(wheel: Path, tmp_path: Path) -> None:
+def test_the_image_has_what_its_units_run_and_can_be_made_twice(sources: Path, tmp_path: Path) -> None:
     root, python = tmp_path / "root", a_python(tmp_path, Path(sysconfig.get_path("purelib")))
     # Whichever build of torch the tests run with.
     build = {"CUDA": "yes"} if torch.version.cuda else {}
-    first = provision(root, python, "--wheel", str(wheel), **build)
+    first = provision(root, python, "--sources", str(sources), **build)
     assert first.returncode == 0, first.stdout + first.stderr
     assert re.search(r"provision: dlib-\S+ finds \d+ faces in noise", first.stdout)
 
@@ -91,9 +99,10 @@ def test_the_image_has_what_its_units_run_and_can_be_made_twice(wheel: Path, tmp
     assert (package / "__pycache__").is_dir()
     assert (package.with_name("celery_sqs") / "scaler" / "__pycache__").is_dir()
     assert (package / "stack" / "stack.yaml").read_text() == (DEPLOY / "stack.yaml").read_text()
+    assert packed(sources) - tree(package.parent) == set()
 
     before = tree(root)
-    second = provision(root, python, "--wheel", str(wheel), **build)
+    second = provision(root, python, "--sources", str(sources), **build)
     assert second.returncode == 0, second.stdout + second.stderr
     assert tree(root) == before
 
@@ -109,19 +118,19 @@ def test_a_torch_with_cuda_is_refused_before_its_gigabytes_come(tmp_path: Path) 
     (packages / "torch").mkdir()
     (packages / "torch" / "__init__.py").write_text("raise ImportError('its CUDA is not there')\n")
     (packages / "torch" / "version.py").write_text("cuda = '13.0'\n")
-    (tmp_path / "faceapp.whl").touch()
+    (tmp_path / "faceapp.tar.gz").touch()
     root = tmp_path / "root"
-    done = provision(root, a_python(tmp_path, packages), "--wheel", str(tmp_path / "faceapp.whl"))
+    done = provision(root, a_python(tmp_path, packages), "--sources", str(tmp_path / "faceapp.tar.gz"))
     assert done.returncode == 1
     assert "torch's build is for CUDA 13.0: name the index of the CPU builds in TORCH_INDEX" in done.stderr
     assert not (root / "etc").exists()
 
 
 def test_the_script_says_what_it_lacks(tmp_path: Path) -> None:
-    done = provision(tmp_path / "root", Path(sys.executable), "--wheel", "nowhere.whl")
+    done = provision(tmp_path / "root", Path(sys.executable), "--sources", "nowhere.tar.gz")
     assert (done.returncode, done.stderr) == (
         1,
-        "provision: --wheel names what to install, and there is no file 'nowhere.whl'\n",
+        "provision: --sources names what to install, and there is no file 'nowhere.tar.gz'\n",
     )
     assert not (tmp_path / "root").exists()
 
@@ -143,11 +152,11 @@ def test_packer_takes_the_template(tmp_path: Path) -> None:
     shutil.copytree(DEPLOY, copy)
     for each in ("", "-build", "-cuda"):
         shutil.copy(REPOSITORY / f"requirements{each}.txt", tmp_path)
-    (tmp_path / "faceapp.whl").touch()
+    (tmp_path / "faceapp.tar.gz").touch()
     text, left_out = NEWER.subn("", TEMPLATE.read_text())
     assert left_out == 3
     (copy / "image" / TEMPLATE.name).write_text(text)
-    given = {"region": "us-east-1", "version": __version__, "wheel": str(tmp_path / "faceapp.whl")}
+    given = {"region": "us-east-1", "version": __version__, "sources": str(tmp_path / "faceapp.tar.gz")}
 
     def validate(**variables: str) -> subprocess.CompletedProcess[str]:
         options = [f"-var={name}={value}" for name, value in {**given, **variables}.items()]
@@ -156,7 +165,7 @@ def test_packer_takes_the_template(tmp_path: Path) -> None:
     done = validate()
     assert done.returncode == 0, done.stdout
     assert "The architecture is amd64 or arm64" in validate(architecture="x86").stdout
-    assert "Bad source" in validate(wheel="nowhere.whl").stdout
+    assert "Bad source" in validate(sources="nowhere.tar.gz").stdout
 
 
 def test_packer_hands_over_everything_that_the_script_installs() -> None:

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 from faceapp.errors import LocalError
-from faceapp.operations.samples import sample_photos
 from faceapp.recognition import Recogniser
+from tools.samples import fetch
 
 
 @pytest.fixture(scope="session")
 def samples() -> dict[str, Path]:
     """The sample photos by name. Without a network the tests that need them are skipped, except in CI."""
     try:
-        return sample_photos()
+        return fetch()
     except LocalError as error:
         if os.environ.get("CI"):
             raise

@@ -61,7 +61,7 @@ def test_every_installation_is_from_a_list_with_hashes_or_from_this_checkout() -
         assert re.search(r"^INSTALL :=|\$\(INSTALL\) (-r requirements[a-z-]*\.txt|--editable \.)", line), line
     script = (REPOSITORY / "deploy" / "image" / "provision.sh").read_text()
     for line in re.findall(r"^ .*pip install .*$", script, re.MULTILINE):
-        assert re.search(r'--requirement "\$(build|torch|requirements|cuda_libraries)"|"\$wheel"', line), line
+        assert re.search(r'--requirement "\$(build|torch|requirements|cuda_libraries)"|"\$sources"', line), line
 
 
 def test_the_build_of_torch_that_is_there_stays(capfd: pytest.CaptureFixture[str]) -> None:
