@@ -29,8 +29,8 @@ def dead_letters() -> None:
 @which_aws
 def list_dead_letters(aws: str, limit: int, as_json: bool) -> None:
     """List them, oldest first: what, since when, and why as far as it is known."""
+    from celery_sqs.queues.dead_letters import DeadLetters
     from faceapp.operations import tables
-    from faceapp.operations.dead_letters import DeadLetters
 
     found = DeadLetters(settings()).listing(limit)
     if as_json:
@@ -45,8 +45,8 @@ def list_dead_letters(aws: str, limit: int, as_json: bool) -> None:
 @which_aws
 def show_dead_letter(aws: str, id: str, as_json: bool) -> None:
     """Show everything about one, its decoded message included."""
+    from celery_sqs.queues.dead_letters import DeadLetters
     from faceapp.operations import tables
-    from faceapp.operations.dead_letters import DeadLetters
 
     found = DeadLetters(settings()).show([id])[0]
     if as_json:
@@ -66,7 +66,7 @@ def redrive(aws: str, ids: tuple[str, ...], everything: bool, force: bool, as_js
 
     The exit status is 1 when one of them stays.
     """
-    from faceapp.operations.dead_letters import DeadLetters
+    from celery_sqs.queues.dead_letters import DeadLetters
 
     _check_ids(ids, everything)
     _say_outcomes(DeadLetters(settings()).redrive(ids or None, force=force), "sent again", aws, as_json)
@@ -80,8 +80,8 @@ def redrive(aws: str, ids: tuple[str, ...], everything: bool, force: bool, as_js
 @which_aws
 def purge(aws: str, ids: tuple[str, ...], everything: bool, yes: bool, as_json: bool) -> None:
     """Delete these for good. Says what is lost, and asks first."""
+    from celery_sqs.queues.dead_letters import DeadLetters, Listing
     from faceapp.operations import tables
-    from faceapp.operations.dead_letters import DeadLetters, Listing
 
     _check_ids(ids, everything)
     if not yes and (as_json or not sys.stdin.isatty()):

@@ -61,10 +61,10 @@ def serve(*, port: int, key_ids: Collection[str], told: str = "") -> None:
     import gevent
     from gevent.pywsgi import WSGIHandler, WSGIServer
 
+    from celery_sqs.testing.hangups import CONNECTION, NoticeHangups
     from faceapp.local import fast_moto
     from faceapp.local.aws_guard import Guard, issued_by_sts
     from faceapp.local.calls import CountCalls
-    from faceapp.local.hangups import CONNECTION, NoticeHangups
 
     class Handler(WSGIHandler):  # type: ignore[misc] # gevent has no type hints
         def log_error(self, msg: str, *args: Any) -> None:

@@ -23,9 +23,9 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_ba
 from moto.sqs import models
 from moto.sqs.exceptions import ReceiptHandleIsInvalid
 
+from celery_sqs.testing.hangups import has_hung_up
 from faceapp.local import change_sets, cloudformation
 from faceapp.local.aws_guard import Services
-from faceapp.local.hangups import has_hung_up
 
 
 def make_app() -> DomainDispatcherApplication:

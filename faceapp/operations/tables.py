@@ -14,7 +14,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from faceapp.operations.dead_letters import DeadLetter, Listing, Outcome
+from celery_sqs.queues.dead_letters import DeadLetter, Listing, Outcome
 from faceapp.operations.queues import Queue
 from faceapp.operations.status import Instance, Part, Scaler, Status, Worker
 

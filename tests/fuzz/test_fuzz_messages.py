@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from celery_sqs.aws import Aws
 from celery_sqs.control import Question, Replies
+from celery_sqs.queues import dead_letters
 from celery_sqs.results.collector import Collector
 from faceapp.broker.messages import refusal
 from faceapp.config import Settings
@@ -22,7 +23,6 @@ from faceapp.errors import ConfigError, InvalidName, SchemaError
 from faceapp.http import uploads
 from faceapp.http.api import preferred_wait_s
 from faceapp.observability import logs
-from faceapp.operations import dead_letters
 from faceapp.people import names
 from faceapp.schema import Box, Candidate, Enrolment, Face, Failure, Photo, PhotoFailure, Recognition
 from tests.support.fuzzing import cases

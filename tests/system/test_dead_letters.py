@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
+from celery_sqs.queues.dead_letters import DeadLetters
 from faceapp import broker
 from faceapp.config import Settings
 from faceapp.errors import BrokerUnavailable, DeadLetterNotFound
-from faceapp.operations.dead_letters import DeadLetters
 from faceapp.schema import Failure, Recognition
 from faceapp.stack import data_tier as deployment
 from faceapp.storage import Storage
