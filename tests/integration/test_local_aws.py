@@ -23,8 +23,9 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_ba
 from moto.sqs import models
 from moto.sqs.exceptions import ReceiptHandleIsInvalid
 
-from faceapp.local import calls, fast_moto
-from faceapp.local.aws import LISTENING
+from celery_sqs.testing import fast_moto
+from celery_sqs.testing.aws import LISTENING
+from faceapp.local import calls
 from tests.support.aws import COUNTER, session
 from tests.support.services import part_environ
 
