@@ -1,7 +1,10 @@
-"""Requests that failed too often: which there are, why, and sending them again or dropping them.
+"""Messages that were delivered too often: which there are, why, and sending them again or dropping them.
 
 SQS shows a message only by handing it out, so a look holds the dead letters for as long as it takes and gives them back
-at once. What holds them ends by itself after `HOLD_S`, so a command that is killed loses nothing.
+at once. What holds them ends by itself after `HOLD_S`, so a command that is killed loses nothing. Of each group of a
+FIFO queue SQS hands out ten at a time, so a look sees no more.
+
+Which queues have dead letters, and where those go, is what the work queues' redrive policies say.
 """
 
 from __future__ import annotations
@@ -9,24 +12,27 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any, Generic, TypeVar
 
 from botocore.exceptions import BotoCoreError, ClientError
+from celery import Celery, states
+from celery.backends.base import DisabledBackend
 
+from celery_sqs import options as sqs_options
 from celery_sqs.clocks import answered_s
-from faceapp import broker
-from faceapp.broker.messages import ENROL, ERASE, FORGET, RECOGNIZE, refusal
-from faceapp.config import Settings
-from faceapp.errors import BrokerUnavailable, DeadLetterNotFound, FaceappError
-from faceapp.storage import Storage
+from celery_sqs.errors import BrokerUnavailable, DeadLetterNotFound
+from celery_sqs.options import Options
+from celery_sqs.queues.counts import ATTRIBUTES
+from celery_sqs.transport import priorities
+from celery_sqs.transport.offload import OBJECT, SENT, Offload, Unreadable, object_in
 
-TASKS = (RECOGNIZE, ENROL, FORGET, ERASE)
 BATCH = 10
 """SQS hands out, deletes and releases at most this many messages a call."""
 LIST_MOST = 1000
@@ -41,39 +47,44 @@ AT_ONCE = 10
 """Letters that are looked up in S3, or sent, at the same time."""
 SHORTEST_ID = 6
 """An id may be shortened to this many characters where that is clear."""
-
-Photo = Literal["there", "gone", "none", "unknown"]
-"""Whether what the task is about is still in S3; `none` for a task without a photo, `unknown` when S3 does not say."""
+NEVER_USED = "nothing was sent to it yet, or it has another name"
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeadLetter:
-    """A message of the dead letter queue, and what could be found out about it."""
+    """A message of a dead-letter queue, and what could be found out about it."""
 
     message_id: str
+    queue: str
+    """The work queue to which it is sent again; empty where nothing says which."""
     sent_s: float | None
-    """Unix time at which the request was sent."""
+    """Unix time at which the message was sent."""
     receive_count: int
     """How often SQS has handed it out: to workers, and to looks like this one."""
     task: str | None
-    request_id: str | None
-    photo: Photo
+    task_id: str | None
+    """The task's id, or what else the application calls it by."""
     reason: str
+    lost: str = ""
+    """Why its text cannot be had, where S3 keeps that."""
     body: str
     document: Any
     """The decoded body: the task's headers and properties, with its arguments in `body`. None when it is no task."""
 
 
+L = TypeVar("L", bound=DeadLetter)
+
+
 @dataclass(frozen=True, kw_only=True)
-class Listing:
+class Listing(Generic[L]):
     """Dead letters, oldest first."""
 
-    letters: tuple[DeadLetter, ...]
+    letters: tuple[L, ...]
     total: int
     """How many there are by SQS's count, which is approximate and includes those held by somebody else."""
 
     @classmethod
-    def of(cls, letters: Sequence[DeadLetter]) -> Listing:
+    def of(cls, letters: Sequence[L]) -> Listing[L]:
         """Just these."""
         return cls(letters=tuple(letters), total=len(letters))
 
@@ -87,112 +98,195 @@ class Outcome:
     """What became of one letter."""
 
     message_id: str
-    request_id: str | None
+    task_id: str | None
     done: bool
     detail: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A work queue whose messages become dead letters after so many tries."""
+
+    name: str
+    url: str
+    arn: str
+    tries: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeadLetterQueue:
+    """Where they come to, and from which work queues."""
+
+    name: str
+    url: str
+    sources: tuple[Source, ...]
+
+
+def dead_letter_queues(options: Options, sqs: Any) -> tuple[DeadLetterQueue, ...]:
+    """Those of an application's work queues; none of one that is not there. Raises botocore's errors."""
+    by_target: dict[str, list[Source]] = {}
+    for name in options.queue_names:
+        try:
+            url = str(sqs.get_queue_url(QueueName=name)["QueueUrl"])
+            answer = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn", "RedrivePolicy"])["Attributes"]
+        except sqs.exceptions.QueueDoesNotExist:
+            continue
+        policy = json.loads(answer.get("RedrivePolicy", "{}"))
+        if target := policy.get("deadLetterTargetArn"):
+            source = Source(name=name, url=url, arn=answer["QueueArn"], tries=int(policy.get("maxReceiveCount", 0)))
+            by_target.setdefault(str(target), []).append(source)
+    names = {target: target.rpartition(":")[2] for target in by_target}
+    return tuple(
+        DeadLetterQueue(
+            name=names[target], url=str(sqs.get_queue_url(QueueName=names[target])["QueueUrl"]), sources=tuple(sources)
+        )
+        for target, sources in by_target.items()
+    )
+
+
 @dataclass(frozen=True)
 class _Held:
-    """A message as SQS handed it out."""
+    """A message as SQS handed it out; once it was read, `raw` has the text that S3 keeps of a large one."""
 
     raw: dict[str, Any]
+    queue: DeadLetterQueue
 
     @property
     def id(self) -> str:
         return str(self.raw["MessageId"])
 
     @property
-    def request_id(self) -> str | None:
-        return _request_id(_decode(str(self.raw["Body"])))
+    def body(self) -> str:
+        return str(self.raw["Body"])
+
+    @property
+    def sent_body(self) -> str:
+        """As SQS has it."""
+        return str(self.raw.get(SENT, self.raw["Body"]))
 
     @property
     def receipt(self) -> str:
         return str(self.raw["ReceiptHandle"])
 
     @property
+    def attributes(self) -> Mapping[str, str]:
+        """SQS's own."""
+        found: Mapping[str, str] = self.raw.get("Attributes", {})
+        return found
+
+    @property
     def sent_s(self) -> float | None:
-        """When the request was sent, by SQS's clock (Unix time)."""
-        sent_ms = self.raw.get("Attributes", {}).get("SentTimestamp")
+        """When the message was sent, by SQS's clock (Unix time)."""
+        sent_ms = self.attributes.get("SentTimestamp")
         return float(sent_ms) / 1000 if sent_ms else None
 
 
-class DeadLetters:
-    """The stack's dead letters. Every method raises BrokerUnavailable when SQS does not answer."""
+def task_id_of(document: dict[str, Any] | None) -> str | None:
+    """The id of the task in a decoded message."""
+    return str(document["headers"]["id"]) if document and document["headers"].get("id") else None
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._storage = Storage(settings)
+
+def futile(letter: DeadLetter) -> str:
+    """Why sending a letter again would be of no use; empty when it might."""
+    if letter.document is None:
+        return "it is no task, so no worker can do it"
+    return letter.lost
+
+
+class DeadLetters(Generic[L]):
+    """An application's dead letters. Every method raises BrokerUnavailable when SQS does not answer, when a queue that
+    is needed is not there, or when none has dead letters.
+
+    `describe` adds what the application knows of a letter, `refuse` says why not to send one again (`futile`), and
+    `id_of` by what else than the message's id it is found. `missing` is what to do where a queue is not there.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        *,
+        describe: Callable[[DeadLetter], L],
+        refuse: Callable[[L], str] = futile,
+        id_of: Callable[[dict[str, Any] | None], str | None] = task_id_of,
+        missing: str = NEVER_USED,
+    ) -> None:
+        self._options = options
+        self._describe, self._refuse, self._id_of, self._missing = describe, refuse, id_of, missing
+        self._offload = Offload(
+            aws=options.aws,
+            bucket=options.messages_bucket or options.results_bucket,
+            prefix=options.messages_prefix,
+            limit_bytes=options.largest_message_bytes,
+        )
         try:
-            self._sqs = broker.sqs_client(read_timeout=10)
+            self._sqs = options.aws.client("sqs", read_timeout=10)
         except (BotoCoreError, ValueError) as error:  # a profile that is not there, an endpoint that is no URL
             raise BrokerUnavailable(f"AWS cannot be asked: {error}") from error
-        self._urls: dict[str, str] = {}
         self._sent: set[str] = set()  # ids of the messages that the command at work has sent again
 
-    @property
-    def queue_url(self) -> str:
-        return self._url(self._settings.dead_letter_queue)
+    @cached_property
+    def queues(self) -> tuple[DeadLetterQueue, ...]:
+        """At least one."""
+        try:
+            found = dead_letter_queues(self._options, self._sqs)
+        except (BotoCoreError, ClientError) as error:
+            raise BrokerUnavailable(f"SQS does not say where dead letters go: {error}") from error
+        if found:
+            return found
+        for name in self._options.queue_names:
+            self._call("get_queue_url", QueueName=name)
+        names = ", ".join(self._options.queue_names)
+        raise BrokerUnavailable(f"No queue has dead letters: {names} have no redrive policy.")
 
-    def listing(self, limit: int = LIST_MOST) -> Listing:
+    def listing(self, limit: int = LIST_MOST) -> Listing[L]:
         """Up to `limit` letters; looking changes nothing but SQS's count of how often each was handed out."""
         with self._hold(limit) as held:
             pass
         total = max(self.count(), len(held))
         return Listing(letters=tuple(sorted(self._read(held), key=lambda each: each.sent_s or 0.0)), total=total)
 
-    def show(self, ids: Sequence[str]) -> Sequence[DeadLetter]:
-        """The letters with these message or request ids, or with ids that begin so. Raises DeadLetterNotFound."""
+    def show(self, ids: Sequence[str]) -> Sequence[L]:
+        """The letters with these message or task ids, or with ids that begin so. Raises DeadLetterNotFound."""
         with self._hold(LOOK_MOST) as held:
             pass
-        return self._read(_pick(held, ids))
+        return self._read(self._pick(held, ids))
 
     def count(self) -> int:
         """How many there are, those held by somebody included; approximate."""
-        return self._count()[0]
-
-    def _count(self) -> tuple[int, float]:
-        """The same, and when SQS said so (Unix time, by its clock)."""
-        answer = self._call(
-            "get_queue_attributes",
-            QueueUrl=self.queue_url,
-            AttributeNames=[
-                "ApproximateNumberOfMessages",
-                "ApproximateNumberOfMessagesNotVisible",
-                "ApproximateNumberOfMessagesDelayed",
-            ],
+        return sum(
+            int(count)
+            for each in self.queues
+            for count in self._attributes(each, list(ATTRIBUTES.values()))["Attributes"].values()
         )
-        return sum(int(each) for each in answer["Attributes"].values()), answered_s(answer)
 
-    def redrive(self, ids: Sequence[str] | None, *, force: bool = False) -> Iterator[Outcome]:
-        """Send these (None: all) to the request queue anew, where they have all their tries again.
+    def retry(self, ids: Sequence[str] | None, *, force: bool = False) -> Iterator[Outcome]:
+        """Send these (None: all) to their work queues again, where they have all their tries.
 
-        All are those whose requests were sent before this began: others fail meanwhile, and one that fails at once is a
-        dead letter again. One whose photo is gone, or that is no task, is refused unless `force`. Each is sent before
-        it is deleted: a crash in between doubles it, and doing a request twice changes nothing. Raises
-        DeadLetterNotFound, having done nothing, when one of the ids is not there.
+        All are those that were sent before this began: others fail meanwhile, and one that fails at once is a dead
+        letter again. One that is of no use is refused unless `force`. Each is sent before it is deleted: a crash in
+        between doubles it. Raises DeadLetterNotFound, having done nothing, when one of the ids is not there.
         """
-        return self._each(ids, lambda held: self._redrive(held, force=force))
+        return self._each(ids, lambda held: self._retry(held, force=force))
 
-    def purge(self, ids: Sequence[str] | None) -> Iterator[Outcome]:
-        """Delete these (None: all, as of `redrive`) for good.
+    def drop(self, ids: Sequence[str] | None) -> Iterator[Outcome]:
+        """Delete these (None: all, as of `retry`) for good, with what S3 keeps of large ones.
 
-        Raises DeadLetterNotFound, having done nothing, as `redrive` does.
+        Raises DeadLetterNotFound, having done nothing, as `retry` does.
         """
-        return self._each(ids, lambda held: self._delete(held, "purged"))
+        return self._each(ids, self._drop)
 
     def _each(self, ids: Sequence[str] | None, act: Callable[[Sequence[_Held]], list[Outcome]]) -> Iterator[Outcome]:
         """Act on the letters, a few at a time, and give the others back."""
         if ids is not None:
             with self._hold(LOOK_MOST) as held:
-                chosen = _pick(held, ids)
+                chosen = self._pick(held, ids)
                 for start in range(0, len(chosen), AT_ONCE):
                     yield from act(chosen[start : start + AT_ONCE])
             return
         seen: set[str] = set()
         self._sent = set()
         # SQS's dates are whole seconds.
-        until_s = self._count()[1] + 1
+        until_s = self._now_s() + 1
 
         def is_done(each: _Held) -> bool:
             return each.id in seen or each.id in self._sent or (each.sent_s or 0.0) > until_s
@@ -213,194 +307,238 @@ class DeadLetters:
         found: dict[str, _Held] = {}
         passed_over: dict[str, _Held] = {}
         try:
-            while len(found) < limit and time.monotonic() < until_s:
-                answer = self._call(
-                    "receive_message",
-                    QueueUrl=self.queue_url,
-                    MaxNumberOfMessages=min(BATCH, limit - len(found)),
-                    VisibilityTimeout=HOLD_S,
-                    # A long poll asks all of SQS's servers: a short one asks a few, and misses messages.
-                    WaitTimeSeconds=1,
-                    MessageSystemAttributeNames=["SentTimestamp", "ApproximateReceiveCount"],
-                    MessageAttributeNames=["All"],
-                )
-                fresh = [_Held(each) for each in answer.get("Messages", ())]
-                if not fresh:
-                    break
-                for each in fresh:
-                    (passed_over if skip(each) else found)[each.id] = each
+            for queue in self.queues:
+                while len(found) < limit and time.monotonic() < until_s:
+                    fresh = self._receive(queue, min(BATCH, limit - len(found)))
+                    if not fresh:
+                        break
+                    for each in fresh:
+                        (passed_over if skip(each) else found)[each.id] = each
             yield list(found.values())
         finally:
             self._release([*found.values(), *passed_over.values()])
 
+    def _receive(self, queue: DeadLetterQueue, most: int) -> list[_Held]:
+        answer = self._call(
+            "receive_message",
+            QueueUrl=queue.url,
+            MaxNumberOfMessages=most,
+            VisibilityTimeout=HOLD_S,
+            # A long poll asks all of SQS's servers: a short one asks a few, and misses messages.
+            WaitTimeSeconds=1,
+            MessageSystemAttributeNames=["All"],
+            MessageAttributeNames=["All"],
+        )
+        return [_Held(each, queue) for each in answer.get("Messages", ())]
+
     def _release(self, held: Sequence[_Held]) -> None:
         """Make them visible again. Those deleted meanwhile, and any that fail, are left to `HOLD_S`."""
-        batches = [held[start : start + BATCH] for start in range(0, len(held), BATCH)]
 
-        def release(batch: Sequence[_Held]) -> None:
+        def release(batch: tuple[str, Sequence[_Held]]) -> None:
+            url, messages = batch
             entries = [
-                {"Id": str(n), "ReceiptHandle": each.receipt, "VisibilityTimeout": 0} for n, each in enumerate(batch)
+                {"Id": str(n), "ReceiptHandle": each.receipt, "VisibilityTimeout": 0} for n, each in enumerate(messages)
             ]
-            self._call("change_message_visibility_batch", QueueUrl=self.queue_url, Entries=entries)
+            self._call("change_message_visibility_batch", QueueUrl=url, Entries=entries)
 
         with ThreadPoolExecutor(AT_ONCE) as threads:
-            for _ in threads.map(release, batches):
+            for _ in threads.map(release, _batches(held)):
                 pass
 
-    def _redrive(self, held: Sequence[_Held], *, force: bool) -> list[Outcome]:
+    def _retry(self, held: Sequence[_Held], *, force: bool) -> list[Outcome]:
+        letters = self._read(held)
+        futile = ["" if force else self._refuse(each) for each in letters]
+        refusals = [f"refused: {why} (--force sends it)" if why else "" for why in futile]
         with ThreadPoolExecutor(AT_ONCE) as threads:
-            refusals = list(threads.map(lambda each: "" if force else _refusal(each), self._read(held)))
-            todo = [each for each, refusal in zip(held, refusals, strict=True) if not refusal]
-            failures = list(threads.map(self._send, todo))
-        outcomes = [_outcome(each, refusal) for each, refusal in zip(held, refusals, strict=True) if refusal]
-        outcomes += [_outcome(each, failure) for each, failure in zip(todo, failures, strict=True) if failure]
-        sent = [each for each, failure in zip(todo, failures, strict=True) if not failure]
-        return outcomes + self._delete(sent, "sent again")
+            details = list(
+                threads.map(
+                    lambda each, letter, refusal: refusal or self._send(each, letter.queue),
+                    *(held, letters, refusals),
+                )
+            )
+        stay = [self._outcome(each, detail) for each, detail in zip(held, details, strict=True) if detail]
+        sent = [each for each, detail in zip(held, details, strict=True) if not detail]
+        return stay + self._delete(sent, "sent again")
 
-    def _send(self, message: _Held) -> str:
-        """Send it to the request queue; a sentence when that is impossible."""
+    def _send(self, message: _Held, queue: str) -> str:
+        """Send it to the work queue; a sentence when that is impossible."""
+        source = next((each for each in message.queue.sources if each.name == queue), None)
+        if source is None:
+            names = ", ".join(each.name for each in message.queue.sources)
+            return f"stays: nothing says from which of the queues it came: {names}"
         attributes = {
             name: {key: part for key, part in value.items() if not key.endswith("ListValues")}
             for name, value in message.raw.get("MessageAttributes", {}).items()
         }
-        url = self._url(self._settings.request_queue)
+        group = message.attributes.get("MessageGroupId")
+        extra = {"MessageGroupId": group} if group else {}
+        if queue.endswith(".fifo"):
+            # Its own would make SQS drop it within five minutes of the first.
+            extra["MessageDeduplicationId"] = uuid.uuid4().hex
         try:
             sent = self._call(
-                "send_message", QueueUrl=url, MessageBody=message.raw["Body"], MessageAttributes=attributes
+                "send_message",
+                QueueUrl=source.url,
+                MessageBody=message.sent_body,
+                MessageAttributes=attributes,
+                **extra,
             )
             # It keeps this id when it becomes a dead letter.
             self._sent.add(str(sent["MessageId"]))
         except BrokerUnavailable as error:
-            return f"stays: {error.detail}"
+            return f"stays: {error}"
         return ""
 
+    def _drop(self, held: Sequence[_Held]) -> list[Outcome]:
+        outcomes = self._delete(held, "dropped")
+        gone = {each.message_id for each in outcomes if each.done}
+        if self._offload.bucket:
+            self._offload.delete(name for each in held if each.id in gone and (name := _object(each)))
+        return outcomes
+
     def _delete(self, held: Sequence[_Held], done: str) -> list[Outcome]:
-        """Delete up to `BATCH` messages."""
-        if not held:
-            return []
-        entries = [{"Id": str(n), "ReceiptHandle": each.receipt} for n, each in enumerate(held)]
-        try:
-            answer = self._call("delete_message_batch", QueueUrl=self.queue_url, Entries=entries)
-            failed = {int(each["Id"]): str(each.get("Message", each["Code"])) for each in answer.get("Failed", ())}
-        except BrokerUnavailable as error:
-            failed = dict.fromkeys(range(len(held)), error.detail)
-        return [
-            Outcome(
-                message_id=each.id,
-                request_id=each.request_id,
-                done=n not in failed,
-                detail=f"{done}, but SQS did not delete it here: {failed[n]}" if n in failed else done,
-            )
-            for n, each in enumerate(held)
-        ]
+        outcomes = []
+        for url, batch in _batches(held):
+            entries = [{"Id": str(n), "ReceiptHandle": each.receipt} for n, each in enumerate(batch)]
+            try:
+                answer = self._call("delete_message_batch", QueueUrl=url, Entries=entries)
+                failed = {int(each["Id"]): str(each.get("Message", each["Code"])) for each in answer.get("Failed", ())}
+            except BrokerUnavailable as error:
+                failed = dict.fromkeys(range(len(batch)), str(error))
+            for n, each in enumerate(batch):
+                detail = f"{done}, but SQS did not delete it here: {failed[n]}" if n in failed else done
+                outcomes.append(self._outcome(each, detail, done=n not in failed))
+        return outcomes
 
-    def _read(self, held: Sequence[_Held]) -> Sequence[DeadLetter]:
-        tries = self._tries() if held else 0
+    def _outcome(self, held: _Held, detail: str, *, done: bool = False) -> Outcome:
+        return Outcome(message_id=held.id, task_id=self._id_of(_decode(held.body)), done=done, detail=detail)
+
+    def _read(self, held: Sequence[_Held]) -> Sequence[L]:
+        troubles: list[Exception | None] = []
+        for start in range(0, len(held), AT_ONCE):
+            troubles += self._offload.read([each.raw for each in held[start : start + AT_ONCE]])
         with ThreadPoolExecutor(AT_ONCE) as threads:
-            return list(threads.map(lambda each: self._letter(each, tries), held))
+            return list(threads.map(lambda each, trouble: self._describe(self._letter(each, trouble)), held, troubles))
 
-    def _letter(self, held: _Held, tries: int) -> DeadLetter:
-        body = str(held.raw["Body"])
-        document = _decode(body)
-        task = str(document["headers"]["task"]) if document else None
-        request_id = _request_id(document)
-        attributes = held.raw.get("Attributes", {})
-        unfit = refusal(body, tasks=TASKS)
-        photo, reason = self._look_up(
-            task, request_id, f"no worker takes it: {unfit}" if unfit else f"failed {tries} times"
-        )
+    def _letter(self, held: _Held, trouble: Exception | None) -> DeadLetter:
+        document = _decode(held.body)
+        source = self._source(held, document)
+        tries = source.tries if source else min(each.tries for each in held.queue.sources)
+        unfit = "" if trouble else self._options.hooks.refuse(held.body) or ("" if document else "it is no task")
         return DeadLetter(
             message_id=held.id,
+            queue=source.name if source else "",
             sent_s=held.sent_s,
-            receive_count=int(attributes.get("ApproximateReceiveCount", 0)),
-            task=task,
-            request_id=request_id,
-            photo=photo,
-            reason=reason,
-            body=body,
+            receive_count=int(held.attributes.get("ApproximateReceiveCount", 0)),
+            task=str(document["headers"]["task"]) if document else None,
+            task_id=self._id_of(document),
+            reason=str(trouble or "") or (f"no worker takes it: {unfit}" if unfit else f"failed {tries} times"),
+            lost=str(trouble or ""),
+            body=held.body,
             document=document,
         )
 
-    def _look_up(self, task: str | None, request_id: str | None, failed: str) -> tuple[Photo, str]:
-        """Whether the photo is there, and why the request is a dead letter as far as anybody knows.
+    def _source(self, held: _Held, document: dict[str, Any] | None) -> Source | None:
+        """The work queue that it came from: as SQS says, as is clear, or as Celery wrote into the message."""
+        sources = held.queue.sources
+        arn = held.attributes.get("DeadLetterQueueSourceArn")
+        if len(sources) == 1:
+            return sources[0]
+        named = self._named_by(document) if arn is None else ""
+        return next((each for each in sources if each.arn == arn or each.name == named), None)
 
-        `failed` is what can be said without S3, which has why the last try failed unless it did not answer then.
-        """
-        if task not in (RECOGNIZE, ENROL) or request_id is None:
-            return "none", failed
-        try:
-            if task == ENROL:
-                return "there" if self._storage.list_incoming(request_id) else "gone", failed
-            photo: Photo = "there" if self._storage.photo_exists(request_id) else "gone"
-            result = self._storage.get_result(request_id)
-        except FaceappError as error:
-            return "unknown", f"S3 does not say: {error.detail}"
-        if result is None:
-            return photo, failed
-        if result.failure:
-            return photo, f"{result.failure.code}: {result.failure.detail}"
-        return photo, f"its result is there after all: {result.answer}"
-
-    def _tries(self) -> int:
-        """How often the request queue hands a message out before it is a dead letter."""
-        answer = self._call(
-            "get_queue_attributes",
-            QueueUrl=self._url(self._settings.request_queue),
-            AttributeNames=["RedrivePolicy"],
+    def _named_by(self, document: dict[str, Any] | None) -> str:
+        properties = document.get("properties") if document else None
+        if not isinstance(properties, dict) or not isinstance(properties.get("delivery_info"), dict):
+            return ""
+        priority = properties.get("priority")
+        queue = priorities.queue_for(
+            str(properties["delivery_info"].get("routing_key")),
+            priority if isinstance(priority, int) else 0,
+            self._options.priority_steps,
         )
-        policy = json.loads(answer.get("Attributes", {}).get("RedrivePolicy", "{}"))
-        return int(policy.get("maxReceiveCount", 0))
+        return self._options.queue_name_prefix + queue
 
-    def _url(self, queue: str) -> str:
-        if queue not in self._urls:
-            self._urls[queue] = str(self._call("get_queue_url", QueueName=queue)["QueueUrl"])
-        return self._urls[queue]
+    def _pick(self, held: Sequence[_Held], ids: Iterable[str]) -> list[_Held]:
+        """Those that the ids name, each once."""
+        names = [(each, {each.id, self._id_of(_decode(each.body)) or ""}) for each in held]
+        found: dict[str, _Held] = {}
+        for id in ids:
+            if len(id) < SHORTEST_ID:
+                raise DeadLetterNotFound(f"{id!r} is too short for an id: give {SHORTEST_ID} characters of it or more.")
+            fitting = [each for each, of in names if id in of] or [
+                each for each, of in names if any(name.startswith(id) for name in of)
+            ]
+            if len(fitting) > 1:
+                raise DeadLetterNotFound(
+                    f"{len(fitting)} dead letters begin with {id!r}: give more of the (message) id."
+                )
+            if not fitting:
+                raise DeadLetterNotFound(
+                    f"There is no dead letter {id!r} (or another command holds it just now, for {HOLD_S} s at most)."
+                )
+            found[fitting[0].id] = fitting[0]
+        return list(found.values())
+
+    def _now_s(self) -> float:
+        """What time it is by SQS's clock (Unix time)."""
+        return answered_s(self._attributes(self.queues[0], ["QueueArn"]))
+
+    def _attributes(self, queue: DeadLetterQueue, names: Sequence[str]) -> Any:
+        return self._call("get_queue_attributes", QueueUrl=queue.url, AttributeNames=names)
 
     def _call(self, operation: str, **arguments: Any) -> Any:
         try:
             return getattr(self._sqs, operation)(**arguments)
         except self._sqs.exceptions.QueueDoesNotExist:
             name = arguments.get("QueueName") or str(arguments.get("QueueUrl")).rpartition("/")[2]
-            raise BrokerUnavailable(
-                f"The queue {name} does not exist: deploy the stack first, or set FACEAPP_PREFIX to the stack's name."
-            ) from None
+            raise BrokerUnavailable(f"The queue {name} does not exist: {self._missing}.") from None
         except (BotoCoreError, ClientError) as error:
             raise BrokerUnavailable(f"SQS does not do {operation}: {error}") from error
 
 
-def _pick(held: Sequence[_Held], ids: Iterable[str]) -> list[_Held]:
-    """Those that the ids name, each once."""
-    names = [(each, {each.id, each.request_id or ""}) for each in held]
-    found: dict[str, _Held] = {}
-    for id in ids:
-        if len(id) < SHORTEST_ID:
-            raise DeadLetterNotFound(f"{id!r} is too short for an id: give {SHORTEST_ID} characters of it or more.")
-        fitting = [each for each, of in names if id in of] or [
-            each for each, of in names if any(name.startswith(id) for name in of)
-        ]
-        if len(fitting) > 1:
-            raise DeadLetterNotFound(f"{len(fitting)} dead letters begin with {id!r}: give more of the (message) id.")
-        if not fitting:
-            raise DeadLetterNotFound(
-                f"There is no dead letter {id!r} (or another command holds it just now, for {HOLD_S} s at most)."
-            )
-        found[fitting[0].id] = fitting[0]
-    return list(found.values())
+def of(app: Celery) -> DeadLetters[DeadLetter]:
+    """The dead letters of `app`, with what its results say of them."""
+    return DeadLetters(sqs_options.of(app), describe=partial(_with_result, app))
 
 
-def _refusal(letter: DeadLetter) -> str:
-    """Why sending it again would be of no use; empty when it might."""
-    if letter.document is None:
-        return "refused: it is no task, so no worker can do it (--force sends it)"
-    if letter.photo == "gone":
-        return "refused: its photo is gone, so it would fail again (--force sends it)"
-    if letter.photo == "unknown":
-        return f"refused: {letter.reason} (--force sends it)"
-    return ""
+def _with_result(app: Celery, letter: DeadLetter) -> DeadLetter:
+    told = _told(app, letter.task_id) if letter.task_id and letter.document and not letter.lost else ""
+    return replace(letter, reason=told) if told else letter
 
 
-def _outcome(held: _Held, detail: str) -> Outcome:
-    return Outcome(message_id=held.id, request_id=held.request_id, done=False, detail=detail)
+def _told(app: Celery, task_id: str) -> str:
+    """What is stored of a task that has ended; empty where nothing is."""
+    if isinstance(app.backend, DisabledBackend):
+        return ""
+    result = app.AsyncResult(task_id)
+    try:
+        state, came = result.state, result.result
+    except Exception as error:  # whatever the backend raises: it may be another one than ours
+        return f"its result cannot be had: {error}"
+    if state == states.SUCCESS:
+        return "its result is there after all"
+    return f"{type(came).__name__}: {came}" if state in states.EXCEPTION_STATES and came is not None else ""
+
+
+def _batches(held: Sequence[_Held]) -> list[tuple[str, Sequence[_Held]]]:
+    """Up to `BATCH` messages of one queue, and its URL."""
+    by_url: dict[str, list[_Held]] = {}
+    for each in held:
+        by_url.setdefault(each.queue.url, []).append(each)
+    return [
+        (url, messages[start : start + BATCH])
+        for url, messages in by_url.items()
+        for start in range(0, len(messages), BATCH)
+    ]
+
+
+def _object(held: _Held) -> str | None:
+    """The name of the object that has its text."""
+    try:
+        return held.raw.get(OBJECT) or object_in(held.body)
+    except Unreadable:
+        return None
 
 
 def _decode(body: str) -> dict[str, Any] | None:
@@ -416,20 +554,6 @@ def _decode(body: str) -> dict[str, Any] | None:
     arguments = document.get("body")
     decoded = next((each for each in (_json(arguments), _json(_base64(arguments))) if each is not None), arguments)
     return {**document, "body": decoded}
-
-
-def _request_id(document: dict[str, Any] | None) -> str | None:
-    """What the product's tasks are about; of any other task, its id."""
-    if document is None:
-        return None
-    headers, body = document["headers"], document["body"]
-    if headers["task"] in (RECOGNIZE, ENROL):
-        try:
-            argument = body[0][0]
-        except (IndexError, KeyError, TypeError):
-            return None
-        return argument if isinstance(argument, str) and re.fullmatch("[0-9a-f]{32}", argument) else None
-    return str(headers["id"]) if headers.get("id") else None
 
 
 def _json(text: Any) -> Any:

@@ -26,12 +26,12 @@ import psutil
 import urllib3
 from PIL import Image
 
-from celery_sqs.queues.dead_letters import DeadLetters
 from faceapp.config import Settings
 from faceapp.errors import FaceappError
 from faceapp.local import compute
 from faceapp.local.processes import Service, Services
 from faceapp.local.up import IMAGE
+from faceapp.operations.dead_letters import DeadLetters
 from faceapp.operations.samples import sample_photos
 from faceapp.schema import Recognition
 from faceapp.stack import data_tier as deployment

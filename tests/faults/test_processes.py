@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from celery_sqs.queues.dead_letters import DeadLetters
+from faceapp.operations.dead_letters import DeadLetters
 from tests.faults.conftest import Record, Running
 from tests.faults.faulty import HANGS, HOLDS, KILLS
 from tests.faults.system import Reply, System, books, burst, photo

@@ -23,6 +23,7 @@ from faceapp.errors import ConfigError, InvalidName, SchemaError
 from faceapp.http import uploads
 from faceapp.http.api import preferred_wait_s
 from faceapp.observability import logs
+from faceapp.operations.dead_letters import request_id_of
 from faceapp.people import names
 from faceapp.schema import Box, Candidate, Enrolment, Face, Failure, Photo, PhotoFailure, Recognition
 from tests.support.fuzzing import cases
@@ -221,7 +222,7 @@ def test_a_reply_to_remote_control_is_taken_or_dropped(text: str) -> None:
 def test_a_dead_letter_is_a_task_or_none(text: str) -> None:
     found = dead_letters._decode(text)
     assert found is None or isinstance(found["headers"]["task"], str)
-    assert isinstance(dead_letters._request_id(found), str | None)
+    assert isinstance(request_id_of(found), str | None)
 
 
 # Requests.

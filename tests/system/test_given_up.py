@@ -14,11 +14,11 @@ import pytest
 import urllib3
 from PIL import Image
 
-from celery_sqs.queues.dead_letters import DeadLetters
 from faceapp import broker
 from faceapp.broker import GivenUp
 from faceapp.config import Settings
 from faceapp.errors import RecognitionExpired, StorageUnavailable
+from faceapp.operations.dead_letters import DeadLetters
 from faceapp.schema import Enrolment, Failure, Recognition
 from faceapp.stack import data_tier as deployment
 from faceapp.storage import Storage

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from celery_sqs.queues.dead_letters import DeadLetters
 from faceapp.config import Settings
+from faceapp.operations.dead_letters import DeadLetters
 from faceapp.stack import data_tier as deployment
 from tests.support.aws import plain_client
 from tests.support.services import aws_environ, celery_worker, environ, wait_until
