@@ -339,6 +339,7 @@ def status_of(forge: Forge, *, workers: int = 0) -> tuple[int, dict[str, Any]]:
 
 
 def test_the_status_has_queues_workers_and_the_scaler(forge: Forge) -> None:
+    """Also where work queues take little: a worker's answer goes to another queue, and was too large for theirs."""
     scaler = ScalerOptions(status_port=int(forge.env["FORGE_PORT"]))
     server = StatusServer(scaler, ScalerStatus(scaler, Aws()))
     server.start()

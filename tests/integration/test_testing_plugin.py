@@ -163,6 +163,14 @@ def test_the_shop_is_tested_with_it(tmp_path: Path) -> None:
     assert outcomes(done) == {"passed": 3}, done.stdout
 
 
+def test_the_documents_example_is_one(tmp_path: Path) -> None:
+    text = (REPOSITORY / "docs" / "celery.md").read_text().partition("## Testing an application")[2]
+    (tmp_path / "test_shop.py").write_text(text.partition("```python\n")[2].partition("```")[0])
+    (tmp_path / "shop.py").write_text((REPOSITORY / "examples" / "shop" / "shop.py").read_text())
+    done = subprocess.run(command(tmp_path), cwd=tmp_path, env=users_environ(), capture_output=True, text=True)
+    assert outcomes(done) == {"passed": 1}, done.stdout
+
+
 @pytest.mark.parametrize("again", [False, True])
 def test_a_workers_log_may_be_of_one_before(aws: str, tmp_path: Path, again: bool) -> None:
     """Its mark of being ready would be taken for the new one's."""
