@@ -21,7 +21,7 @@ from celery_sqs.aws import ONCE
 from celery_sqs.errors import BrokerUnavailable, Error, ScalerUnreachable
 from celery_sqs.options import Options
 from celery_sqs.queues.counts import DEAD_LETTERS, TASKS, Queue, queue, work_queues
-from celery_sqs.queues.dead_letters import dead_letter_queues
+from celery_sqs.queues.letters import dead_letter_queues
 from celery_sqs.scaler import client as scaler_client
 
 WORKERS_ANSWER_S = 2.5

@@ -18,7 +18,8 @@ from celery_sqs.commands.common import with_app
 from celery_sqs.texts import SHORT_ID, age, as_document, counted, in_a_line, printable, table, to_json
 
 if TYPE_CHECKING:
-    from celery_sqs.queues.dead_letters import DeadLetter, DeadLetters, Listing, Outcome
+    from celery_sqs.queues.dead_letters import DeadLetters
+    from celery_sqs.queues.letters import DeadLetter, Listing, Outcome
 
 HINT = "a worker was lost or ran out of time, or the task raised: the workers' logs say which"
 
@@ -188,7 +189,7 @@ def _check_ids(ids: tuple[str, ...], everything: bool, program: str) -> None:
 
 
 def _ask(desk: Desk, ids: tuple[str, ...], drop: str) -> None:
-    from celery_sqs.queues.dead_letters import Listing
+    from celery_sqs.queues.letters import Listing
 
     found = Listing.of(desk.letters.show(ids)) if ids else desk.letters.listing()
     if not found.letters:

@@ -12,7 +12,7 @@ from faceapp.cli.common import which_aws
 from faceapp.config import settings
 
 if TYPE_CHECKING:
-    from celery_sqs.queues.dead_letters import Listing
+    from celery_sqs.queues.letters import Listing
     from faceapp.operations.dead_letters import DeadLetter
 
 

@@ -8,8 +8,8 @@ from functools import partial
 from typing import Any, Literal
 
 from celery_sqs import Hooks
-from celery_sqs.queues import dead_letters
-from celery_sqs.queues.dead_letters import task_id_of
+from celery_sqs.queues import dead_letters, letters
+from celery_sqs.queues.letters import task_id_of
 from faceapp import broker
 from faceapp.broker.messages import ENROL, ERASE, FORGET, RECOGNIZE, refusal
 from faceapp.config import Settings
@@ -24,7 +24,7 @@ Photo = Literal["there", "gone", "none", "unknown"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeadLetter(dead_letters.DeadLetter):
+class DeadLetter(letters.DeadLetter):
     """A request that failed too often."""
 
     photo: Photo
@@ -59,7 +59,7 @@ def request_id_of(document: dict[str, Any] | None) -> str | None:
     return argument if isinstance(argument, str) and re.fullmatch("[0-9a-f]{32}", argument) else None
 
 
-def _with_photo(storage: Storage, letter: dead_letters.DeadLetter) -> DeadLetter:
+def _with_photo(storage: Storage, letter: letters.DeadLetter) -> DeadLetter:
     photo, reason = _look_up(storage, letter.task, letter.task_id, letter.reason)
     known = {each.name: getattr(letter, each.name) for each in fields(letter)}
     return DeadLetter(**{**known, "reason": reason}, photo=photo)

@@ -14,7 +14,7 @@ from rich.text import Text
 from celery_sqs.commands.dead_letters import beyond, facts, text_of
 from celery_sqs.commands.status import told_by
 from celery_sqs.queues.counts import Queue
-from celery_sqs.queues.dead_letters import Listing
+from celery_sqs.queues.letters import Listing
 from celery_sqs.status import Part, Scaler, Worker
 from celery_sqs.texts import SHORT_ID, age, counted, printable
 from faceapp.operations.dead_letters import DeadLetter

@@ -20,7 +20,8 @@ from celery_sqs import Options
 from celery_sqs.aws import Aws
 from celery_sqs.errors import BrokerUnavailable
 from celery_sqs.queues import dead_letters
-from celery_sqs.queues.dead_letters import DeadLetter, DeadLetters
+from celery_sqs.queues.dead_letters import DeadLetters
+from celery_sqs.queues.letters import DeadLetter
 from celery_sqs.scaler.options import ScalerOptions
 from celery_sqs.scaler.status import Status as ScalerStatus
 from celery_sqs.scaler.status_server import StatusServer
