@@ -24,8 +24,8 @@ from PIL import Image
 
 from benchmarks.path import users_environ
 from benchmarks.table import print_table
+from celery_sqs.testing.aws import LISTENING
 from faceapp.config import Settings
-from faceapp.local.aws import LISTENING
 from faceapp.local.processes import Services
 from faceapp.people import Gallery, NewPhoto
 from faceapp.security import credential

@@ -23,8 +23,16 @@ class BrokerUnavailable(Error):
     """A queue that is needed is not there, or SQS does not answer."""
 
 
+class DeadLetterNotFound(Error):
+    """There is no such dead letter."""
+
+
 class StorageUnavailable(Error):
     """S3 does not answer, or refuses: a later try may succeed."""
+
+
+class ScalerUnreachable(Error):
+    """No scaler answers where its status should be."""
 
 
 class FleetError(Error):

@@ -188,12 +188,6 @@ class KeyNotFound(NotFound):
     code = "key_not_found"
 
 
-class DeadLetterNotFound(NotFound):
-    """There is no such dead letter."""
-
-    code = "dead_letter_not_found"
-
-
 class RecognitionTimeout(FaceappError):
     """The photo was accepted but no answer came in time: it is kept, ask for it by its id."""
 

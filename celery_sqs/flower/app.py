@@ -26,9 +26,10 @@ from tornado.web import RequestHandler
 
 from celery_sqs import options as application
 from celery_sqs.errors import ConfigurationError
-from celery_sqs.flower import guard, pages, queues, results
+from celery_sqs.flower import guard, pages, results
 from celery_sqs.flower.options import FlowerOptions, QueueRow
 from celery_sqs.pace import HEARTBEAT_S
+from celery_sqs.queues import counts
 
 logger = logging.getLogger(__name__)
 
@@ -142,7 +143,7 @@ class Flower(flower.app.Flower):
         """The queues of the broker page. Raises BrokerUnavailable."""
         if self.own.queues:
             return self.own.queues(self.sqs)
-        return queues.work_queues(application.of(self.capp), self.sqs)
+        return counts.work_queues(application.of(self.capp), self.sqs)
 
     @cached_property
     def broker_uri(self) -> str:

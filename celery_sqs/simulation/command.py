@@ -1,10 +1,10 @@
-"""`faceapp simulate`: policies over workloads, as a table and plots."""
+"""The simulation as a command: policies over workloads, as a table and plots."""
 
 from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from celery_sqs.simulation import contest, plots, report, workloads
 from celery_sqs.simulation.contest import BoundTask, Task
 from celery_sqs.simulation.world import Bound, Faults, Result, World
+from celery_sqs.texts import table
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What `faceapp simulate` was asked for."""
+    """What the command was asked for."""
 
     policies: Sequence[str]
     workloads: Sequence[str]
@@ -76,7 +77,7 @@ def simulate(options: Options) -> None:
     console = Console(highlight=False)
     console.print(f"seed {seed}{last}; {options.world.max_instances} instances, SLO {options.world.slo_s:g} s")
     cells = [row.cells(options.price_usd_per_h) for row in report.rows(results, bounds)]
-    for line in _table(report.HEADER, cells):
+    for line in table(report.HEADER, cells, numbers=report.HEADER[2:]):
         console.out(line, highlight=False)
     drawn = [result for result in results if result.trace]
     if options.plot:
@@ -105,11 +106,3 @@ def gather(tasks: Sequence[Task | BoundTask]) -> tuple[list[Result], list[Bound]
     shapes = {Path(task.workload).stem: n for n, task in enumerate(tasks)}
     results.sort(key=lambda result: (shapes[result.workload], order[result.policy], result.seed))
     return results, bounds
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Lines with columns that line up, however narrow the terminal is; the first two columns are text."""
-    widths = [max(len(row[n]) for row in (header, *rows)) for n in range(len(header))]
-    for row in (header, *rows):
-        cells = [cell.ljust(widths[n]) if n < 2 else cell.rjust(widths[n]) for n, cell in enumerate(row)]
-        yield "  ".join(cells).rstrip()

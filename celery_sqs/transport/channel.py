@@ -313,7 +313,8 @@ class Channel(Intake):
         if not queue.endswith(REPLY_EXCHANGE):
             super()._put(queue, self._offload.fitted(message, where=queue), **kwargs)
             return
-        offload.check(message, self._limit_bytes, where=queue)
+        # It is none of the application's queues, which may take less.
+        offload.check(message, max(self._limit_bytes, offload.LIMIT_BYTES), where=queue)
         name = self.canonical_queue_name(queue)
         try:
             self._resolve_queue_url(queue)

@@ -111,14 +111,9 @@ class Offload:
         return None
 
     def _read(self, message: dict[str, Any]) -> None:
-        try:
-            name = decoded(message["Body"]).get(POINTER)
-        except (ValueError, RecursionError):
-            return
+        name = object_in(message["Body"])
         if name is None:
             return
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise Unreadable("it names an object that is none of ours")
         if not self.bucket:
             raise Unreadable(f"its text is the object {name}, and neither messages_bucket nor results_bucket is set")
         text = self._object(name)
@@ -175,6 +170,20 @@ def _too_large(message: dict[str, Any], where: str, size_bytes: int, limit_bytes
     return MessageTooLarge(
         f"the message ({what}) for {where} has {size_bytes} bytes of at most {limit_bytes}: {advice}"
     )
+
+
+def object_in(body: str) -> str | None:
+    """The name of the object that a message's body says has its text; None where the body is the text.
+
+    Raises Unreadable for a name that is none of ours.
+    """
+    try:
+        name = decoded(body).get(POINTER)
+    except (ValueError, RecursionError):
+        return None
+    if name is not None and not (isinstance(name, str) and _NAME.fullmatch(name)):
+        raise Unreadable("it names an object that is none of ours")
+    return name
 
 
 def _may_point(body: Any) -> bool:

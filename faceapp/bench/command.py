@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from celery_sqs import texts
 from faceapp.bench import report
 from faceapp.bench.load import Api, Options, Run, load
 from faceapp.bench.photos import find_photos, in_turn
@@ -69,9 +70,9 @@ def _show(asked: Command, runs: list[Run]) -> None:
     console.print(report.table(runs))
     for each in runs:
         if each.stopped:
-            console.print(f"{each.options.api} stopped early. {tables.printable(each.stopped)}", markup=False)
+            console.print(f"{each.options.api} stopped early. {texts.printable(each.stopped)}", markup=False)
         for detail in report.document(each)["details"]:
-            console.print(f"{each.options.api}: {tables.printable(detail)}", markup=False)
+            console.print(f"{each.options.api}: {texts.printable(detail)}", markup=False)
     if asked.json_file:
         asked.json_file.write_text(json.dumps([report.document(each) for each in runs], indent=2) + "\n")
     if asked.plot:

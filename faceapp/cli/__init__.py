@@ -7,6 +7,7 @@ from dataclasses import fields
 
 import click
 
+from celery_sqs.commands.simulate import simulate
 from faceapp import __version__
 from faceapp.cli.bench import bench
 from faceapp.cli.common import Commands
@@ -15,7 +16,6 @@ from faceapp.cli.deploy import deploy
 from faceapp.cli.keys import keys
 from faceapp.cli.people import people, recognize
 from faceapp.cli.services import flower, scaler, up, web, worker
-from faceapp.cli.simulate import simulate
 from faceapp.cli.status import status
 from faceapp.config import Settings, settings, strange
 

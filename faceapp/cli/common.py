@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from celery_sqs.commands import Misuse
-from celery_sqs.errors import ConfigurationError
+from celery_sqs.commands.common import Misuse
+from celery_sqs.errors import ConfigurationError, Error
 from faceapp.config import settings
 from faceapp.errors import ConfigError, FaceappError
 
@@ -42,6 +42,8 @@ class Commands(click.Group):
             raise Misuse(str(error)) from error
         except FaceappError as error:
             raise click.ClickException(error.detail) from error
+        except Error as error:
+            raise click.ClickException(str(error)) from error
 
 
 def which_aws(command: Callable[..., None]) -> Callable[..., None]:

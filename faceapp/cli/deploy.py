@@ -218,8 +218,8 @@ def status(target: Any) -> None:
 @click.option("--follow", is_flag=True, help="Then show what comes, until Ctrl-C.")
 def logs(target: Any, unit: str | None, since: str, last: int, follow: bool) -> None:
     """Show the services' logs, or one's, where --ship-logs yes sends them to CloudWatch."""
+    from celery_sqs.texts import printable
     from faceapp.deploy import logs
-    from faceapp.operations.tables import printable
 
     lines = logs.read(target, unit, since_s=logs.ago_s(since), last=last)
     for each in lines:

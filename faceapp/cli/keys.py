@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from celery_sqs import texts
 from faceapp.cli.common import which_aws
 from faceapp.config import settings
 from faceapp.security.key_text import ROLES
@@ -39,7 +40,7 @@ def list_keys(aws: str, as_json: bool) -> None:
 
     found = _keys().listing()
     if as_json:
-        click.echo(tables.to_json({"aws": aws, "keys": [_shown(each) for each in found]}))
+        click.echo(texts.to_json({"aws": aws, "keys": [_shown(each) for each in found]}))
     else:
         tables.console().print(tables.keys([_shown(each) for each in found], aws=aws))
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-import time
-from contextlib import suppress
-
 import click
 
+from celery_sqs import texts
+from celery_sqs.commands.status import watch as watch_for
 from faceapp.cli.common import which_aws
 from faceapp.config import settings
-
-WATCH_S = 2.0
 
 
 @click.command()
@@ -35,17 +31,11 @@ def status(aws: str, as_json: bool, watch: bool) -> None:
     def show() -> bool:
         found = ask(settings(), tasks.app, aws=aws)
         if as_json:
-            click.echo(tables.to_json(found.to_dict()))
+            click.echo(texts.to_json(found.to_dict()))
         else:
             if watch:
                 click.clear()
             tables.console().print(tables.status(found))
         return found.healthy
 
-    healthy = show()
-    with suppress(KeyboardInterrupt):
-        while watch:
-            time.sleep(WATCH_S)
-            healthy = show()
-    if not healthy:
-        sys.exit(1)
+    watch_for(show, again=watch)

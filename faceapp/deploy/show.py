@@ -10,13 +10,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from celery_sqs.texts import counted, printable
 from faceapp.deploy import cost
 from faceapp.deploy.apply import Event
 from faceapp.deploy.changes import Change, Plan
 from faceapp.deploy.destroy import Inventory
 from faceapp.deploy.status import Status
 from faceapp.deploy.target import Target
-from faceapp.operations.tables import counted, printable
 
 STYLES = {"add": "green", "change": "yellow", "replace": "red", "may replace": "red", "remove": "red"}
 ORDER = ("remove", "replace", "may replace", "change", "add")

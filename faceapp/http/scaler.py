@@ -5,19 +5,16 @@ The scaler listens on the loopback of the machine that the web tier runs on, whe
 
 from __future__ import annotations
 
-import json
-import socket
 import threading
 import time
-import urllib.request
 from typing import Any
 
 import flask
 
+from celery_sqs.scaler import client
 from faceapp.config import Settings
 from faceapp.http import slashes
 
-TIMEOUT_S = 2.0
 FRESH_S = 1.0
 """Every open page asks every few seconds; the scaler is asked once in this time."""
 
@@ -28,8 +25,7 @@ class ScalerStatus:
     """The scaler's status, asked for when it is wanted and kept for a moment. Any thread may call."""
 
     def __init__(self, settings: Settings) -> None:
-        self._host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.scaler_host, settings.scaler_host)
-        self._port = settings.scaler_port
+        self._host, self._port = settings.scaler_host, settings.scaler_port
         self._lock = threading.Lock()
         self._asked_s = float("-inf")
         self._status: dict[str, Any] | None = None
@@ -38,21 +34,9 @@ class ScalerStatus:
         """The status document; None when the scaler does not answer."""
         with self._lock:
             if time.monotonic() - self._asked_s > FRESH_S:
-                self._status = self._ask()
+                self._status = client.ask(self._host, self._port)
                 self._asked_s = time.monotonic()
             return self._status
-
-    def _ask(self) -> dict[str, Any] | None:
-        try:
-            # A proxy of the environment's would look for the loopback somewhere else.
-            opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-            # By its number: on the loopback the scaler answers to no other name.
-            host = f"[{self._host}]" if ":" in self._host else socket.gethostbyname(self._host)
-            with opener.open(f"http://{host}:{self._port}/status", timeout=TIMEOUT_S) as answer:
-                status: dict[str, Any] = json.load(answer)
-                return status
-        except (OSError, ValueError):
-            return None
 
 
 @blueprint.get("/v1/scaler")

@@ -22,11 +22,11 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from celery_sqs.aws import LOCAL_REGION
 from celery_sqs.door import no_proxy
+from celery_sqs.testing.aws import LISTENING
 from faceapp.config import Settings, aws
 from faceapp.errors import FaceappError, LocalError
 from faceapp.http.scaler import ScalerStatus
 from faceapp.local import compute, state
-from faceapp.local.aws import LISTENING
 from faceapp.local.processes import Service, Services
 from faceapp.local.progress import Progress
 from faceapp.operations import samples

@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from celery_sqs.queues.counts import counts
+from celery_sqs.queues.counts import Queue, queue
 from celery_sqs.queues.urls import queue_urls
 from faceapp.broker import sqs_client
 from faceapp.config import Settings, aws
 from faceapp.errors import BrokerUnavailable
 
 Kind = Literal["requests", "dead letters", "responses"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Queue:
-    """A queue and its messages. SQS tells nothing of consumers, nor how old a message is."""
-
-    name: str
-    kind: Kind
-    visible: int
-    in_flight: int
-    """Received and not deleted yet: at work, or waiting in a worker."""
-    delayed: int
-
-    @property
-    def messages(self) -> int:
-        return self.visible + self.in_flight + self.delayed
+NOT_DEPLOYED = "deploy the stack first, or set FACEAPP_PREFIX to the stack's name"
 
 
 def client() -> Any:
@@ -62,13 +46,7 @@ def _response_queues(sqs: Any, settings: Settings) -> list[str]:
 
 
 def _count(sqs: Any, name: str, kind: Kind) -> Queue | None:
-    try:
-        url = sqs.get_queue_url(QueueName=name)["QueueUrl"]
-        found = counts(sqs, url)
-    except sqs.exceptions.QueueDoesNotExist:
-        if kind == "responses":  # it goes with its process
-            return None
-        raise BrokerUnavailable(
-            f"The queue {name} does not exist: deploy the stack first, or set FACEAPP_PREFIX to the stack's name."
-        ) from None
-    return Queue(name=name, kind=kind, **found)
+    found = queue(sqs, name, kind)
+    if found is None and kind != "responses":  # a response queue goes with its process
+        raise BrokerUnavailable(f"The queue {name} does not exist: {NOT_DEPLOYED}.")
+    return found

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import time
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,11 +11,15 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from faceapp.operations.dead_letters import DeadLetter, Listing, Outcome
-from faceapp.operations.queues import Queue
-from faceapp.operations.status import Instance, Part, Scaler, Status, Worker
+from celery_sqs.commands.dead_letters import beyond, facts, text_of
+from celery_sqs.commands.status import told_by
+from celery_sqs.queues.counts import Queue
+from celery_sqs.queues.letters import Listing
+from celery_sqs.status import Part, Scaler, Worker
+from celery_sqs.texts import SHORT_ID, age, counted, printable
+from faceapp.operations.dead_letters import DeadLetter
+from faceapp.operations.status import Instance, Status
 
-SHORT_ID = 8
 PIPE_COLUMNS = 80
 QUEUES_SHOWN = 3
 """More response queues than these (one a process that asks) are shown as their sum."""
@@ -28,12 +29,6 @@ def console(*, error: bool = False) -> Console:
     """Standard output; without colours, and 80 columns wide, where it is no terminal."""
     out = Console(highlight=False, stderr=error)
     return out if out.is_terminal else Console(highlight=False, stderr=error, width=PIPE_COLUMNS, no_color=True)
-
-
-def to_json(document: Any) -> str:
-    """One line of JSON."""
-    # A message can hold half a surrogate pair, which no terminal's encoding takes; as an escape it is JSON, too.
-    return json.dumps(document, ensure_ascii=False).encode(errors="backslashreplace").decode()
 
 
 def status(found: Status) -> RenderableType:
@@ -71,7 +66,7 @@ def keys(found: Sequence[Mapping[str, Any]], *, aws: str) -> RenderableType:
     return Group(Text(f"{counted(len(found), 'API key')} ({aws}); times are UTC"), table)
 
 
-def dead_letters(found: Listing, *, aws: str) -> RenderableType:
+def dead_letters(found: Listing[DeadLetter], *, aws: str) -> RenderableType:
     """A line or two for each letter."""
     if not found.total:
         return Text(f"No dead letters ({aws}).", style="green")
@@ -89,78 +84,18 @@ def dead_letters(found: Listing, *, aws: str) -> RenderableType:
         )
     parts: list[RenderableType] = [Text(f"{counted(found.total, 'dead letter')} ({aws})"), table]
     if not found.complete:
-        parts.append(
-            Text(
-                f"{len(found.letters)} of about {found.total} are shown: the others are beyond --limit, or another "
-                "command holds them just now."
-            )
-        )
+        parts.append(Text(beyond(found)))
     return Group(*parts)
 
 
 def dead_letter(found: DeadLetter) -> RenderableType:
     """Everything about one letter."""
     table = Table.grid(padding=(0, 2))
-    sent = time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(found.sent_s)) if found.sent_s else "-"
-    for name, value in (
-        ("message", found.message_id),
-        ("task", found.task or "-"),
-        ("request", found.request_id or "-"),
-        ("sent", sent),
-        ("seen", f"{found.receive_count} times, by workers and by looks like this one"),
-        ("photo", found.photo),
-        ("why", found.reason),
-    ):
-        _row(table, name, value)
-    if found.task:
-        hint = "a worker was lost or ran out of time, or the task raised: the workers' logs say which"
-        _row(table, "", f"({hint})")
-    body = found.body if found.document is None else json.dumps(found.document, indent=2, ensure_ascii=False)
-    return Group(table, Text(), Text(printable(body), overflow="fold"))
-
-
-def loss(found: Listing) -> str:
-    """What purging these would lose, in a sentence or two."""
-    tasks = Counter(each.task or "no task" for each in found.letters)
-    kinds = ", ".join(f"{count} {printable(task)}" for task, count in tasks.most_common())
-    more = "" if found.complete else f" and about {found.total - len(found.letters)} more"
-    photos = sum(each.photo == "there" for each in found.letters)
-    kept = f" {counted(photos, 'photo')} of theirs stay in S3 until they expire." if photos else ""
-    return (
-        f"{counted(len(found.letters), 'dead letter')} ({kinds}){more} would be gone for good: nobody can send these "
-        f"requests again, and they are never answered.{kept}"
-    )
-
-
-def outcome(found: Outcome) -> str:
-    """One line."""
-    request = f" (request {found.request_id})" if found.request_id else ""
-    return printable(f"{found.message_id}{request}: {found.detail}").replace("\n", "\\n")
-
-
-def as_document(found: Any) -> dict[str, Any]:
-    """A dataclass as JSON takes it."""
-    document: dict[str, Any] = dataclasses.asdict(found)
-    return document
-
-
-def age(seconds: float) -> str:
-    """Two digits or so: 8 s, 12 min, 3.4 h, 5.0 d."""
-    if seconds < 100:
-        return f"{max(0, seconds):.0f} s"
-    if seconds < 6000:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} d"
-
-
-def printable(text: str) -> str:
-    """The text without what would steer a terminal: a message's body, or a tag, is anybody's."""
-    return "".join(each if each.isprintable() or each == "\n" else ascii(each)[1:-1] for each in text)
-
-
-def counted(count: int, noun: str) -> str:
-    """1 photo, 2 photos."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+    for name, value in facts(found):
+        if name == "why":
+            _row(table, "photo", found.photo)
+        _row(table, "request" if name == "task id" else name, value)
+    return Group(table, Text(), Text(printable(text_of(found)), overflow="fold"))
 
 
 def _part(title: str, part: Part[Any], render: Any) -> RenderableType:
@@ -219,5 +154,4 @@ def _workers(workers: Sequence[Worker]) -> RenderableType:
 
 
 def _scaler(scaler: Scaler) -> RenderableType:
-    role = "leads" if scaler.leader else "waits: another one leads"
-    return Text(f"  {role}; wants {counted(scaler.wanted, 'instance')}: {scaler.reason}")
+    return Text(f"  {told_by(scaler)}")

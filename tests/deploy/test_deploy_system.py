@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
+from celery_sqs.testing.aws import LISTENING
 from faceapp.local import compute
-from faceapp.local.aws import LISTENING
 from faceapp.local.processes import Service, Services
 from faceapp.operations.client import Client
 from faceapp.stack.data_tier import STACK_TAG, TEMPLATE_TAG

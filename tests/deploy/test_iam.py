@@ -26,11 +26,11 @@ import pytest
 import urllib3
 import yaml
 
+from celery_sqs.testing.aws import LISTENING
 from celery_sqs.transport.fanout import topic_name
 from faceapp.config import Settings
 from faceapp.config.aws import USED_TAG
 from faceapp.local import compute
-from faceapp.local.aws import LISTENING
 from faceapp.local.up import IMAGE
 from faceapp.operations.client import Client
 from faceapp.people.formats import Snapshot, Vector, pack_snapshot, pack_vector

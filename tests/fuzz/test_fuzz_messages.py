@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from celery_sqs.aws import Aws
 from celery_sqs.control import Question, Replies
+from celery_sqs.queues import letters
 from celery_sqs.results.collector import Collector
 from faceapp.broker.messages import refusal
 from faceapp.config import Settings
@@ -22,7 +23,7 @@ from faceapp.errors import ConfigError, InvalidName, SchemaError
 from faceapp.http import uploads
 from faceapp.http.api import preferred_wait_s
 from faceapp.observability import logs
-from faceapp.operations import dead_letters
+from faceapp.operations.dead_letters import request_id_of
 from faceapp.people import names
 from faceapp.schema import Box, Candidate, Enrolment, Face, Failure, Photo, PhotoFailure, Recognition
 from tests.support.fuzzing import cases
@@ -219,9 +220,9 @@ def test_a_reply_to_remote_control_is_taken_or_dropped(text: str) -> None:
 @example(text=DEEP)
 @given(text=st.one_of(altered((MESSAGE,)).map(json.dumps), values.map(json.dumps), st.text(max_size=60)))
 def test_a_dead_letter_is_a_task_or_none(text: str) -> None:
-    found = dead_letters._decode(text)
+    found = letters.decoded(text)
     assert found is None or isinstance(found["headers"]["task"], str)
-    assert isinstance(dead_letters._request_id(found), str | None)
+    assert isinstance(request_id_of(found), str | None)
 
 
 # Requests.

@@ -30,9 +30,10 @@ from moto.s3.models import FakeKey
 from moto.sqs import models
 from moto.sqs.exceptions import ReceiptHandleIsInvalid
 
-from faceapp.local import calls, fast_moto, large_bodies
-from faceapp.local.aws import LISTENING
-from faceapp.local.large_bodies import TakeLargeBodies
+from celery_sqs.testing import fast_moto, large_bodies
+from celery_sqs.testing.aws import LISTENING
+from celery_sqs.testing.large_bodies import TakeLargeBodies
+from faceapp.local import calls
 from tests.support.aws import COUNTER, session
 from tests.support.services import part_environ
 

@@ -18,10 +18,10 @@ from botocore.exceptions import ClientError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from faceapp.local.aws import LISTENING
+from celery_sqs.testing.aws import LISTENING, REGION
 from faceapp.local.aws_guard import Guard, key_id_of
 from tests.integration.test_status_server import ODD_LINES
-from tests.support.aws import ACCESS, COUNTER, REGION, session
+from tests.support.aws import ACCESS, COUNTER, session
 from tests.support.services import PATIENCE_S, users_environ
 
 NAMED = f"AWS4-HMAC-SHA256 Credential={ACCESS['AWS_ACCESS_KEY_ID']}/20260101/us-east-1/s3/aws4_request, Signature=0"

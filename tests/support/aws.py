@@ -8,18 +8,15 @@ import uuid
 from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
-from urllib.parse import urlsplit
 
 import boto3
 import pytest
 
+from celery_sqs.testing.aws import REGION, EmbeddedAws, embedded_aws
 from faceapp.config import Settings
-from faceapp.local.aws import LISTENING
-from faceapp.local.processes import Services
 from faceapp.security.credential import aws_keys
 from faceapp.security.key_text import new_text
 
-REGION = "us-east-1"
 KEY = os.environ.setdefault("FACEAPP_LOCAL_KEY", new_text())
 """The credential of this session's embedded AWS and of the web tiers and Flowers that are started on it."""
 ACCESS = aws_keys(KEY)
@@ -42,30 +39,27 @@ def plain_client(service: str, endpoint: str) -> Any:
     return session().client(service, endpoint_url=endpoint)
 
 
+def at(endpoint: str) -> EmbeddedAws:
+    """The embedded AWS there, for who has the access key."""
+    return EmbeddedAws(
+        endpoint=endpoint,
+        access_key_id=ACCESS["AWS_ACCESS_KEY_ID"],
+        secret_access_key=ACCESS["AWS_SECRET_ACCESS_KEY"],
+    )
+
+
 @pytest.fixture(scope="session")
 def aws_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL that answers every AWS call of the session."""
-    with Services(tmp_path_factory.mktemp("aws"), os.environ) as services:
-        server = services.start("embedded AWS", [sys.executable, "-m", "faceapp.local.aws", "--port", "0"])
-        services.wait_for(
-            lambda: LISTENING in server.log_tail(), timeout_s=240, what="The embedded AWS does not listen"
-        )
-        yield server.log_tail().partition(LISTENING)[2].split()[0]
+    command = [sys.executable, "-m", "faceapp.local.aws", "--port", "0"]
+    with embedded_aws(tmp_path_factory.mktemp("aws") / "log", command=command, patience_s=240) as found:
+        yield found.endpoint
 
 
 @pytest.fixture
 def aws(aws_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """boto3 in this process and its children talks to the embedded AWS, and to nothing of the user's."""
-    for variable in [each for each in os.environ if each.startswith("AWS_")]:
-        monkeypatch.delenv(variable)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", aws_endpoint)
-    monkeypatch.setenv("AWS_REGION", REGION)
-    monkeypatch.setenv("AWS_DEFAULT_REGION", REGION)
-    for name, value in ACCESS.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
-    monkeypatch.setenv("NO_PROXY", str(urlsplit(aws_endpoint).hostname))
+    at(aws_endpoint).use(monkeypatch)
     return aws_endpoint
 
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from celery_sqs.testing import waiting
+from celery_sqs.testing.worker import started
 from faceapp import tasks
 from faceapp.config import Settings, settings
 from faceapp.stack import data_tier as deployment
 from tests.support import echo
-from tests.support.aws import ACCESS, KEY, REGION
+from tests.support.aws import KEY, at
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -45,24 +45,12 @@ def wait_until(condition: Callable[[], object], *, timeout_s: float = PATIENCE_S
 
     Nothing is called late before `PATIENCE_S`: how long something takes says how busy the machine is.
     """
-    timeout_s = max(timeout_s, PATIENCE_S)
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s, f"{what} did not come true within {timeout_s:g} s"
-        time.sleep(0.02)
+    waiting.wait_until(condition, timeout_s=max(timeout_s, PATIENCE_S), what=what)
 
 
 def aws_environ(endpoint: str) -> dict[str, str]:
     """The AWS variables of a process that uses the embedded AWS, and nothing of the user's."""
-    return {
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_REGION": REGION,
-        "AWS_DEFAULT_REGION": REGION,
-        **ACCESS,
-        "AWS_CONFIG_FILE": os.devnull,
-        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-        "NO_PROXY": "127.0.0.1",
-    }
+    return at(endpoint).environ
 
 
 def users_environ(**more: str) -> dict[str, str]:
@@ -84,26 +72,12 @@ def environ(endpoint: str, settings: Settings, **more: str) -> dict[str, str]:
 
 
 @contextmanager
-def celery_worker(app: str, log: Path, env: dict[str, str], *options: str) -> Iterator[subprocess.Popen[bytes]]:
+def celery_worker(
+    app: str, log: Path, env: dict[str, str], *options: str, cwd: Path = REPOSITORY
+) -> Iterator[subprocess.Popen[bytes]]:
     """`celery -A <app> worker` as a process that is ready when the block begins and gone when it ends."""
-    command = [sys.executable, "-m", "celery", "-A", app, "worker", "--loglevel", "INFO", *options]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, cwd=REPOSITORY, env=env, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        )
-    try:
-        wait_until(
-            lambda: process.poll() is not None or b" ready." in log.read_bytes(), timeout_s=240, what="the worker"
-        )
-        assert process.poll() is None, log.read_text()
-        yield process
-    finally:
-        process.terminate()
-        try:
-            process.wait(240)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    with started(app, *options, log=log, env=env, cwd=cwd, patience_s=PATIENCE_S) as worker:
+        yield worker.process
 
 
 @pytest.fixture(scope="session")

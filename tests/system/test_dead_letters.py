@@ -9,14 +9,15 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from celery_sqs.errors import BrokerUnavailable, DeadLetterNotFound
 from faceapp import broker
 from faceapp.config import Settings
-from faceapp.errors import BrokerUnavailable, DeadLetterNotFound
 from faceapp.operations.dead_letters import DeadLetters
 from faceapp.schema import Failure, Recognition
 from faceapp.stack import data_tier as deployment
@@ -63,7 +64,7 @@ def letters(failing: Settings, aws: str) -> Iterator[DeadLetters]:
     """The stack's dead letters: none at first."""
     letters = DeadLetters(failing)
     yield letters
-    list(letters.purge(None))
+    list(letters.drop(None))
     assert letters.count() == 0
 
 
@@ -92,7 +93,7 @@ def put(failing: Settings, letters: DeadLetters, aws: str) -> Callable[[str], st
 
     def put(body: str) -> str:
         sqs = plain_client("sqs", aws)
-        return str(sqs.send_message(QueueUrl=letters.queue_url, MessageBody=body)["MessageId"])
+        return str(sqs.send_message(QueueUrl=letters.queues[0].url, MessageBody=body)["MessageId"])
 
     return put
 
@@ -172,8 +173,10 @@ def test_looking_gives_every_letter_back_at_once(
     assert visible(failing, failing.dead_letter_queue, aws) == 23
 
 
-def test_an_enrolment_is_there_as_long_as_its_photos_wait(put: Callable[[str], str], letters: DeadLetters) -> None:
-    storage = Storage(letters._settings)
+def test_an_enrolment_is_there_as_long_as_its_photos_wait(
+    failing: Settings, put: Callable[[str], str], letters: DeadLetters
+) -> None:
+    storage = Storage(failing)
     waiting, done = uuid.uuid4().hex, uuid.uuid4().hex
     storage.put_incoming(waiting, 0, b"photo", name="ann", file_name="a.jpg")
     for request_id in (waiting, done):
@@ -193,9 +196,9 @@ def test_a_redriven_letter_has_all_its_tries_again(
 
     wait_until(lambda: tries() == 3, what="three tries")
 
-    (outcome,) = letters.redrive([request_id[:8]])
+    (outcome,) = letters.retry([request_id[:8]])
 
-    assert (outcome.message_id, outcome.request_id, outcome.done) == (before.message_id, request_id, True)
+    assert (outcome.message_id, outcome.task_id, outcome.done) == (before.message_id, request_id, True)
     wait_until(lambda: tries() == 6 and letters.count() == 1, what="three more tries")
     (after,) = letters.listing().letters
     assert (after.body, after.request_id) == (before.body, request_id)
@@ -206,13 +209,13 @@ def test_what_would_only_fail_again_is_refused_unless_forced(
     failing: Settings, aws: str, letters: DeadLetters, storage: Storage, put: Callable[[str], str]
 ) -> None:
     # No worker listens to these: the request queue is another one's, with nobody on it.
-    alone = DeadLetters(failing)
-    alone._urls[failing.request_queue] = idle = _queue(aws)
+    alone, idle = DeadLetters(failing), _queue(aws)
+    _send_to(alone, idle)
     there, gone = photo(storage), uuid.uuid4().hex
     good, bad = put(message("faceapp.recognize", there)), put(message("faceapp.recognize", gone))
     rubbish = put("rubbish")
 
-    outcomes = {each.message_id: each for each in alone.redrive(None)}
+    outcomes = {each.message_id: each for each in alone.retry(None)}
 
     assert outcomes.keys() == {good, bad, rubbish}
     assert outcomes[good].done
@@ -221,7 +224,7 @@ def test_what_would_only_fail_again_is_refused_unless_forced(
     assert {each.message_id for each in letters.listing().letters} == {bad, rubbish}
     assert _count(aws, idle) == 1
 
-    assert all(each.done for each in alone.redrive(None, force=True))
+    assert all(each.done for each in alone.retry(None, force=True))
     assert letters.count() == 0
     assert _count(aws, idle) == 3
 
@@ -231,9 +234,9 @@ def test_sending_all_again_ends_although_each_fails_at_once(
 ) -> None:
     """C5: what is sent again is a dead letter at once."""
     alone = DeadLetters(failing)
-    alone._urls[failing.request_queue] = letters.queue_url
+    _send_to(alone, letters.queues[0].url)
     ids = {put(f"rubbish {n}") for n in range(125)}
-    outcomes = [each.message_id for each in alone.redrive(None, force=True)]
+    outcomes = [each.message_id for each in alone.retry(None, force=True)]
     assert len(outcomes) == len(ids)
     assert set(outcomes) == ids
     assert letters.count() == len(ids)
@@ -242,7 +245,7 @@ def test_sending_all_again_ends_although_each_fails_at_once(
 def test_purging_all_leaves_what_comes_later(letters: DeadLetters, put: Callable[[str], str]) -> None:
     """C5: the question was about what there was."""
     first = {put("rubbish") for _ in range(15)}
-    purging, purged = letters.purge(None), set()
+    purging, purged = letters.drop(None), set()
     purged.add(next(purging).message_id)
     began_s = time.monotonic()
     wait_until(lambda: time.monotonic() - began_s > 2, what="another second of SQS's clock")
@@ -256,7 +259,7 @@ def test_a_message_that_cannot_be_sent_stays(
     failing: Settings, letters: DeadLetters, put: Callable[[str], str]
 ) -> None:
     id = put(message("tests.fail", "x" * 2000))
-    (outcome,) = letters.redrive([id])
+    (outcome,) = letters.retry([id])
     assert not outcome.done
     assert outcome.detail.startswith("stays: SQS does not do send_message")
     assert [each.message_id for each in letters.listing().letters] == [id]
@@ -264,7 +267,7 @@ def test_a_message_that_cannot_be_sent_stays(
 
 def test_only_the_named_letters_are_purged(put: Callable[[str], str], letters: DeadLetters) -> None:
     ids = [put(message("tests.fail", uuid.uuid4().hex)) for _ in range(15)]
-    outcomes = list(letters.purge([*ids[:12], ids[0][:18]]))
+    outcomes = list(letters.drop([*ids[:12], ids[0][:18]]))
     assert [each.message_id for each in outcomes] == ids[:12]
     assert all(each.done for each in outcomes)
     assert {each.message_id for each in letters.listing().letters} == set(ids[12:])
@@ -272,7 +275,7 @@ def test_only_the_named_letters_are_purged(put: Callable[[str], str], letters: D
 
 def test_an_id_that_is_not_there_changes_nothing(put: Callable[[str], str], letters: DeadLetters) -> None:
     there = put("rubbish")
-    for act in (letters.redrive, letters.purge):
+    for act in (letters.retry, letters.drop):
         with pytest.raises(DeadLetterNotFound, match="There is no dead letter 'gggggg'"):
             list(act([there, "gggggg"]))
     for id in ("", "abcde"):
@@ -315,7 +318,7 @@ def test_arguments_that_do_not_fit_are_shown_all_the_same(put: Callable[[str], s
 
 
 def test_a_stack_that_is_not_there_is_one_sentence(aws: str) -> None:
-    with pytest.raises(BrokerUnavailable, match="The queue nobodys-dead-letter-queue does not exist"):
+    with pytest.raises(BrokerUnavailable, match="The queue nobodys-req-queue does not exist: deploy the stack first"):
         DeadLetters(Settings(prefix="nobodys")).listing()
 
 
@@ -396,6 +399,12 @@ def test_every_misuse_is_one_sentence(
     assert sentence in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+def _send_to(letters: DeadLetters, url: str) -> None:
+    """Let what is sent again go to the queue at `url`."""
+    [queue] = letters.queues
+    letters.queues = (replace(queue, sources=(replace(queue.sources[0], url=url),)),)
 
 
 def _queue(endpoint: str) -> str:

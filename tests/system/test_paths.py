@@ -37,9 +37,9 @@ TLS_AWS = """
 import sys
 from gevent import monkey; monkey.patch_all()
 from gevent.pywsgi import WSGIServer
-from faceapp.local import fast_moto
+from faceapp.local.aws import make_app
 
-server = WSGIServer(("127.0.0.1", 0), fast_moto.make_app(), keyfile=sys.argv[1], certfile=sys.argv[2], log=None)
+server = WSGIServer(("127.0.0.1", 0), make_app(), keyfile=sys.argv[1], certfile=sys.argv[2], log=None)
 server.start()
 print(f"listening on https://127.0.0.1:{server.server_port}", flush=True)
 server.serve_forever()

@@ -9,7 +9,6 @@ import sys
 import uuid
 from base64 import b64encode
 from collections.abc import Iterator
-from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,15 @@ from typing import Any
 import pytest
 
 from tests.support.aws import plain_client
-from tests.support.services import PATIENCE_S, REPOSITORY, aws_environ, free_port, users_environ, wait_until
+from tests.support.services import (
+    PATIENCE_S,
+    REPOSITORY,
+    aws_environ,
+    celery_worker,
+    free_port,
+    users_environ,
+    wait_until,
+)
 
 SHOP = REPOSITORY / "examples" / "shop"
 VISIBILITY_S = 4
@@ -47,20 +54,6 @@ class Shop:
         return self.log.read_text().count(f"[{task_id}] received")
 
 
-@contextmanager
-def worker(env: dict[str, str], log: Path, *options: str) -> Iterator[None]:
-    command = [sys.executable, "-m", "celery", "-A", "shop", "worker", "--queues", "orders,mail", "--loglevel", "INFO"]
-    with log.open("wb") as output:
-        process = subprocess.Popen([*command, *options], cwd=SHOP, env=env, stdout=output, stderr=subprocess.STDOUT)
-    try:
-        wait_until(lambda: process.poll() is not None or b" ready." in log.read_bytes(), what="the shop's worker")
-        assert process.poll() is None, log.read_text()
-        yield
-    finally:
-        process.terminate()
-        process.wait(PATIENCE_S)
-
-
 @pytest.fixture(scope="module")
 def shop(aws_endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     prefix, log = f"shop{uuid.uuid4().hex[:8]}", tmp_path_factory.mktemp("shop") / "log"
@@ -72,7 +65,7 @@ def shop(aws_endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         **own,
         "PYTHONPATH": os.pathsep.join([str(SHOP), str(REPOSITORY)]),
     }
-    with worker(env, log, "--concurrency", "2"):
+    with celery_worker("shop", log, env, "--queues", "orders,mail", "--concurrency", "2", cwd=SHOP):
         yield Shop(aws_endpoint, env, log)
 
 

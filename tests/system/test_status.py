@@ -18,15 +18,16 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from celery_sqs import status
+from celery_sqs.queues.counts import Queue
 from celery_sqs.scaler.machine import DRAINING, READY
 from celery_sqs.scaler.status import Status as ScalerStatus
 from celery_sqs.scaler.status_server import StatusServer
+from celery_sqs.status import Part, Worker
 from faceapp import broker, scaler, tasks
 from faceapp.config import Settings
 from faceapp.config.aws import of as aws_of
-from faceapp.operations import status
-from faceapp.operations.queues import Queue
-from faceapp.operations.status import Instance, Part, Status, Worker, ask
+from faceapp.operations.status import Instance, Status, ask
 from faceapp.stack import data_tier as deployment
 from tests.integration.test_cli import faceapp
 from tests.support.aws import KEY, plain_client
@@ -299,9 +300,9 @@ def test_a_part_that_takes_minutes_is_not_waited_for(stack: Settings, monkeypatc
     """As an AWS that takes connections and says nothing."""
     late = threading.Event()
     monkeypatch.setattr(status, "ANSWERS_WITHIN_S", 0.1)
-    monkeypatch.setattr(status, "_workers", lambda *_: late.wait(PATIENCE_S) and ())
+    monkeypatch.setattr(status, "workers", lambda *_: late.wait(PATIENCE_S) and ())
     try:
-        found = status.ask(stack, tasks.app, aws="nowhere")
+        found = ask(stack, tasks.app, aws="nowhere")
         assert found.workers.trouble == "The workers do not answer within 0.1 s."
         assert not found.healthy
     finally:
@@ -314,7 +315,7 @@ def test_a_scaler_that_says_nothing_is_waited_for_beside_the_others(
     """It was asked before the time of the others began to run, so that its own came on top."""
     monkeypatch.setattr(status, "ANSWERS_WITHIN_S", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        found = status.ask(replace(stack, scaler_port=silent.getsockname()[1]), tasks.app, aws="nowhere")
+        found = ask(replace(stack, scaler_port=silent.getsockname()[1]), tasks.app, aws="nowhere")
     assert found.scaler.trouble == "The scaler does not answer within 0.1 s."
 
 

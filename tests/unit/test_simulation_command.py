@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from celery_sqs.commands import main as framework
 from celery_sqs.errors import ConfigurationError
 from celery_sqs.simulation import report, workloads
 from celery_sqs.simulation.world import Bound, World
@@ -164,3 +167,18 @@ def test_the_report_adds_up() -> None:
     assert cells["missed"] == "25.0 %"
     assert report.percent(0) == "0"
     assert report.percent(0.0004) == "0.04 %"
+
+
+def test_it_is_the_frameworks_command_and_faceapps() -> None:
+    arguments = ["simulate", "--workload", "bursts-10", "--seed", "4"]
+    assert CliRunner().invoke(framework, arguments).output == CliRunner().invoke(main, arguments).output
+
+
+@pytest.mark.parametrize("missing", ["numpy", "PIL", "rich"])
+def test_without_its_extra_it_says_what_to_install(missing: str) -> None:
+    code = f"import sys\nsys.modules[{missing!r}] = None\nfrom celery_sqs.commands import main\nmain(['simulate'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    [said] = done.stderr.splitlines()
+    assert said.startswith(f"Error: The simulation needs {missing}")
+    assert said.endswith("pip install '.[simulation]'.")

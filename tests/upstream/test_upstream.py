@@ -680,7 +680,7 @@ def test_the_filter_stays_while_flower_warns_that_nobody_answers(caplog: pytest.
     assert [record.msg for record in caplog.records] == [celery_sqs.flower.app.UNANSWERED]
 
 
-# faceapp.local.aws; what faceapp.local.fast_moto replaces is in tests/integration/test_local_aws.py
+# faceapp.local.aws; what celery_sqs.testing.fast_moto replaces is in tests/integration/test_local_aws.py
 
 
 def test_the_single_thread_stays_while_motos_sqs_takes_no_locks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-CONNECTION = "faceapp.connection"
+CONNECTION = "celery_sqs.connection"
 """Where a request's environment has its client's socket."""
 
 _connection: ContextVar[Any] = ContextVar("connection", default=None)

@@ -6,16 +6,19 @@ Seen with moto 5.2.5; tests/integration/test_local_aws.py fails when upstream ma
 - a send reads one attribute and computes them all, with three passes over the messages;
 - a delete asks every message, twice, about every receipt handle that it ever had;
 - a long poll goes on, and is handed messages, when its client has gone (see hangups.py);
+- a large object of S3's holds up everybody else (see large_bodies.py);
 - each request of any service lists moto's own folder to see which services there are.
 
-At 1,000 messages, with aws.py's server: from 27 sends, 8 receives and 161 deletes a second to about 500, 350 and 700.
+At 1,000 messages, with server.py: from 27 sends, 8 receives and 161 deletes a second to about 500, 350 and 700.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from datetime import datetime
 from functools import lru_cache
+from typing import Any
 
 from moto.core.utils import unix_time
 from moto.moto_server import werkzeug_app
@@ -23,24 +26,22 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_ba
 from moto.sqs import models
 from moto.sqs.exceptions import ReceiptHandleIsInvalid
 
-from faceapp.local import change_sets, cloudformation, large_bodies
-from faceapp.local.aws_guard import Services
-from faceapp.local.hangups import has_hung_up
+from celery_sqs.testing import large_bodies
+from celery_sqs.testing.hangups import has_hung_up
+from celery_sqs.testing.large_bodies import TakeLargeBodies
 
 
-def make_app() -> DomainDispatcherApplication:
-    """moto's WSGI application, with the slow parts replaced and its CloudFormation mended in this process.
+def make_app(create: Callable[[Any], Any] = create_backend_app) -> TakeLargeBodies:
+    """moto's WSGI application, with the slow parts replaced in this process; it lets no page of a browser's read it.
 
-    It has the services that faceapp's stack uses, and lets no page of a browser's read them.
+    `create` makes the application of each service, by moto's name for it.
     """
     _replace_slow_sqs()
-    cloudformation.mend()
-    change_sets.mend()
     large_bodies.mend()
     setattr(werkzeug_app, "DISABLE_GLOBAL_CORS", True)  # noqa: B010 - mypy forbids =
-    app = DomainDispatcherApplication(Services(create_backend_app))
+    app = DomainDispatcherApplication(create)
     setattr(app, "get_backend_for_host", lru_cache(maxsize=256)(app.get_backend_for_host))  # noqa: B010
-    return app
+    return TakeLargeBodies(app)
 
 
 def _replace_slow_sqs() -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
 
-from faceapp.cli.common import FOLDER
+NEEDED = ("numpy", "PIL", "rich")
 
 
 @click.command()
@@ -21,7 +22,7 @@ from faceapp.cli.common import FOLDER
 @click.option("--price", type=click.FloatRange(0), default=0.0416, show_default=True, help="USD an instance-hour.")
 @click.option("--bound", is_flag=True, help="Compare with a lower bound that knows the future.")
 @click.option("--plot", is_flag=True, help="Plot depth, instances and latency in the terminal.")
-@click.option("--png", type=FOLDER, metavar="FILE", help="Plot them into this file.")
+@click.option("--png", type=click.Path(path_type=Path), metavar="FILE", help="Plot them into this file.")
 def simulate(**options: Any) -> None:
     """Try scaling policies on simulated days: what they make of workloads, and what they are billed.
 
@@ -35,6 +36,13 @@ def simulate(**options: Any) -> None:
     Faults are lying-counts, dead-starts, throttling, spot-losses, slow-boots, duplicates, lost-events, doubled-events,
     disordered-events and old-counts.
     """
-    from celery_sqs.simulation.command import options_of, simulate
+    try:
+        from celery_sqs.simulation.command import options_of, simulate
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in NEEDED:
+            raise
+        raise click.ClickException(
+            f"The simulation needs {error.name}, and numpy, Pillow and rich in all: pip install '.[simulation]'."
+        ) from error
 
     simulate(options_of(**options))

@@ -4,59 +4,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import click
 
-from celery_sqs.errors import ConfigurationError, Error
+from celery_sqs.commands.common import Commands, with_app
+from celery_sqs.commands.dead_letters import dead_letters
+from celery_sqs.commands.simulate import simulate
+from celery_sqs.commands.status import status
 
 FORMAT = "%(asctime)s %(levelname)s %(message)s"
-
-
-class Commands(click.Group):
-    """A group whose commands fail with one sentence: status 2 for an option that cannot be used, 1 for the rest."""
-
-    def invoke(self, context: click.Context) -> Any:
-        try:
-            return super().invoke(context)
-        except ConfigurationError as error:
-            raise Misuse(str(error)) from error
-        except Error as error:
-            raise click.ClickException(str(error)) from error
-
-
-class Misuse(click.ClickException):
-    exit_code = 2
-
-
-def with_app(command: Callable[..., None]) -> Callable[..., None]:
-    """The option -A; the command gets the Celery app as `app`."""
-    return click.option(
-        "-A", "--app", required=True, callback=_load, metavar="APP", help="The Celery application, as for 'celery -A'."
-    )(command)
-
-
-def _load(context: click.Context, _: click.Parameter, name: str) -> Any:
-    from celery import Celery
-    from celery.app.utils import find_app
-
-    # What is missing in the application's own code is its traceback's to tell.
-    try:
-        found = find_app(name)
-    except ModuleNotFoundError as error:
-        if error.name not in (name, name.partition(":")[0].partition(".")[0]):
-            raise
-        what = f"no {name!r}" if ":" in name else f"no module {name!r}"
-        raise click.BadParameter(f"there is {what} here", context) from error
-    except AttributeError as error:
-        raise click.BadParameter(f"{name!r} has no Celery application in it", context) from error
-    if not isinstance(found, Celery):
-        raise click.BadParameter(f"{name!r} is no Celery application", context)
-    if not str(found.conf.broker_transport or "").startswith("celery_sqs."):
-        raise click.BadParameter(f"{name!r} has another transport than celery_sqs", context)
-    return found
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -137,3 +96,7 @@ def _swept(app: Any, *, watch: bool, at_once: bool, dry_run: bool) -> Iterator[t
             yield "not this time", str(error)
         if not watch:
             return
+
+
+for command in (dead_letters, status, simulate):
+    main.add_command(command)
