@@ -380,7 +380,7 @@ def test_a_poll_that_cannot_be_signed_is_tried_again(
     assert len(hub.later) == 1
 
 
-class NotingLoop(EventLoop):
+class NotingLoop(EventLoop):  # type: ignore[misc] # kombu has no type hints
     """kombu's, which notes how late its timers are to be called."""
 
     def __init__(self) -> None:
