@@ -11,6 +11,7 @@ BENCHMARKS = {
     "gallery": "Search in the gallery",
     "scaler": "Scaling policies beside others' and beside a lower bound",
     "broker": "Events and remote control over SNS and SQS",
+    "calls": "AWS calls for tasks, beside Celery's own on SQS",
     "priorities": "Priorities on SQS, and what listening to four queues costs",
     "web_open": "A thousand open requests",
     "hostile --made-up 14": "Requests made to cost more than their bytes, and what others notice",

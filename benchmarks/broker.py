@@ -141,14 +141,14 @@ def started() -> Iterator[tuple[Services, dict[str, str]]]:
         yield services, environ
 
 
-def calls(endpoint: str, *, reset: bool = False) -> Counter[str]:
-    """Requests to SNS and SQS by operation since the last reset."""
+def calls(endpoint: str, services: Sequence[str] = ("sns", "sqs"), *, reset: bool = False) -> Counter[str]:
+    """Requests to these services by operation since the last reset."""
     headers = {"Authorization": f"Bearer {os.environ['AWS_ACCESS_KEY_ID']}"}
     request = urllib.request.Request(f"{endpoint}/faceapp/calls", headers=headers, method="DELETE" if reset else "GET")
     with urllib.request.urlopen(request) as answer:
         counts = json.load(answer)["calls"]
     return Counter(
-        {f"{name.upper()} {operation}": n for name in ("sns", "sqs") for operation, n in counts.get(name, {}).items()}
+        {f"{name.upper()} {operation}": n for name in services for operation, n in counts.get(name, {}).items()}
     )
 
 

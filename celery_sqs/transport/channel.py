@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -82,6 +83,8 @@ class Channel(Intake):
         super().__init__(*args, **kwargs)
         self._starved: set[str] = set()
         self._pollers: dict[str, StepPoller] = {}
+        self._asked_s: dict[str, float] = {}  # when a queue's last poll began
+        self._loop_thread = 0
         self._room_from_s: float | None = None  # since when a part of the prefetch is free and nothing is asked for
         self._turns: dict[str, priorities.Turns] = {}
         self._answered: dict[str, None] = {}  # reply queues, the least recently used first
@@ -341,6 +344,21 @@ class Channel(Intake):
         if self.hub:
             self.hub.call_later(seconds, call)
 
+    def soon(self, call: Callable[..., None], *args: Any) -> None:
+        """Let the event loop call this at once. Any thread may call it."""
+        if threading.get_ident() != self._loop_thread:
+            self.hub.call_soon(call, *args)
+        else:
+            # From a timer, which is how curl hands over an answer that comes at once, call_soon is for after the loop's
+            # next sleep: up to a second in which the queue is not asked.
+            self.hub.call_later(0, call, *args)
+
+    def pause_s(self, asked_s: float) -> float:
+        """How long to wait after a poll that began at `asked_s` (monotonic) and brought nothing."""
+        # kombu pauses for the whole polling_interval after a long poll as well, which has waited already: messages that
+        # come meanwhile wait, too.
+        return max(0.0, asked_s + (self.connection.polling_interval or 0) - time.monotonic())
+
     def asynsqs(self, queue: str | None = None) -> AsyncSQSConnection:
         own = queue if queue in self.predefined_queues else None
         client = self.sqs(queue=own)
@@ -366,6 +384,7 @@ class Channel(Intake):
             self._loop1(queue)
 
     def _poll_soon(self, queue: str) -> None:
+        self._asked_s[queue] = time.monotonic()
         if queue in self._active_queues:
             self._use(queue)
         # While the prefetch is full kombu looks every polling_interval whether it still is (without one it is the busy
@@ -400,9 +419,10 @@ class Channel(Intake):
                 queue = self._starved.pop()
             except KeyError:  # another thread of the pool was faster
                 return
-            self.hub.call_soon(self._schedule_queue, queue)
+            self.soon(self._schedule_queue, queue)
 
     def basic_consume(self, queue: str, no_ack: bool, *args: Any, **kwargs: Any) -> Any:
+        self._loop_thread = threading.get_ident()
         self._starved.discard(queue)  # consuming starts polling anew
         if len(steps := self._steps_of(queue)) > 1 and not no_ack:
             self._pollers[queue] = StepPoller(self, queue, steps)
@@ -621,8 +641,13 @@ class Channel(Intake):
     def _loop1(self, queue: str, messages_fetched: Any = None) -> None:
         # A closed channel has no connection, which kombu asks for the pause before the next poll. What is raised here
         # keeps the event loop from the answers to other polls.
-        if not self.closed:
-            super()._loop1(queue, messages_fetched)
+        if self.closed:
+            return
+        pause_s = 0.0 if messages_fetched else self.pause_s(self._asked_s.get(queue, float("-inf")))
+        if pause_s:
+            self.hub.call_later(pause_s, self._schedule_queue, queue)
+        else:
+            self.soon(self._schedule_queue, queue)
 
     def _delete_message(self, queue_name: str, message: Any) -> None:
         # kombu deletes a no-ack consumer's messages through the asynchronous client, which needs an event loop:

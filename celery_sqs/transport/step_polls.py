@@ -8,6 +8,7 @@ at once.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -38,8 +39,8 @@ class Poller(Protocol):
     def go_on(self) -> None:
         """Call `StepPolls.look` soon, as soon as there is room."""
 
-    def pause(self, then: Callable[[], None]) -> None:
-        """Call `then` after the pause that follows a poll without messages."""
+    def pause(self, step: str, then: Callable[[], None]) -> None:
+        """Call `then` after the pause that follows a poll of `step` without messages."""
 
 
 class StepPolls:
@@ -91,7 +92,7 @@ class StepPolls:
             self._looking = True
             self._poller.go_on()
         else:
-            self._poller.pause(partial(self._listen, step))
+            self._poller.pause(step, partial(self._listen, step))
 
 
 class StepPoller:
@@ -99,12 +100,14 @@ class StepPoller:
 
     def __init__(self, channel: Any, queue: str, steps: Sequence[str]) -> None:
         self._channel, self._queue = channel, queue
+        self._asked_s: dict[str, float] = {}
         self.polls = StepPolls(steps, self)
 
     def ask(self, step: str, *, wait_s: int | None, share: int, then: Then) -> None:
         channel = self._channel
         if not self._is_consumed():
             return
+        self._asked_s[step] = time.monotonic()
         try:
             url, name = channel._new_queue(step), channel.canonical_queue_name(step)
             channel.asynsqs(queue=name).receive_message(
@@ -117,18 +120,18 @@ class StepPoller:
         except Exception as error:  # as in Channel._schedule_queue
             logger.warning("cannot ask SQS for messages of %s: %r", step, error)
             polls.failed(repr(error))
-            self.pause(lambda: then(0))
+            self.pause(step, lambda: then(0))
 
     def has_room(self) -> bool:
         return bool(self._channel._has_room())
 
     def go_on(self) -> None:
         if self._is_consumed():
-            self._channel.hub.call_soon(self._channel._schedule_queue, self._queue)
+            self._channel.soon(self._channel._schedule_queue, self._queue)
 
-    def pause(self, then: Callable[[], None]) -> None:
+    def pause(self, step: str, then: Callable[[], None]) -> None:
         if self._is_consumed():
-            self._channel.hub.call_later(self._channel.connection.polling_interval or 0, then)
+            self._channel.hub.call_later(self._channel.pause_s(self._asked_s[step]), then)
 
     def _is_consumed(self) -> bool:
         channel = self._channel

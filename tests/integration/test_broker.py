@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import uuid
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from email.utils import formatdate
 from pathlib import Path
@@ -21,6 +22,7 @@ import pytest
 from botocore.exceptions import BotoCoreError, ClientError, IncompleteReadError
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 from kombu.asynchronous import Hub as EventLoop
+from kombu.asynchronous import get_event_loop, set_event_loop
 from kombu.asynchronous.aws.sqs.connection import AsyncSQSConnection
 from kombu.asynchronous.http.curl import CurlClient
 from vine import promise
@@ -201,8 +203,8 @@ class Hub:
     def call_soon(self, call: Callable[..., Any], *args: Any) -> None:
         self.soon.append(lambda: call(*args))
 
-    def call_later(self, _delay_s: float, call: Callable[..., Any], *args: Any) -> None:
-        self.later.append(lambda: call(*args))
+    def call_later(self, delay_s: float, call: Callable[..., Any], *args: Any) -> None:
+        (self.later if delay_s else self.soon).append(lambda: call(*args))
 
 
 @pytest.fixture
@@ -376,6 +378,58 @@ def test_a_poll_that_cannot_be_signed_is_tried_again(
     monkeypatch.setattr(channel, "asynsqs", no_credentials)
     channel._schedule_queue("req-queue")
     assert len(hub.later) == 1
+
+
+class NotingLoop(EventLoop):  # type: ignore[misc] # kombu has no type hints
+    """kombu's, which notes how late its timers are to be called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.delays_s: dict[str, list[float]] = defaultdict(list)
+
+    def call_later(self, delay: float, callback: Callable[..., Any], *args: Any) -> Any:
+        self.delays_s[getattr(callback, "__name__", "")].append(delay)
+        return super().call_later(delay, callback, *args)
+
+
+@pytest.fixture
+def loop() -> Iterator[NotingLoop]:
+    hub, before = NotingLoop(), get_event_loop()
+    set_event_loop(hub)
+    yield hub
+    set_event_loop(before)
+    if client := getattr(hub, "_current_http_client", None):
+        client.close()
+    hub.close()
+
+
+@pytest.mark.filterwarnings("ignore:socket_all:DeprecationWarning")  # kombu's
+def test_after_a_long_poll_there_is_no_pause(loop: NotingLoop, stack: Settings, task_of: TaskMaker) -> None:
+    """What came in the pause waited: a command to the workers was read after a task that had been sent after it."""
+    app = task_of(stack, "ping").app
+    with app.connection_for_read(transport_options={"wait_time_seconds": 1, "polling_interval": 1.0}) as connection:
+        connection.default_channel.basic_consume("req-queue", no_ack=False, callback=id, consumer_tag="tag")
+        wait_until(lambda: loop.run_once() or len(loop.delays_s["_schedule_queue"]) == 3, what="two empty polls")
+        assert loop.delays_s["_schedule_queue"] == [0, 0, 0]
+        connection.default_channel.basic_cancel("tag")
+
+
+@pytest.mark.filterwarnings("ignore:socket_all:DeprecationWarning")  # kombu's
+def test_a_poll_whose_answer_came_by_a_timer_is_followed_at_once(
+    loop: NotingLoop, stack: Settings, task_of: TaskMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """kombu's loop slept first, for up to a second: a second message was that late."""
+    polled: list[str] = []
+    with task_of(stack, "ping").app.connection_for_read() as connection:
+        channel = connection.default_channel
+        monkeypatch.setattr(channel, "_schedule_queue", polled.append)
+        channel.basic_consume("req-queue", no_ack=False, callback=id, consumer_tag="tag")
+        loop.run_once()
+        polled.clear()
+        loop.call_later(0, channel._loop1, "req-queue", 1)
+        loop.run_once()
+        assert polled == ["req-queue"]
+        channel.basic_cancel("tag")
 
 
 @pytest.mark.parametrize("ahead_s", [-7200, -1, 0, 1, 7200])

@@ -100,7 +100,7 @@ class Queues:
         if self.room > 0:
             self.soon.append(self.polls.look)
 
-    def pause(self, then: Callable[[], None]) -> None:
+    def pause(self, step: str, then: Callable[[], None]) -> None:
         self.soon.append(then)
 
     def run(self) -> None:
