@@ -82,6 +82,7 @@ def measure(kind: str, *, tasks: int, idle_s: float) -> tuple[Counter[str], Coun
     """The calls for so many tasks, and those of an idle worker in `idle_s`."""
     with started() as (services, environ):
         site = Site(services, environ)
+        boto3.setup_default_session()  # each embedded AWS has a key of its own
         client: Any = boto3.client("s3")
         client.create_bucket(Bucket=BUCKET)
         notes = services.log_folder / "notes"
