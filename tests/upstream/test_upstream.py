@@ -131,8 +131,8 @@ class Hub:
     def call_soon(self, call: Any, *_: Any) -> None:
         self.soon.append(call)
 
-    def call_later(self, _delay_s: float, call: Any, *_: Any) -> None:
-        self.later.append(call)
+    def call_later(self, delay_s: float, call: Any, *_: Any) -> None:
+        (self.later if delay_s else self.soon).append(call)
 
 
 def consume(channel: Any, count: int, *, prefetch: int) -> tuple[Hub, list[Any]]:
